@@ -1,0 +1,44 @@
+"""Where the time goes: every moment belongs to exactly one phase, so the parts sum to the whole."""
+
+import time
+from typing import Literal
+
+Phase = Literal["data", "compute", "eval", "checkpoint"]
+
+
+class Clock:
+    """Seconds spent in each phase, evaluation and checkpoints apart from training. `enter` costs about 0.2 us."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(("data", "compute", "eval", "checkpoint"), 0.0)
+        self._phase: Phase | None = None
+        self._since = 0.0
+
+    def enter(self, phase: Phase | None) -> None:
+        """From now on time belongs to `phase`; None stops the clock."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self.seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def read(self, blocked_s: float) -> dict[str, float]:
+        """Seconds so far. Communication happens within the compute phase, `blocked_s` of it is exposed.
+
+        train_s = data_s + compute_s + exposed_comm_s; wall_s = train_s + eval_s + checkpoint_s.
+        """
+        seconds = self.snapshot()
+        train_s = seconds["data"] + seconds["compute"]
+        return {
+            "train_s": train_s,
+            "wall_s": train_s + seconds["eval"] + seconds["checkpoint"],
+            "data_s": seconds["data"],
+            "compute_s": seconds["compute"] - blocked_s,
+            "exposed_comm_s": blocked_s,
+            "eval_s": seconds["eval"],
+            "checkpoint_s": seconds["checkpoint"],
+        }
+
+    def snapshot(self) -> dict[str, float]:
+        """Seconds of each phase up to now, for a resumed run to go on from."""
+        self.enter(self._phase)
+        return dict(self.seconds)

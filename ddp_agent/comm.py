@@ -1,0 +1,159 @@
+"""The only file that calls collectives, so that every byte is counted where it is sent.
+
+`payload_bytes` is what this rank hands to collectives. `wire_bytes` is what it sends under a bandwidth-optimal
+algorithm: 2 (n - 1) / n of the payload for an all-reduce, (n - 1) times it for an all-gather, and for a broadcast
+what the source sends down a pipeline (once), the others nothing.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Op = Literal["sum", "min", "max"]
+
+_OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+@dataclass(kw_only=True)
+class CommStats:
+    """Traffic of one rank since the start; `blocked_s` is how long its compute stood still for it."""
+
+    calls: int = 0
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    blocked_s: float = 0.0
+
+
+class Pending(Protocol):
+    """A collective under way. After `wait` the tensor holds the result (on CUDA: for work queued from then on)."""
+
+    def wait(self) -> None: ...
+
+
+class _Done:
+    """The collective of a rank that is alone."""
+
+    def wait(self) -> None:
+        pass
+
+
+class _Counted:
+    def __init__(self, comm: "Comm", work: dist.Work) -> None:
+        self._comm = comm
+        self._work = work
+
+    def wait(self) -> None:
+        with self._comm.blocked():
+            self._work.wait()
+
+
+class Comm:
+    """Collectives among the ranks of one process group. Without a group: a rank alone, for which all are no-ops.
+
+    Tensors are changed in place and must be contiguous. With NCCL they must live on the GPU, and the host does not
+    wait: time is taken by events on the compute stream and added up by `settle`.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, stats: CommStats | None = None) -> None:
+        self._group = group
+        self.stats = CommStats() if stats is None else stats
+        self.rank = dist.get_rank(group) if group else 0
+        self.size = dist.get_world_size(group) if group else 1
+        nccl = group is not None and dist.get_backend(group) == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._counting = True
+
+    @classmethod
+    def world(cls) -> "Comm":
+        """All ranks of the default process group, or a rank alone when none was started."""
+        return cls(cast(dist.ProcessGroup, dist.group.WORLD) if dist.is_initialized() else None)
+
+    def split(self, partition: Sequence[Sequence[int]]) -> "Comm":
+        """The part that holds this rank, out of disjoint lists of global ranks. Every rank calls it alike."""
+        if self._group is None:
+            return self
+        mine, _ = dist.new_subgroups_by_enumeration([list(part) for part in partition])
+        return Comm(mine, self.stats)
+
+    def all_reduce_(self, tensor: Tensor, op: Op = "sum") -> None:
+        self.start_all_reduce_(tensor, op).wait()
+
+    def start_all_reduce_(self, tensor: Tensor, op: Op = "sum") -> Pending:
+        """Begins an all-reduce that goes on while this rank computes; `tensor` must rest until `wait`."""
+        if self._group is None:
+            return _Done()
+        self._count(tensor, 2 * (self.size - 1) / self.size)
+        work = dist.all_reduce(tensor, _OPS[op], group=self._group, async_op=True)
+        return _Counted(self, work)
+
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
+        """`source` is a rank of this group."""
+        if self._group is None:
+            return
+        self._count(tensor, 1.0 if self.rank == source and self.size > 1 else 0.0)
+        with self.blocked():
+            dist.broadcast(tensor, group=self._group, group_src=source)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in rank order; shapes and dtypes must agree."""
+        if self._group is None:
+            return [tensor.clone()]
+        self._count(tensor, self.size - 1)
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        with self.blocked():
+            dist.all_gather(gathered, tensor, group=self._group)
+        return gathered
+
+    def barrier(self) -> None:
+        """Returns when every rank has called it; not traffic worth counting."""
+        with self.uncounted():
+            self.all_reduce_(torch.zeros(1, device=self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Measurement, evaluation and start-up traffic: sent, but no part of what a sync mode costs."""
+        before, self._counting = self._counting, False
+        try:
+            yield
+        finally:
+            self._counting = before
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Books the time inside as time this rank's compute stood still for communication."""
+        if not self._counting:
+            yield
+        elif self.device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self.stats.blocked_s += time.perf_counter() - started
+
+    def settle(self) -> CommStats:
+        """The counters, with the time of CUDA events added. Waits for the GPU: call it at logging intervals."""
+        for start, end in self._events:
+            end.synchronize()
+            self.stats.blocked_s += start.elapsed_time(end) / 1e3
+        self._events.clear()
+        return self.stats
+
+    def _count(self, tensor: Tensor, wire_factor: float) -> None:
+        if self._counting:
+            payload = tensor.numel() * tensor.element_size()
+            self.stats.calls += 1
+            self.stats.payload_bytes += payload
+            self.stats.wire_bytes += round(payload * wire_factor)

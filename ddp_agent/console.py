@@ -1,0 +1,181 @@
+"""What a person sees of a run on rank 0: a bar in a terminal, plain lines elsewhere, a table at the end."""
+
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SHOWN = ("train_loss", "samples_per_s")
+
+
+class NullProgress:
+    """What the ranks other than 0 use in place of a ConsoleProgress."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any], run: Path) -> None: ...
+
+
+class ConsoleProgress:
+    """Towards `steps`, from `first_step` on when resumed. A context, so that the terminal is left tidy."""
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        first_step: int = 0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or Console()
+        self._steps = steps
+        self._first_step = first_step
+        self._clock = clock
+        self._start_s = clock()
+        self._bar = _bar(self.console) if self.console.is_terminal else None
+        # rich's own refresh is a thread that would take the interpreter from training 10 times a second.
+        self._every_s = 0.5 if self._bar else 5.0
+        self._due_s = self._start_s + self._every_s
+        if self._bar:
+            self._task = self._bar.add_task("", total=steps, completed=first_step, shown="", speed="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Every step: nothing without a terminal, a look at the clock with one."""
+        if self._bar and self._is_due():
+            self._bar.update(self._task, completed=step, refresh=True)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers the trainer has on the host anyway; shown every few seconds."""
+        if self._bar:
+            loss, speed = values.get("train_loss"), values.get("samples_per_s")
+            self._bar.update(
+                self._task,
+                completed=step,
+                shown="" if loss is None else f"loss {loss:.4g}",
+                speed="" if speed is None else f"{speed:,.0f} samples/s",
+            )
+        elif self._is_due():
+            self._line(step, {key: values[key] for key in _SHOWN if key in values})
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Always shown; above the bar where there is one."""
+        self._line(step, {key: value for key, value in values.items() if key.startswith("test_")})
+
+    def finish(self, summary: Mapping[str, Any], run: Path) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=summary["steps"], refresh=True)
+            self._bar.stop()
+        self.console.print(result_table(summary))
+        for command in (f"tensorboard --logdir {_quoted(run)}", f"python -m ddp_agent.report {_quoted(run)}"):
+            self._print(f"  {command}")
+
+    def _is_due(self) -> bool:
+        now_s = self._clock()
+        if now_s < self._due_s:
+            return False
+        self._due_s = now_s + self._every_s
+        return True
+
+    def _line(self, step: int, values: Mapping[str, float]) -> None:
+        shown = "  ".join(f"{key} {_number(key, value)}" for key, value in values.items())
+        self._print(f"step {step:,}/{self._steps:,}  {shown}  {self._time_left(step)}".rstrip())
+
+    def _time_left(self, step: int) -> str:
+        done, left = step - self._first_step, self._steps - step
+        if done <= 0 or left <= 0 or self._bar:
+            return ""
+        return f"{human_seconds((self._clock() - self._start_s) / done * left)} left"
+
+    def _print(self, line: str) -> None:
+        """As it is: no wrapping at 80 columns in a log file, no markup in a path."""
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step {task.completed:,}/{task.total:,}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+    )
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
+    ranks = summary["world_size"]
+    table = Table(title=f"{summary['sync']} · {summary['reducer']} · {ranks} rank{'s' * (ranks != 1)}")
+    row = {
+        f"test {summary['metric_name']}": _or_dash(summary["test_metric"], "{:.4f}".format),
+        "training time": _or_dash(summary["train_s"], human_seconds),
+        "bytes sent": _or_dash(summary["wire_bytes"], human_bytes),
+        "syncs": _or_dash(summary["syncs"], "{:,}".format),
+    }
+    if summary.get("target") is not None:
+        reached_s = summary.get("time_to_target_s")
+        row[f"time to {summary['target']:g}"] = "not reached" if reached_s is None else human_seconds(reached_s)
+    for name in row:
+        table.add_column(name, justify="right")
+    table.add_row(*row.values())
+    return table
+
+
+def human_bytes(count: float) -> str:
+    """Decimal units, as networks count."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def human_seconds(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:,.0f}" if key == "samples_per_s" else f"{value:.4g}"
+
+
+def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
+    return "–" if value is None else shown(value)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

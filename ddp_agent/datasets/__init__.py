@@ -1,0 +1,1 @@
+"""What a run learns from: one class a file, and its `load()` returns a Task."""

@@ -1,0 +1,72 @@
+"""The IDX format of MNIST: two zero bytes, a type, the number of dimensions, their sizes, the data."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+from torch import Tensor
+
+from ddp_agent.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+DIMENSIONS = {"images": 3, "labels": 1}
+
+
+def read_idx(path: Path, kind: Literal["images", "labels"]) -> Tensor:
+    """The unsigned bytes of an IDX file, plain or gzipped: images [n, height, width] or labels [n].
+
+    Raises DataError naming the file, what was found and what would be right, for anything else.
+    """
+    try:
+        with path.open("rb") as raw:
+            file = _unpacked(raw)
+            shape = _read_shape(file, path, kind)
+            data = _read(file, path, math.prod(shape), f"{kind} of shape {shape}")
+            if file.read(1):  # also the read that makes gzip compare its checksum
+                raise DataError(
+                    f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}"
+                )
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: found unreadable data ({error}), expected an IDX file of {kind}") from error
+    return torch.frombuffer(data, dtype=torch.uint8).view(shape)
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """Whether a file is gzipped is decided by its first bytes, since names lie."""
+    gzipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if gzipped else raw  # type: ignore[return-value]
+
+
+def _read_shape(file: IO[bytes], path: Path, kind: str) -> tuple[int, ...]:
+    expected = _magic(kind)
+    found = file.read(4)
+    if found != expected:
+        known = next(
+            (f"IDX {other}" for other in DIMENSIONS if found == _magic(other)), "no IDX file of bytes"
+        )
+        raise DataError(
+            f"{path}: starts with {found.hex(' ')} ({known}), expected {expected.hex(' ')} (IDX {kind})"
+        )
+    sizes = _read(file, path, 4 * DIMENSIONS[kind], "the sizes in the header")
+    shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
+    if 0 in shape:
+        raise DataError(f"{path}: found {kind} of shape {shape}, expected at least one byte")
+    return shape
+
+
+def _magic(kind: str) -> bytes:
+    return bytes([0, 0, 0x08, DIMENSIONS[kind]])
+
+
+def _read(file: IO[bytes], path: Path, count: int, what: str) -> bytearray:
+    """Exactly `count` bytes. Memory grows with what the file holds, never with what its header claims."""
+    data = bytearray()
+    while len(data) < count and (chunk := file.read(min(CHUNK_BYTES, count - len(data)))):
+        data += chunk
+    if len(data) < count:
+        raise DataError(f"{path}: found {len(data):,} bytes, expected {count:,} for {what}")
+    return data

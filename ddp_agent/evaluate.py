@@ -1,0 +1,90 @@
+"""Exact evaluation over all ranks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ddp_agent.comm import Comm
+from ddp_agent.datasets.base import Task
+from ddp_agent.loader import Batch, stream
+
+BATCH = 512  # samples of one forward pass
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the test set."""
+
+    loss: float
+    metric: float
+
+
+class Evaluator:
+    """Scores a model on a task's test set, every sample once, shared among the ranks.
+
+    The set is cut into batches of fixed content; rank r takes batches r, r + K, … and their sums are added in batch
+    order in fp64. So the result is the same number for any number of ranks K.
+    """
+
+    def __init__(self, task: Task, comm: Comm, device: torch.device) -> None:
+        self._task = task
+        self._comm = comm
+        self._device = device
+        count = len(task.test)  # type: ignore[arg-type]
+        self._starts = list(range(0, count, BATCH))
+        self._count = count
+        self._resident: tuple[Tensor, ...] | None = None
+        if isinstance(task.test, TensorDataset):
+            self._resident = tuple(tensor.to(device) for tensor in task.test.tensors)
+
+    def __call__(
+        self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]], *, alone: bool = False
+    ) -> Scores:
+        """A collective, not counted. `alone`: this rank scores its own model on the whole set."""
+        first, stride = (0, 1) if alone else (self._comm.rank, self._comm.size)
+        mine = list(range(first, len(self._starts), stride))
+        sums = torch.zeros(len(self._starts), 2, dtype=torch.float64, device=self._device)
+        with inference(model):
+            for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
+                with autocast():
+                    output = model(inputs).float()
+                loss, metric = self._task.loss(output, target), self._task.metric(output, target)
+                sums[batch] = torch.stack((loss.double() * len(output), metric.double().sum()))
+        sums = sums.to(self._comm.device)
+        if not alone:
+            with self._comm.uncounted():
+                self._comm.all_reduce_(sums)
+        loss_sum, metric_sum = sums.sum(0).tolist()
+        return Scores(loss_sum / self._count, metric_sum / self._count)
+
+    def _batches(self, batches: list[int]) -> Iterator[Batch]:
+        spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]
+        if self._resident is not None:
+            inputs, targets = self._resident
+            return ((inputs[start:stop], targets[start:stop]) for start, stop in spans)
+        indices = (list(range(start, stop)) for start, stop in spans)
+        return stream(self._task.test, indices, device=self._device, workers=self._task.workers)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode is put back after."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def recalibrate_(model: nn.Module, inputs: Iterator[Tensor]) -> None:
+    """Estimates BatchNorm statistics anew as plain averages over `inputs`; torch's random streams stay as they were."""
+    devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+        torch.optim.swa_utils.update_bn(inputs, model)

@@ -1,0 +1,138 @@
+"""What a parameter may hold: its type and range, both written once, in its annotation."""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `above` (then `low` itself is excluded)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'>' if self.above else '>='} {self.low:g}" if self.low > -math.inf else ""
+        high = f"<= {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(part for part in (low, high) if part)
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+REQUIRED = inspect.Parameter.empty
+
+_WORDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a string",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword of a constructor; `default` is `REQUIRED` when there is none."""
+
+    annotation: Any
+    default: Any
+
+
+def parameters(target: type) -> dict[str, Parameter]:
+    """The keywords that `target(...)` takes, with their annotations (`Annotated` kept)."""
+    if dataclasses.is_dataclass(target):
+        hints = typing.get_type_hints(target, include_extras=True)
+        fields = [field for field in dataclasses.fields(target) if field.init]
+        return {field.name: Parameter(hints[field.name], _dataclass_default(field)) for field in fields}
+    constructor: Any = vars(target).get("__init__", target.__init__)  # type: ignore[misc]
+    hints = typing.get_type_hints(constructor, include_extras=True)
+    signature = list(inspect.signature(constructor).parameters.values())[1:]
+    return {parameter.name: Parameter(hints.get(parameter.name, Any), parameter.default) for parameter in signature}
+
+
+def _dataclass_default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return REQUIRED if field.default is dataclasses.MISSING else field.default
+
+
+def describe(annotation: Any) -> str:
+    """What `annotation` accepts, in the words of an error message."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return f"{describe(arguments[0])} {arguments[1]}"
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return f"a list, each {describe(arguments[0])}"
+    if origin in (dict, Mapping) or annotation is dict:
+        return "a mapping"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether `value` is of the annotated type and range. An int is a float; a bool is no number; NaN fits nothing."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, arguments[0]) and value in arguments[1]
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is Path:
+        return isinstance(value, str | Path) and str(value) != ""
+    return isinstance(value, annotation)
+
+
+def coerce(value: Any, annotation: Any) -> Any:
+    """A fitting `value` as the annotated type: list to tuple, int to float, string to Path."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return coerce(value, arguments[0])
+    if origin in (Union, types.UnionType):
+        exact = [argument for argument in arguments if type(value) is argument]
+        return value if exact else coerce(value, next(argument for argument in arguments if fits(value, argument)))
+    if origin is tuple:
+        return tuple(coerce(item, arguments[0]) for item in value)
+    if annotation is float:
+        return float(value)
+    return Path(value) if annotation is Path else value
+
+
+def check_fields(instance: Any) -> None:
+    """Raises ValueError naming every field of a dataclass whose value does not fit its annotation."""
+    problems = [
+        f"{name}: found {getattr(instance, name)!r}, expected {describe(parameter.annotation)}"
+        for name, parameter in parameters(type(instance)).items()
+        if not fits(getattr(instance, name), parameter.annotation)
+    ]
+    if problems:
+        raise ValueError(f"{type(instance).__name__}: " + "; ".join(problems))

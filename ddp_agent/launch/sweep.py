@@ -1,0 +1,161 @@
+"""`python train.py -m …`: Hydra chooses and starts the jobs; a job is `python train.py …` in its own directory.
+
+Each job has processes of its own, so nothing of one (a process group, a CUDA context, a leak, a crash) meets the
+next, and every Hydra launcher works: what it runs is an ordinary function that starts a program and waits.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ddp_agent.errors import ConfigError
+from ddp_agent.launch.composition import RUN_DIR, RUN_TIME, VERSION_BASE, Configs, explain
+from ddp_agent.launch.relaunch import read_status
+from ddp_agent.place import Place, without_torchrun
+
+GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
+_FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
+
+
+class JobFailedError(Exception):
+    """Told to Hydra, which goes on with the other jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls for each job. A plain importable object: submitit pickles it."""
+
+    command: tuple[str, ...]
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """The run's best metric, for a sweeper that optimises: `hydra.sweeper.direction` says which way is better."""
+        job = HydraConfig.get()
+        run_dir = Path(job.runtime.output_dir)
+        overrides = list(job.overrides.task)
+        environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir)}
+        environment.pop(RUN_TIME, None)
+        command = [*self.command, *overrides, f"hydra.job.num={job.job.num}"]
+        code = _run(command, environment, job.runtime.cwd)
+        if code != 0:
+            raise JobFailedError(
+                _report(f"job {job.job.num} ({shlex.join(overrides)}) failed: {_reason(run_dir, code)}")
+            )
+        return _objective(run_dir)
+
+
+def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> int:
+    """Drives the whole sweep. `command` starts one job when overrides are appended."""
+    problems = configs.compose(_first_job(overrides)).problems
+    if problems:
+        raise ConfigError(problems)
+    with tempfile.TemporaryDirectory(prefix="ddp_agent-sweep-") as folder, _stoppable():
+        failures = Path(folder, "failures")
+        os.environ[_FAILURES] = str(failures)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing a traceback and leaving
+        try:
+            hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
+                Job(tuple(command))
+            )()
+        except JobFailedError as failed:
+            return _summarise(failures, failed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+        return 0
+
+
+def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
+    if not place.single_node:
+        typed = shlex.join(overrides)
+        nodes = place.world_size // place.local_world_size
+        raise ConfigError(
+            f"-m under torchrun: found {nodes} nodes, but a sweep is driven from one. Sweep on one node with\n"
+            f"  python train.py -m nproc_per_node={place.local_world_size} {typed}\n"
+            "or start torchrun on all nodes for each job, without -m"
+        )
+
+
+def _first_job(overrides: Sequence[str]) -> list[str]:
+    """Hydra explains a misspelt key badly, and only the first: have ours look at one job beforehand."""
+    first: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            first.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
+    return first
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], cwd: str) -> int:
+    """In a process group of its own: Ctrl-C then reaches the job once, from here, as a request to save and stop."""
+    process = subprocess.Popen(command, env=environment, cwd=cwd, process_group=0)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        process.kill()
+        process.wait()
+        raise
+
+
+def _reason(run_dir: Path, code: int) -> str:
+    status = read_status(run_dir)
+    told = status.get("reason") or f"exit code {code}"
+    return f"preempted, {told}" if status.get("status") == "preempted" else str(told)
+
+
+def _report(failure: str) -> str:
+    print(failure, file=sys.stderr, flush=True)
+    with open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
+        file.write(json.dumps(failure) + "\n")
+    return failure
+
+
+def _summarise(failures: Path, first: JobFailedError) -> int:
+    """`failures` is missing when the jobs ran on other machines; Hydra hands the first failure over in any case."""
+    told = (
+        [json.loads(line) for line in failures.read_text(encoding="utf-8").splitlines()]
+        if failures.exists()
+        else []
+    )
+    told = told or [str(first)]
+    print(f"\n{len(told)} of the sweep's jobs failed:", *told, sep="\n  ", file=sys.stderr)
+    return 1
+
+
+def _objective(run_dir: Path) -> float | None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    best = summary["best_metric"]
+    return None if best is None else float(best)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C does, so that the job under way is stopped and not left alone."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

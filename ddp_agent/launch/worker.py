@@ -1,0 +1,90 @@
+"""One rank under torchrun."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from ddp_agent.errors import RefusedError
+from ddp_agent.launch.composition import (
+    RUN_DIR,
+    RUN_TIME,
+    Check,
+    Composed,
+    Configs,
+    LaunchContext,
+    Work,
+    run_time,
+)
+from ddp_agent.run_directory import RunDirectory
+from ddp_agent.runtime import Rendezvous, connect
+
+# How long a rank waits for rank 0 to say what both found, before it speaks up itself.
+PATIENCE_S = 5.0
+
+
+@record  # torchrun prints what the first failing rank left: its number and traceback
+def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) -> int:
+    rendezvous = connect()
+    try:
+        os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
+        composed = configs.compose(overrides)
+        context = composed.checked(check, world_size=rendezvous.place.world_size, attempt=rendezvous.attempt)
+        with _claimed(rendezvous, composed, context) as directory:
+            return _work(work, context, directory)
+    except RefusedError as refusal:
+        say_once(rendezvous, str(refusal))
+        return refusal.exit_code
+
+
+def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext) -> RunDirectory:
+    """Rank 0 claims the run directory; the others wait for it, or for torchrun to end them when it is refused."""
+    claimed = f"claimed/{context.attempt}"
+    if rendezvous.place.rank != 0:
+        rendezvous.store.wait([claimed])
+        return RunDirectory(context.run_dir, rank=rendezvous.place.rank)
+    resumed = context.cfg.get("resume")
+    continues = context.attempt > 0 or (resumed and Path(resumed).absolute() == context.run_dir)
+    directory = RunDirectory(context.run_dir, restart=bool(continues))
+    if RUN_DIR not in os.environ:  # else the sweep has saved them
+        composed.save(directory.path)
+    rendezvous.store.set(claimed, "")
+    return directory
+
+
+def _work(work: Work, context: LaunchContext, directory: RunDirectory) -> int:
+    try:
+        return work(context, directory) or 0
+    except RefusedError as refusal:
+        directory.write_status("failed", str(refusal))
+        raise
+    except Exception as error:
+        directory.write_status("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def say_once(rendezvous: Rendezvous, message: str) -> None:
+    """Prints what several ranks found as one message, and returns when it is printed.
+
+    torchrun ends all ranks once one has exited: whoever stays silent must wait, or nobody speaks. The memory lasts
+    as long as torchrun, so a restart does not repeat it.
+    """
+    rank, store = rendezvous.place.rank, rendezvous.store
+    key = f"said/{hashlib.sha256(message.encode()).hexdigest()}"
+    with suppress(DistError):  # not said in time, or the store is gone and with it whoever could have spoken
+        if rank != 0:
+            store.wait([key], timedelta(seconds=PATIENCE_S))
+            return
+    with suppress(DistError):
+        if store.add(f"{key}/claims", 1) > 1:
+            store.wait([key], timedelta(seconds=PATIENCE_S))
+            return
+    print(message if rank == 0 else f"rank {rank}: {message}", file=sys.stderr, flush=True)
+    with suppress(DistError):
+        store.set(key, "")

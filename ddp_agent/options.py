@@ -1,0 +1,44 @@
+"""The root keys of a configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ddp_agent.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The root keys; `conf/config.yaml` says what each is for."""
+
+    seed: NonNegativeInt
+    epochs: PositiveInt | None
+    max_steps: PositiveInt | None
+    global_batch_size: PositiveInt
+    accumulation_steps: PositiveInt
+    eval_every: PositiveInt | None
+    evaluate_own: bool
+    checkpoint_every: PositiveInt | None
+    keep_checkpoints: PositiveInt
+    consensus_every: PositiveInt | None
+    log_every: PositiveInt
+    resume: Path | None
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    clip_norm: PositiveFloat | None
+    ema_decay: Fraction | None
+    recalibrate_batches: PositiveInt
+    target: float | None
+    run_name: str
+    data_root: Path | None
+    nproc_per_node: PositiveInt | None
+    timeout_s: PositiveFloat
+    trusted_packages: list[str]
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps of the run: `max_steps`, or as many as `epochs` passes over the data take."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return -(-self.epochs * samples // self.global_batch_size)

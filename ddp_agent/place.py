@@ -1,0 +1,62 @@
+"""Where this process stands among the ranks, told by torchrun's environment variables. Imports no torch."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TORCHRUN = (*_REQUIRED, "LOCAL_WORLD_SIZE")
+_TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """`local_rank` chooses the GPU and nothing else."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    node_rank: int = 0
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Place | None":
+        """None when the process was not started by torchrun (or by a scheduler that sets the same variables)."""
+        if any(name not in environment for name in _REQUIRED):
+            return None
+        rank, local_rank, world_size = (int(environment[n]) for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            local_world_size=local_world_size,
+            node_rank=int(environment.get("GROUP_RANK", rank // local_world_size)),
+        )
+
+    @property
+    def single_node(self) -> bool:
+        return self.local_world_size == self.world_size
+
+
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a torchrun of its own: a nested one that inherits these joins its parent's store."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _TORCHRUN and not name.startswith(_TORCHRUN_PREFIXES)
+    }
+
+
+def die_with_parent() -> None:
+    """A SIGKILLed torchrun cannot take its ranks down: have the kernel do it. Call it before slow imports."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)

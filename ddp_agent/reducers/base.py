@@ -1,0 +1,46 @@
+"""What a reducer has to do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ddp_agent.comm import Comm
+from ddp_agent.fields import check_fields
+
+Finish = Callable[[], None]
+
+
+@dataclass(kw_only=True)
+class Reducer(ABC):
+    """Averages a flat tensor over the ranks of a `Comm`.
+
+    `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
+    never parameters: what it drops from those is gone.
+    """
+
+    exact: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @abstractmethod
+    def start(self, tensor: Tensor, comm: Comm) -> Finish:
+        """Begins averaging `tensor`; the returned function waits and leaves the mean in it.
+
+        Between the two the caller may compute, but not touch `tensor`. Every rank starts and finishes in one order.
+        """
+
+    def mean_(self, tensor: Tensor, comm: Comm) -> None:
+        """Replaces `tensor` by its mean over ranks."""
+        self.start(tensor, comm)()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs, such as error-feedback residuals."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, found {sorted(state)}")

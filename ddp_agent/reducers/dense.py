@@ -1,0 +1,26 @@
+"""The exact mean."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ddp_agent.comm import Comm
+from ddp_agent.reducers.base import Finish, Reducer
+
+
+@dataclass(kw_only=True)
+class Dense(Reducer):
+    """The exact mean: one all-reduce of the tensor as it is."""
+
+    exact: ClassVar[bool] = True
+
+    def start(self, tensor: Tensor, comm: Comm) -> Finish:
+        pending = comm.start_all_reduce_(tensor)
+
+        def finish() -> None:
+            pending.wait()
+            if comm.size > 1:
+                tensor.div_(comm.size)
+
+        return finish

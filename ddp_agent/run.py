@@ -1,0 +1,237 @@
+"""One rank of a run, from a checked configuration to a finished run directory: where the parts meet."""
+
+import hashlib
+import json
+import logging
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ddp_agent import export, runtime
+from ddp_agent.build import build
+from ddp_agent.config import Settings, check_against_data, parse
+from ddp_agent.console import ConsoleProgress
+from ddp_agent.datasets.base import Task
+from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.evaluate import Scores
+from ddp_agent.run_directory import RunDirectory
+from ddp_agent.runtime import Runtime, seed_everything, setup_logging
+from ddp_agent.sync import ParameterUpdate
+from ddp_agent.sync.base import require_same
+from ddp_agent.topology import Topology
+from ddp_agent.tracking import History, Tracker
+from ddp_agent.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Context(Protocol):
+    """What a run needs to know of how it was started."""
+
+    @property
+    def cfg(self) -> dict[str, Any]: ...
+    @property
+    def choices(self) -> dict[str, str]: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+def run(context: Context, directory: RunDirectory) -> None:
+    settings = parse(context.cfg, choices=context.choices, world_size=context.world_size)
+    task = settings.dataset.load()
+    check_against_data(settings, task, context.world_size)
+    with runtime.start(settings.options.device, settings.options.timeout_s) as ranks:
+        setup_logging(directory.path, ranks.rank)
+        train(settings, task, directory, ranks)
+
+
+def train(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> dict[str, Any]:
+    """Trains and writes all that a run leaves behind; returns the summary."""
+    if ranks.rank == 0:
+        directory.write_status("running")
+    trainer = assemble(settings, task, directory, ranks)
+    describe(settings, ranks)
+    init_sha256 = tensor_sha256(trainer.sync.flat.everything)
+    source, first_step = resume(trainer, settings, directory, ranks)
+    if ranks.rank == 0:
+        history = History.read(source, first_step) if source else None
+        trainer.tracker = Tracker(directory, task.metric_name, history=history)
+        trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
+    trainer.tracker.describe(trainer.module, settings.cfg)
+    with trainer.progress:
+        scores = trainer.fit()
+    with trainer.sync.eval_weights():
+        write_model(trainer, settings, task, directory, ranks)
+    hashes = {
+        "init_sha256": init_sha256,
+        "data_sha256": task.sha256,
+        "order_sha256": trainer.order.sha256(settings.options.global_batch_size),
+    }
+    summary = summarise(trainer, settings, task, scores) | hashes
+    if ranks.rank == 0:
+        directory.write_summary(summary)
+        trainer.tracker.finish(summary, hparams(settings, ranks.world_size))
+        trainer.progress.finish(summary, directory.path)
+        directory.write_status("finished", step=trainer.step)
+    return summary
+
+
+def assemble(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> Trainer:
+    options = settings.options
+    topology = Topology.create()
+    seed_everything(options.seed)
+    shapes = {"input_shape": task.input_shape, "outputs": task.outputs}
+    model: nn.Module = build("model", settings.model, trusted_packages=options.trusted_packages, **shapes)
+    model.to(ranks.device)
+    fingerprint = {
+        **{group: settings.cfg[group] for group in ("model", "sync", "reducer", "optimizer", "schedule")},
+        "data_sha256": task.sha256,
+        **{
+            key: getattr(options, key)
+            for key in ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
+        },
+    }
+    with topology.world.uncounted():
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+        same(digest, topology, "configuration or data")
+    try:
+        trainer = Trainer(
+            options=options,
+            total_steps=options.total_steps(len(task.train)),  # type: ignore[arg-type]
+            task=task,
+            module=model,
+            optimizer=settings.optimizer.create(model.parameters()),
+            schedule=settings.schedule,
+            sync=settings.sync,
+            reducer=settings.reducer,
+            topology=topology,
+            device=ranks.device,
+            fingerprint=fingerprint,
+            run_dir=directory.path,
+        )
+    except ValueError as error:  # a model that cannot be re-homed, ranks whose models differ
+        raise ConfigError(str(error)) from error
+    seed_everything(options.seed, ranks.rank)
+    return trainer
+
+
+def same(sha256: str, topology: Topology, what: str) -> None:
+    try:
+        require_same(sha256, topology.world, what)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def describe(settings: Settings, ranks: Runtime) -> None:
+    log.info(
+        "%s on %s, sync %s, reducer %s: %d ranks on %s (%s)",
+        *(settings.label(group) for group in ("model", "dataset", "sync", "reducer")),
+        ranks.world_size,
+        ranks.device.type,
+        ranks.backend,
+    )
+    if isinstance(settings.sync, ParameterUpdate):
+        text, risky = settings.sync.stability(ranks.world_size)
+        (log.warning if risky else log.info)(text)
+
+
+def resume(trainer: Trainer, settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Path | None, int]:
+    """Where the run goes on from, and after which step: a restarted attempt finds its own checkpoint."""
+    source = directory.path if ranks.attempt > 0 else settings.options.resume
+    if source is None:
+        return None, 0
+    step = trainer.resume(source)
+    if step == 0:
+        if ranks.attempt == 0:
+            raise CheckpointError(f"resume: {source / 'checkpoints'} holds no complete checkpoint")
+        log.info("attempt %d starts afresh: no complete checkpoint in %s", ranks.attempt, source)
+        return directory.path, 0
+    if step > trainer.total_steps:
+        raise ConfigError(f"max_steps: found {trainer.total_steps}, expected at least the checkpoint's step {step}")
+    log.info("resumed from step %d of %s", step, source)
+    return source, step
+
+
+def write_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
+    name, arguments = settings.model["name"], {k: v for k, v in settings.model.items() if k != "name"}
+    description = {
+        "name": name,
+        "arguments": {**arguments, "input_shape": list(task.input_shape), "outputs": task.outputs},
+        "dataset": settings.label("dataset"),
+        "metric_name": task.metric_name,
+    }
+    if trainer.sync.buffers == "recalibrate":
+        trainer.recalibrate()
+    if ranks.rank == 0:
+        export.save(directory.path, trainer.module, description=description)
+    if trainer.ema is not None:
+        with trainer.ema.eval_weights(trainer.topology.world) as averaged:
+            if ranks.rank == 0:
+                (directory.path / "ema").mkdir(exist_ok=True)
+                export.save(directory.path / "ema", averaged, description=description)
+
+
+def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) -> dict[str, Any]:
+    """Bytes are rank 0's, times those of the slowest rank."""
+    options, costs = settings.options, trainer.costs()
+    times = slowest({key: value for key, value in costs.items() if key.endswith("_s")}, trainer.topology)
+    samples = trainer.step * options.global_batch_size
+    return {
+        "status": "finished",
+        **{group: settings.label(group) for group in ("dataset", "model", "sync", "reducer")},
+        "period": settings.cfg["sync"].get("period"),
+        "world_size": trainer.topology.world.size,
+        "seed": options.seed,
+        "steps": trainer.step,
+        "samples": samples,
+        "params": trainer.sync.flat.parameters.numel(),
+        "metric_name": task.metric_name,
+        "test_metric": scores.metric,
+        "test_loss": scores.loss,
+        **times,
+        "syncs": trainer.sync.syncs,
+        "payload_bytes": costs["payload_bytes"],
+        "wire_bytes": costs["wire_bytes"],
+        "consensus_distance": trainer.consensus_distance,
+        "target": options.target,
+        **asdict(trainer.standing),
+        "samples_per_s": samples / times["train_s"],
+        "torch_version": torch.__version__,
+        "device": device_name(trainer.device),
+    }
+
+
+def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
+    """The times of the rank that trained longest; one rank's, so that they still add up."""
+    world = topology.world
+    with world.uncounted():
+        mine = torch.tensor(list(times.values()), dtype=torch.float64, device=world.device)
+        gathered: list[list[float]] = [other.tolist() for other in world.all_gather(mine)]
+    train_s = list(times).index("train_s")
+    return dict(zip(times, max(gathered, key=operator.itemgetter(train_s)), strict=True))
+
+
+def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
+    options = ("seed", "global_batch_size", "accumulation_steps", "precision")
+    return {
+        **{group: settings.label(group) for group in ("model", "dataset", "sync", "reducer", "optimizer", "schedule")},
+        **{f"sync.{key}": value for key, value in settings.cfg["sync"].items() if key != "name"},
+        "lr": settings.optimizer.lr,
+        "world_size": world_size,
+        **{key: getattr(settings.options, key) for key in options},
+    }
+
+
+def tensor_sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,44 @@
+"""Gradient all-reduce by DistributedDataParallel."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ddp_agent.overlap import OverlappedGradients
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.policies import merge_buffers_
+from ddp_agent.topology import Topology
+
+
+@dataclass(kw_only=True)
+class AllReduce(SyncStrategy):
+    """Gradients averaged every step, overlapping backward: DistributedDataParallel, the baseline."""
+
+    sends: ClassVar[Literal["gradients"]] = "gradients"
+
+    gradients: OverlappedGradients = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        return self.gradients.module
+
+    def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
+        return self.gradients.context(last_micro_batch)
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        self.gradients.finish()
+        self.syncs += 1
+
+    @torch.no_grad()
+    def flush(self, step: int) -> None:
+        merge_buffers_(self.flat, self.buffers, self.topology.world)
+
+    def to_consensus_(self) -> None:
+        """Nothing to do: the parameters are the same on every rank."""

@@ -1,0 +1,194 @@
+"""What every way of synchronising has in common."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.comm import Comm
+from ddp_agent.fields import PositiveInt, check_fields
+from ddp_agent.flat import Flat
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.policies import BufferPolicy, OptimizerPolicy, merge_buffers_, merge_optimizer_state_
+from ddp_agent.topology import Topology
+
+
+@dataclass(kw_only=True)
+class SyncStrategy:
+    """When ranks synchronise and what travels. Its fields are the hyperparameters; what the run gives comes in `setup`.
+
+    The loop owns `step` (1-based) and calls, in every optimizer step: `backward_context` around each micro-batch's
+    forward and backward, `before_step` when the gradients are complete, `after_step` after `optimizer.step()`; and
+    `flush` once at the end. Every rank makes the same calls.
+    """
+
+    sends: ClassVar[Literal["nothing", "gradients", "parameters", "changes"]] = "nothing"
+
+    buffers: BufferPolicy = "average"
+
+    optimizer: Optimizer = field(init=False, repr=False)
+    topology: Topology = field(init=False, repr=False)
+    reducer: Reducer = field(init=False, repr=False)
+    flat: Flat = field(init=False, repr=False)
+    syncs: int = field(default=0, init=False, repr=False)  # how often ranks synchronised: a statistic, decides nothing
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def refusal(self, reducer: Reducer) -> str | None:
+        """Why this mode cannot work with `reducer`, and what would; None when it can."""
+        if self.sends == "parameters" and not reducer.exact:
+            return (
+                f"{type(self).__name__} sends raw parameters, which a lossy reducer ({reducer}) would damage; use "
+                f"reducer=dense, or sync=parameter_update sync.combine=mean, the same average sent as changes"
+            )
+        return None
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        """Starts all ranks from rank 0's weights; returns what forward is called on.
+
+        The model must be on its device. Its parameters become views of one tensor (see `Flat`). Raises ValueError
+        when the reducer does not fit this mode, or when the ranks' models differ.
+        """
+        if refused := self.refusal(reducer):
+            raise ValueError(refused)
+        self.optimizer, self.topology, self.reducer = optimizer, topology, reducer
+        self.flat = Flat(model)
+        with topology.world.uncounted():
+            require_same(self.flat.layout_sha256, topology.world, "the model's parameters and buffers")
+            for tensor in (self.flat.everything, *self.flat.others):
+                topology.world.broadcast_(tensor)
+        return model
+
+    def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch."""
+        return nullcontext()
+
+    def before_step(self, step: int) -> None:
+        """Gradients of all micro-batches are complete; clipping and the optimizer come next."""
+
+    def after_step(self, step: int) -> None:
+        """The optimizer has stepped."""
+
+    def flush(self, step: int) -> None:
+        """End of training after `step` steps: what is not yet synchronised is."""
+
+    @contextmanager
+    def eval_weights(self) -> Iterator[None]:
+        """Inside, the model holds the consensus of all ranks; after, even on an exception, this rank's own state."""
+        own = self.flat.snapshot()
+        try:
+            with torch.no_grad(), self.topology.world.uncounted():
+                self.to_consensus_()
+                merge_buffers_(self.flat, self.buffers, self.topology.world)
+            yield
+        finally:
+            with torch.no_grad():
+                self.flat.restore(own)
+
+    def to_consensus_(self) -> None:
+        """Turns this rank's parameters into those of the consensus model: the mean over ranks."""
+        mean_(self.flat.parameters, self.topology.world)
+
+    @torch.no_grad()
+    def consensus_distance(self) -> float:
+        """sqrt(mean_k ||w_k - mean w||^2), the same on every rank. A collective that is not counted."""
+        world = self.topology.world
+        with world.uncounted():
+            mean = self.flat.parameters.clone()
+            mean_(mean, world)
+            squared = (self.flat.parameters - mean).square().sum(dtype=torch.float64).to(world.device)
+            mean_(squared, world)
+        return math.sqrt(squared.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything beyond model and optimizer that a resume at any step needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, found {sorted(state)}")
+
+
+@dataclass(kw_only=True)
+class Periodic(SyncStrategy):
+    """A mode that synchronises after every `period` optimizer steps, and at the end what is left of a period."""
+
+    period: PositiveInt  # H
+    optimizer_state: OptimizerPolicy = "local"
+
+    def local_steps(self, step: int) -> int:
+        """How many steps the periods have been counting."""
+        return step
+
+    def after_step(self, step: int) -> None:
+        steps = self.local_steps(step)
+        if steps > 0 and steps % self.period == 0:
+            self._synchronise()
+
+    def flush(self, step: int) -> None:
+        if self.local_steps(step) % self.period:
+            self._synchronise()
+
+    @torch.no_grad()
+    def _synchronise(self) -> None:
+        self.merge_parameters_()
+        merge_optimizer_state_(self.optimizer, self.optimizer_state, self.topology.world)
+        self.syncs += 1
+
+    def merge_parameters_(self) -> None:
+        """The mode itself: afterwards all ranks hold the same parameters, and buffers by their policy."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Anchored(Periodic):
+    """A periodic mode that sends changes since the anchor, the parameters that all ranks last shared."""
+
+    sends: ClassVar[Literal["changes"]] = "changes"
+
+    anchor: Tensor = field(init=False, repr=False)
+    _pseudo_gradient: Tensor = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.anchor = self.flat.parameters.clone()
+        self._pseudo_gradient = torch.empty_like(self.anchor)  # kept: a fresh one costs as much as averaging it
+        return model
+
+    def merge_parameters_(self) -> None:
+        torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
+        self.reducer.mean_(self._pseudo_gradient, self.topology.world)
+        self.outer_step_(self._pseudo_gradient)
+        self.flat.parameters.copy_(self.anchor)
+        merge_buffers_(self.flat, self.buffers, self.topology.world)
+
+    def outer_step_(self, pseudo_gradient: Tensor) -> None:
+        """Moves the anchor by D, the mean pseudo-gradient (anchor - parameters), which it may overwrite."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"anchor": self.anchor.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.anchor.copy_(state["anchor"])
+
+
+def mean_(tensor: Tensor, comm: Comm) -> None:
+    """The exact mean over ranks, for measurements."""
+    comm.all_reduce_(tensor)
+    tensor.div_(comm.size)
+
+
+def require_same(sha256: str, comm: Comm, what: str) -> None:
+    """Raises ValueError on every rank, naming those that differ from rank 0, before anything else is exchanged."""
+    digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8, device=comm.device)
+    digests = comm.all_gather(digest)
+    different = [rank for rank, other in enumerate(digests) if not torch.equal(other, digests[0])]
+    if different:
+        raise ValueError(f"{what} differ between ranks: not as on rank 0 are ranks {different}; check code and config")

@@ -1,0 +1,42 @@
+"""An outer optimizer over the mean change of the ranks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.fields import Fraction, NonNegativeFloat
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import Anchored
+from ddp_agent.topology import Topology
+
+
+@dataclass(kw_only=True)
+class DiLoCo(Anchored):
+    """Outer SGD with Nesterov momentum on the mean change over H steps (Douillard et al. 2023, arXiv:2311.08105)."""
+
+    outer_lr: NonNegativeFloat = 0.7
+    outer_momentum: Fraction = 0.9
+    nesterov: bool = True
+
+    momentum: Tensor = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.momentum = torch.zeros_like(self.anchor)
+        return model
+
+    def outer_step_(self, pseudo_gradient: Tensor) -> None:
+        """As torch.optim.SGD: b <- m b + D; anchor <- anchor - lr (D + m b), or - lr b without Nesterov."""
+        self.momentum.mul_(self.outer_momentum).add_(pseudo_gradient)
+        nesterov = pseudo_gradient.add_(self.momentum, alpha=self.outer_momentum) if self.nesterov else None
+        self.anchor.sub_(self.momentum if nesterov is None else nesterov, alpha=self.outer_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"momentum": self.momentum.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.momentum.copy_(state["momentum"])

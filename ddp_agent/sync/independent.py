@@ -1,0 +1,10 @@
+"""No synchronisation."""
+
+from dataclasses import dataclass
+
+from ddp_agent.sync.base import SyncStrategy
+
+
+@dataclass(kw_only=True)
+class Independent(SyncStrategy):
+    """Never: ranks train alone, and their models are averaged to be evaluated. The no-communication reference."""

@@ -1,0 +1,41 @@
+"""Gradient all-reduce first, periodic parameter averaging later."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ddp_agent.fields import NonNegativeInt
+from ddp_agent.overlap import OverlappedGradients
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.local_sgd import LocalSGD
+from ddp_agent.topology import Topology
+
+
+@dataclass(kw_only=True)
+class PostLocalSGD(LocalSGD):
+    """allreduce for the first `switch_step` steps, then local_sgd (Lin et al. 2020, arXiv:1808.07217)."""
+
+    switch_step: NonNegativeInt
+
+    gradients: OverlappedGradients = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        return self.gradients.module
+
+    def local_steps(self, step: int) -> int:
+        """Periods begin at the switch, so that the first one is as long as the others."""
+        return max(0, step - self.switch_step)
+
+    def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
+        return self.gradients.context(last_micro_batch and step <= self.switch_step)
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        if step <= self.switch_step:
+            self.gradients.finish()
+            self.syncs += 1

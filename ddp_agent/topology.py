@@ -1,0 +1,45 @@
+"""With whom a rank averages: everybody, its node, or its counterparts on the other nodes."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from ddp_agent.comm import Comm
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Groups of ranks. All of them add to one set of counters, `world.stats`.
+
+    `node` and `across` make process groups when first used, so every rank has to reach that point.
+    """
+
+    world: Comm
+    ranks_per_node: int
+
+    @classmethod
+    def create(cls, ranks_per_node: int | None = None) -> "Topology":
+        """Ranks are numbered node by node, as torchrun does; its LOCAL_WORLD_SIZE is the default node size.
+
+        Raises ValueError when `ranks_per_node` does not divide the world.
+        """
+        world = Comm.world()
+        size = ranks_per_node or min(int(os.environ.get("LOCAL_WORLD_SIZE", world.size)), world.size)
+        if size < 1 or world.size % size:
+            raise ValueError(
+                f"ranks_per_node: found {size}, expected a divisor of the world size {world.size}, "
+                f"one of {[n for n in range(1, world.size + 1) if world.size % n == 0]}"
+            )
+        return cls(world=world, ranks_per_node=size)
+
+    @cached_property
+    def node(self) -> Comm:
+        """The ranks of this rank's node."""
+        size = self.ranks_per_node
+        return self.world.split([range(first, first + size) for first in range(0, self.world.size, size)])
+
+    @cached_property
+    def across(self) -> Comm:
+        """The ranks that have this rank's place on their nodes."""
+        size = self.ranks_per_node
+        return self.world.split([range(place, self.world.size, size) for place in range(size)])

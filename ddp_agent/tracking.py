@@ -1,0 +1,278 @@
+"""What a run measures, as it happens: `metrics.jsonl` is the truth, TensorBoard mirrors it.
+
+One flat JSON object a step, units in the names: `step`, `unix_s` (wall clock), then what was measured.
+An evaluation has `test_<metric>` and, for the other two axes, `train_s` and `payload_bytes`. The keys are
+TensorBoard's tags, too. A full disk costs metrics, never the training.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ddp_agent.errors import DataError
+from ddp_agent.run_directory import MetricsFile, Record, RunDirectory, read_metrics, redacted, to_json
+
+Values = Mapping[str, float | Tensor | None]
+
+_log = logging.getLogger(__name__)
+# 4,096 values and 30 bins (as many as TensorBoard draws) make an evaluation of ResNet-50's 161 parameters
+# cost about 0.2 s and 0.2 MB, whatever their size.
+_HISTOGRAM_SAMPLES = 4096
+_HISTOGRAM_BINS = 30
+# What the HParams tab compares runs by. Absent or unreached (null) ones are left out.
+_COMPARED = (
+    "test_metric", "best_metric", "test_loss", "time_to_target_s", "bytes_to_target", "train_s",
+    "exposed_comm_s", "samples_per_s", "syncs", "payload_bytes", "wire_bytes", "consensus_distance",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run recorded up to `last_step`. Histograms are in its event files alone."""
+
+    records: list[Record]
+    event_files: list[Path]
+    last_step: int
+
+    @classmethod
+    def read(cls, run: Path, last_step: int) -> Self:
+        return cls(read_metrics(run / "metrics.jsonl", last_step), _event_files(run / "tensorboard"), last_step)
+
+    def histogram_events(self) -> Iterator[Any]:
+        reader = import_module("tensorboard.backend.event_processing.event_file_loader")
+        for file in self.event_files:
+            for event in reader.LegacyEventFileLoader(str(file)).Load():  # a record cut short ends it quietly
+                if event.step <= self.last_step and any(v.HasField("histo") for v in event.summary.value):
+                    yield event
+
+
+def _event_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("events.out.tfevents.*"))
+
+
+class NullTracker:
+    """What the ranks other than 0 use in place of a Tracker."""
+
+    lost_lines = 0
+
+    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None: ...
+
+    def log(self, step: int, values: Values) -> None: ...
+
+    def evaluation(
+        self, step: int, values: Values, *, train_s: float, payload_bytes: int, model: nn.Module | None = None
+    ) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """Rank 0's record of a run.
+
+    A resumed run brings the history of the one it continues, in its own directory or another; what came after
+    the checkpoint happened on a branch that was given up.
+    """
+
+    def __init__(self, directory: RunDirectory, metric_name: str, *, history: History | None = None) -> None:
+        self.lost_lines = 0
+        try:
+            self._file = MetricsFile(directory.metrics, history.records if history else [])
+            mirror = TensorBoardMirror(directory.tensorboard, f"test_{metric_name}")
+            if history:
+                mirror.replay(history)
+        except OSError as error:
+            raise DataError(f"{directory.path}: metrics cannot be written ({error.strerror})") from error
+        self._mirror: TensorBoardMirror | None = mirror
+
+    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None:
+        """Once, when `model` holds the weights that training starts from: updates are counted from them."""
+        self._reflect(lambda mirror: mirror.describe(model, config))
+
+    def log(self, step: int, values: Values) -> None:
+        """Steps may be logged and then evaluated, or the other way round, but never go back."""
+        measured = {key: _finite(value) for key, value in values.items()}
+        record = {"step": step, "unix_s": round(time.time(), 3), **measured}
+        self._write(record)
+        self._reflect(lambda mirror: mirror.record(record))
+
+    def evaluation(
+        self, step: int, values: Values, *, train_s: float, payload_bytes: int, model: nn.Module | None = None
+    ) -> None:
+        """`train_s` and `payload_bytes` so far; `model` as tested (inside `eval_weights`), for histograms."""
+        self.log(step, {**values, "train_s": train_s, "payload_bytes": payload_bytes})
+        if model is not None:
+            self._reflect(lambda mirror: mirror.histograms(model, step))
+
+    def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+        self._reflect(lambda mirror: mirror.compare(summary, hparams))
+        self.close()
+
+    def close(self) -> None:
+        self._reflect(TensorBoardMirror.close)
+        self._mirror = None
+        self._file.close()
+
+    def _write(self, record: Record) -> None:
+        try:
+            self._file.put(record)
+        except OSError as error:
+            self.lost_lines += 1
+            if self.lost_lines == 1:
+                _log.warning("%s: %s; training goes on without", self._file.path, error.strerror or error)
+
+    def _reflect(self, action: Callable[["TensorBoardMirror"], None]) -> None:
+        """TensorBoard's writer does not recover from an error in its thread, so the first ends the mirror."""
+        if self._mirror is None:
+            return
+        try:
+            action(self._mirror)
+        except OSError as error:
+            _log.warning("%s: %s; TensorBoard stops here", self._mirror.directory, error.strerror or error)
+            self._mirror = None
+
+
+def _finite(value: float | Tensor | None) -> float | None:
+    number = value.item() if isinstance(value, Tensor) else value
+    return number if number is not None and isfinite(number) else None
+
+
+class TensorBoardMirror:
+    """`metric` is the key of the test metric, which is also drawn over seconds and over megabytes."""
+
+    def __init__(self, directory: Path, metric: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter, summary  # 0.5 s, on rank 0 alone
+
+        self.directory = directory
+        self._metric = metric
+        self._protos: Any = summary
+        self._start_s = time.time()
+        self._samples: dict[str, Tensor] = {}
+        self._superseded = _event_files(directory)
+        # A purge at the checkpoint's step would hit seconds and megabytes too: one field serves all three. So
+        # every attempt voids all that came before (readers ignore the first such mark they meet) and `replay`
+        # writes it again.
+        self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
+
+    def replay(self, history: History) -> None:
+        for event in history.histogram_events():
+            self._writer.file_writer.add_event(event, event.step, event.wall_time)
+        for record in history.records:
+            self.record(record)
+        self._writer.flush()
+        for file in self._superseded:
+            file.unlink(missing_ok=True)
+
+    def record(self, record: Record) -> None:
+        scalars = dict(record)
+        step, unix_s = scalars.pop("step"), scalars.pop("unix_s")
+        self._scalars(scalars, step, unix_s)
+        if self._metric in record and "train_s" in record:
+            value, train_s, megabytes = record[self._metric], record["train_s"], record["payload_bytes"] / 1e6
+            self._scalars({f"{self._metric}/by_seconds": value}, round(train_s), self._start_s + train_s)
+            self._scalars({f"{self._metric}/by_megabytes": value}, round(megabytes), unix_s)
+
+    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None:
+        self._samples = _sample(model)
+        self._writer.add_text("model", layer_table(model))
+        self._writer.add_text("config", _code_block(to_json(redacted(config), indent=2)))
+        self._writer.add_custom_scalars(self._layout())
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        earlier, self._samples = self._samples, _sample(model)
+        for name, values in self._samples.items():
+            self._histogram(f"parameters/{name}", values, step)
+            if name in earlier:
+                self._histogram(f"updates/{name}", values - earlier[name], step)
+
+    def compare(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+        """One row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""
+        finite = {f"summary/{key}": _finite(summary.get(key)) for key in _COMPARED}
+        results = {tag: number for tag, number in finite.items() if number is not None}
+        self._scalars(results, summary["steps"], time.time())
+        for part in self._protos.hparams(dict(_flat(redacted(hparams))), results):
+            self._writer.file_writer.add_summary(part)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _scalars(self, values: Mapping[str, float | None], step: int, unix_s: float) -> None:
+        """One event for all of them: eight scalars cost 70 µs together, 400 µs apart."""
+        value = self._protos.Summary.Value
+        points = [value(tag=tag, simple_value=number) for tag, number in values.items() if number is not None]
+        if points:
+            self._writer.file_writer.add_summary(self._protos.Summary(value=points), step, unix_s)
+
+    def _histogram(self, tag: str, values: Tensor, step: int) -> None:
+        finite = values[values.isfinite()]
+        if len(finite):
+            self._writer.add_histogram(tag, finite.numpy(), step, bins=_HISTOGRAM_BINS)
+
+    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+        def chart(*tags: str) -> list[Any]:  # tags are patterns, and would match what they are a prefix of
+            return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+
+        return {
+            "loss": {"train and test": chart("train_loss", "test_loss")},
+            self._metric: {
+                "by step": chart(self._metric),
+                "by seconds of training": chart(f"{self._metric}/by_seconds"),
+                "by megabytes handed to collectives": chart(f"{self._metric}/by_megabytes"),
+            },
+            "communication": {
+                "bytes": chart("payload_bytes", "wire_bytes"),
+                "exposed seconds": chart("exposed_comm_s"),
+                "consensus distance": chart("consensus_distance"),
+            },
+        }
+
+
+@torch.no_grad()
+def _sample(model: nn.Module) -> dict[str, Tensor]:
+    """Evenly spaced values of each parameter, always the same ones, in one copy from the device."""
+    views = {
+        name: parameter.detach().flatten()[:: ceil(parameter.numel() / _HISTOGRAM_SAMPLES)].float()
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    }
+    if not views:
+        return {}
+    values: Any = torch.cat(list(views.values())).cpu()
+    return dict(zip(views, values.split([len(view) for view in views.values()]), strict=True))
+
+
+def layer_table(model: nn.Module) -> str:
+    """Markdown. A layer is a module that has parameters of its own or no modules inside."""
+    rows = ["| layer | type | parameters | count |", "|---|---|---|---:|"]
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own or not any(module.children()):
+            shapes = ", ".join(f"{key} {'×'.join(map(str, value.shape))}" for key, value in own.items())
+            count = sum(value.numel() for value in own.values())
+            rows.append(f"| {name or '(model)'} | {type(module).__name__} | {shapes} | {count:,} |")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return "\n".join([*rows, f"| **total** | {type(model).__name__} | | **{total:,}** |"])
+
+
+def _code_block(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", to_json(value)

@@ -1,0 +1,360 @@
+"""The training loop.
+
+A step, with what may hook in where:
+
+    schedule -> lr
+    for each micro-batch:   sync.backward_context [ forward, loss, backward ]
+    sync.before_step        gradients become what the optimizer shall see
+    clip, optimizer.step
+    sync.after_step         parameters become what the next step starts from
+    log, evaluate, checkpoint when due
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent import checkpoint
+from ddp_agent.clock import Clock
+from ddp_agent.comm import CommStats
+from ddp_agent.console import ConsoleProgress, NullProgress
+from ddp_agent.datasets.base import Task
+from ddp_agent.ema import EMA
+from ddp_agent.errors import NonFiniteError
+from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
+from ddp_agent.loader import Batch, SampleOrder, micro_batches
+from ddp_agent.options import Options
+from ddp_agent.reducers import Reducer
+from ddp_agent.schedules import Schedule
+from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.topology import Topology
+from ddp_agent.tracking import NullTracker, Tracker
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Standing:
+    """How good the run is so far; a target that was not reached is None."""
+
+    best_metric: float | None = None
+    time_to_target_s: float | None = None
+    bytes_to_target: int | None = None
+    steps_to_target: int | None = None
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains `module`, which `sync` keeps in step with the other ranks', for `total_steps` optimizer steps.
+
+    `module` is already on `device`; `setup` of `sync` is called here. `run_dir` is where checkpoints go, None: nowhere.
+    """
+
+    options: Options
+    total_steps: int
+    task: Task
+    module: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    sync: SyncStrategy
+    reducer: Reducer
+    topology: Topology
+    device: torch.device
+    fingerprint: Mapping[str, Any]
+    run_dir: Path | None = None
+    tracker: Tracker | NullTracker = field(default_factory=NullTracker)
+    progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
+
+    def __post_init__(self) -> None:
+        options, world = self.options, self.topology.world
+        self.step = 0
+        self.clock = Clock()
+        self.standing = Standing()
+        self.order = SampleOrder(len(self.task.train), options.seed)  # type: ignore[arg-type]
+        self.micro_batch = options.global_batch_size // (options.accumulation_steps * world.size)
+        self.steps_per_epoch = max(1, self.order.samples // options.global_batch_size)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        if options.compile:
+            self.module.compile()
+        self.model = self.sync.setup(self.module, self.optimizer, self.topology, self.reducer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.ema = EMA(self.module, options.ema_decay) if options.ema_decay is not None else None
+        self.evaluator = Evaluator(self.task, world, self.device)
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.logged_step, self.logged_s = 0, 0.0
+        self.consensus_distance = 0.0  # before the last synchronisation
+
+    def fit(self) -> Scores:
+        """Runs the steps that are left and returns the consensus model's scores."""
+        options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
+        accumulation = options.accumulation_steps
+        eval_every = options.eval_every or self.steps_per_epoch
+        batches = self.batches(self.step + 1)
+        self.model.train()
+        self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
+        for step in range(self.step + 1, self.total_steps + 1):
+            self.set_lr(step)
+            for micro in range(1, accumulation + 1):
+                clock.enter("data")
+                inputs, target = next(batches)
+                clock.enter("compute")
+                with sync.backward_context(step, last_micro_batch=micro == accumulation):
+                    loss = self.loss(inputs, target)
+                    self.scaler.scale(loss).backward()
+                self.loss_sum += loss.detach()
+            sync.before_step(step)
+            self.clip()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            if options.consensus_every and step % options.consensus_every == 0:
+                self.measure_consensus(step)
+            sync.after_step(step)
+            optimizer.zero_grad(set_to_none=True)
+            if self.ema:
+                self.ema.update(self.module)
+            self.step = step
+            self.progress.advance(step)
+            if step % options.log_every == 0:
+                self.log(step)
+            if step % eval_every == 0 and step < self.total_steps:
+                self.evaluate(step)
+            if options.checkpoint_every and step % options.checkpoint_every == 0 and step < self.total_steps:
+                self.save()
+        return self.finish()
+
+    def finish(self) -> Scores:
+        """The last checkpoint comes before the flush, so that a longer run can go on from it as if never stopped."""
+        self.save()
+        self.clock.enter("eval")
+        self.consensus_distance = self.sync.consensus_distance()
+        self.clock.enter("compute")
+        self.sync.flush(self.step)
+        self.settle()
+        scores = self.evaluate(self.step)
+        self.clock.enter(None)
+        return scores
+
+    def set_lr(self, step: int) -> None:
+        factor = self.schedule.factor(step, self.total_steps)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def loss(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """A micro-batch's part of the mean loss over the rank's share of the step."""
+        if self.task.augment is not None:
+            inputs = self.task.augment(inputs)
+        with self.autocast():
+            loss = self.task.loss(self.model(inputs), target)
+        return loss / self.options.accumulation_steps
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES.get(self.options.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+    def clip(self) -> None:
+        if self.options.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.options.clip_norm)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        return micro_batches(
+            self.task.train,
+            self.order,
+            rank=self.topology.world.rank,
+            world_size=self.topology.world.size,
+            micro_batch=self.micro_batch,
+            accumulation=self.options.accumulation_steps,
+            first_step=first_step,
+            last_step=self.total_steps,
+            device=self.device,
+            workers=self.task.workers,
+        )
+
+    def log(self, step: int) -> None:
+        """Loss is rank 0's own, a mean since the last time: a mean over ranks would be a sync point of its own."""
+        steps = step - self.logged_step
+        loss = self.loss_sum.item() / steps
+        self.loss_sum.zero_()
+        if not math.isfinite(loss):
+            rank = self.topology.world.rank
+            raise NonFiniteError(f"rank {rank}: train_loss is {loss} between steps {self.logged_step + 1} and {step}")
+        costs = self.costs()
+        samples = self.options.global_batch_size
+        values = {
+            "epoch": step * samples / self.order.samples,
+            "train_loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "samples": step * samples,
+            "samples_per_s": steps * samples / max(costs["train_s"] - self.logged_s, 1e-9),
+            **costs,
+        }
+        self.logged_step, self.logged_s = step, costs["train_s"]
+        self.tracker.log(step, values)
+        self.progress.log(step, values)
+
+    def costs(self) -> dict[str, float]:
+        """Time and traffic of this rank so far."""
+        stats = self.topology.world.settle()
+        traffic = {"syncs": self.sync.syncs, "payload_bytes": stats.payload_bytes, "wire_bytes": stats.wire_bytes}
+        return self.clock.read(stats.blocked_s) | traffic
+
+    def measure_consensus(self, step: int) -> None:
+        self.clock.enter("eval")
+        self.tracker.log(step, {"consensus_distance": self.sync.consensus_distance()})
+        self.clock.enter("compute")
+
+    def evaluate(self, step: int) -> Scores:
+        """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
+        self.settle()
+        self.clock.enter("eval")
+        values = {"consensus_distance": self.sync.consensus_distance()}
+        if self.options.evaluate_own and self.topology.world.rank == 0:
+            values |= self.named("own_test_{}", self.evaluator(self.module, self.autocast, alone=True))
+        with self.sync.eval_weights():
+            if self.sync.buffers == "recalibrate":
+                self.recalibrate()
+            scores = self.evaluator(self.module, self.autocast)
+            values |= self.named("test_{}", scores)
+            if self.ema:
+                with self.ema.eval_weights(self.topology.world) as averaged:
+                    values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
+            costs = self.costs()
+            self.note(step, scores.metric, costs)
+            self.tracker.evaluation(
+                step,
+                values,
+                train_s=costs["train_s"],
+                payload_bytes=int(costs["payload_bytes"]),
+                model=self.module,
+            )
+        self.progress.evaluation(step, values)
+        self.clock.enter("compute")
+        return scores
+
+    def named(self, pattern: str, scores: Scores) -> dict[str, float]:
+        return {pattern.format("loss"): scores.loss, pattern.format(self.task.metric_name): scores.metric}
+
+    def recalibrate(self) -> None:
+        """BatchNorm statistics of the consensus weights, from each rank's first batches; then their mean over ranks."""
+        batches = self.batches(1)
+        inputs = (next(batches)[0] for _ in range(self.options.recalibrate_batches))
+        recalibrate_(self.module, inputs)
+        world = self.topology.world
+        with world.uncounted():
+            world.all_reduce_(self.sync.flat.buffers)
+        self.sync.flat.buffers.div_(world.size)
+
+    def note(self, step: int, metric: float, costs: Mapping[str, float]) -> None:
+        standing, target = self.standing, self.options.target
+        better = max if self.task.higher_is_better else min
+        standing.best_metric = metric if standing.best_metric is None else better(standing.best_metric, metric)
+        reached = target is not None and better(metric, target) == metric
+        if reached and standing.time_to_target_s is None:
+            standing.time_to_target_s, standing.steps_to_target = costs["train_s"], step
+            standing.bytes_to_target = int(costs["payload_bytes"])
+
+    def settle(self) -> None:
+        """What the GPU still has to do belongs to the phase that asked for it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def save(self) -> None:
+        if self.run_dir is None:
+            return
+        self.settle()
+        self.clock.enter("checkpoint")
+        checkpoint.save(
+            self.run_dir / "checkpoints",
+            self.step,
+            self.state_dict(),
+            comm=self.topology.world,
+            fingerprint=self.fingerprint,
+            details={"sync": type(self.sync).__name__},
+            keep=self.options.keep_checkpoints,
+        )
+        self.clock.enter("compute")
+
+    def resume(self, run_dir: Path) -> int:
+        """Loads the newest complete checkpoint of a run and returns its step; 0 when there is none. A collective."""
+        self.rehearse()
+        loaded = checkpoint.load(run_dir / "checkpoints", comm=self.topology.world, fingerprint=self.fingerprint)
+        if loaded is None:
+            return 0
+        _, state = loaded
+        self.load_state_dict(state)
+        return self.step
+
+    def rehearse(self) -> None:
+        """Two passes whose results are thrown away: DDP settles the order of its sums in the first, and uses it from
+        the second on. Without them a resumed run of three or more ranks would add in another order (4e-8)."""
+        inputs, target = next(self.batches(1))
+        with self.topology.world.uncounted():
+            for _ in range(2):
+                with self.sync.backward_context(1, last_micro_batch=True):
+                    self.loss(inputs, target).backward()
+                self.sync.before_step(1)
+                self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's whole state: a run resumed from it continues bit for bit."""
+        return {
+            "step": self.step,
+            "weights": [self.sync.flat.everything, *self.sync.flat.others],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sync": self.sync.state_dict(),
+            "syncs": self.sync.syncs,
+            "reducer": self.reducer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else {},
+            "comm": asdict(self.topology.world.settle()),
+            "seconds": self.clock.snapshot(),
+            "loss_sum": self.loss_sum,
+            "logged": [self.logged_step, self.logged_s],
+            "standing": asdict(self.standing),
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Random streams come last: building and rehearsing have drawn from them."""
+        self.step = state["step"]
+        self.sync.flat.restore(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.sync.load_state_dict(state["sync"])
+        self.sync.syncs = state["syncs"]
+        self.reducer.load_state_dict(state["reducer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        stats: CommStats = self.topology.world.stats
+        for name, value in state["comm"].items():
+            setattr(stats, name, value)
+        self.clock.seconds.update(state["seconds"])
+        self.loss_sum.copy_(state["loss_sum"])
+        self.logged_step, self.logged_s = state["logged"]
+        self.standing = Standing(**state["standing"])
+        restore_random_state(state["random"], self.device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(words), gauss],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,39 @@
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch is imported, here or in a process that a test starts: threads of several ranks on two cores
+# only get in each other's way, and a sum that is split over threads differs from machine to machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # the ranks import test modules by name
+
+import pytest
+from rank_pool import RankPool, RankProcesses
+
+
+@pytest.fixture(scope="session")
+def rank_processes() -> Iterator[RankProcesses]:
+    processes = RankProcesses()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def ranks1(rank_processes: RankProcesses) -> RankPool:
+    return RankPool(1, rank_processes)
+
+
+@pytest.fixture
+def ranks2(rank_processes: RankProcesses) -> RankPool:
+    return RankPool(2, rank_processes)
+
+
+@pytest.fixture
+def ranks3(rank_processes: RankProcesses) -> RankPool:
+    return RankPool(3, rank_processes)
+
+
+@pytest.fixture
+def ranks4(rank_processes: RankProcesses) -> RankPool:
+    return RankPool(4, rank_processes)

@@ -1,0 +1,165 @@
+"""Models: every yaml builds and fits the data it can take; what cannot work is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from ddp_agent.build import build
+from ddp_agent.datasets.digits import Digits
+from ddp_agent.errors import ConfigError
+from ddp_agent.loader import SampleOrder, micro_batches
+from ddp_agent.models.cnn import CNN
+from ddp_agent.models.linear import Linear
+from ddp_agent.models.mlp import MLP
+from ddp_agent.models.resnet20 import ResNet20
+from ddp_agent.models.torchvision_model import TorchvisionModel
+
+CONF = Path(__file__).parents[1] / "conf" / "model"
+NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
+SHAPES = [(10,), (1, 8, 8), (1, 28, 28), (3, 32, 32)]
+REFUSED = {(name, (10,)) for name in ("cnn", "resnet20", "torchvision")}
+
+
+def node(name: str, **values: Any) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()} | values
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_yaml_builds_and_learns_with_every_parameter(name: str, shape: tuple[int, ...]) -> None:
+    if (name, shape) in REFUSED:
+        with pytest.raises(
+            ConfigError, match=r"found data of shape \(10,\), expected images \(channels, height, width\)"
+        ):
+            build("model", node(name), input_shape=shape, outputs=7)
+        return
+    model = build("model", node(name), input_shape=shape, outputs=7)
+    output = model(torch.randn(3, *shape))
+    assert output.shape == (3, 7)
+    output.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_the_weights(name: str) -> None:
+    def draw(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        model = build("model", node(name), input_shape=(1, 28, 28), outputs=10)
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_linear_is_wx_plus_b() -> None:
+    model = Linear(input_shape=(2, 3), outputs=4).double()
+    inputs = torch.randn(5, 2, 3, dtype=torch.float64)
+    weight, bias = model.parameters()
+    torch.testing.assert_close(model(inputs), inputs.reshape(5, 6) @ weight.T + bias)
+    assert count(model) == 4 * 6 + 4
+
+
+def test_mlp_has_the_layers_that_were_asked_for() -> None:
+    model = MLP(input_shape=(10,), outputs=2, hidden=(32, 16))
+    assert [tuple(parameter.shape) for parameter in model.parameters()] == [
+        (32, 10),
+        (32,),
+        (16, 32),
+        (16,),
+        (2, 16),
+        (2,),
+    ]
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 2
+    assert count(MLP(input_shape=(10,), outputs=2, hidden=())) == 22
+
+
+def test_cnn_is_small() -> None:
+    assert 90_000 < count(build("model", node("cnn"), input_shape=(1, 28, 28), outputs=10)) < 120_000
+
+
+def test_cnn_refuses_more_layers_than_pixels() -> None:
+    CNN(input_shape=(1, 8, 8), outputs=2, channels=(4, 4, 4), hidden=8)(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"found 4 layers.*expected at most 3"):
+        CNN(input_shape=(1, 8, 8), outputs=2, channels=(4, 4, 4, 4), hidden=8)
+
+
+def test_resnet20_is_the_published_one() -> None:
+    model = ResNet20(input_shape=(3, 32, 32), outputs=10)
+    assert round(count(model) / 1e6, 2) == 0.27  # table 6 of the paper
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 20
+    assert model.blocks(model.stem(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 8, 8)
+
+
+def test_resnet20_shortcuts_carry_the_input() -> None:
+    model = ResNet20(input_shape=(1, 8, 8), outputs=2).eval()
+    widening = model.blocks[3]
+    for parameter in widening.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.rand(2, 16, 8, 8)
+    output = widening(images)
+    assert torch.equal(output[:, :16], images[:, :, ::2, ::2])
+    assert not output[:, 16:].any()
+
+
+def test_torchvision_has_the_published_size() -> None:
+    assert count(TorchvisionModel(input_shape=(3, 224, 224), outputs=1000, arch="resnet18")) == 11_689_512
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"]
+)
+def test_torchvision_takes_the_channels_and_classes_of_the_data(arch: str) -> None:
+    model = TorchvisionModel(input_shape=(1, 64, 64), outputs=5, arch=arch)
+    assert all(module.training for module in model.modules())
+    assert all(not buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked"))
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+
+
+def test_torchvision_names_what_is_near() -> None:
+    with pytest.raises(ConfigError, match=r"model: arch: found 'resnet_18'.*resnet18"):
+        build("model", node("torchvision", arch="resnet_18"), input_shape=(3, 32, 32), outputs=10)
+    with pytest.raises(ConfigError, match="deeplabv3"):  # known to torchvision, but no classifier
+        build("model", node("torchvision", arch="deeplabv3_resnet50"), input_shape=(3, 32, 32), outputs=10)
+
+
+@pytest.mark.parametrize(("arch", "size"), [("vit_b_32", 32), ("alexnet", 28)])
+def test_torchvision_refuses_images_that_do_not_fit(arch: str, size: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'{arch}', which cannot take images of shape \(3, {size}, {size}\)"
+    ):
+        TorchvisionModel(input_shape=(3, size, size), outputs=10, arch=arch)
+
+
+def test_mlp_learns_digits() -> None:
+    task = Digits(loss="cross_entropy").load()
+    torch.manual_seed(0)
+    model = build("model", node("mlp"), input_shape=task.input_shape, outputs=task.outputs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batches = micro_batches(
+        task.train,
+        SampleOrder(1438, seed=0),
+        rank=0,
+        world_size=1,
+        micro_batch=64,
+        accumulation=1,
+        first_step=1,
+        last_step=200,
+        device=torch.device("cpu"),
+        workers=0,
+    )
+    for inputs, targets in batches:
+        torch.autograd.backward(task.loss(model(inputs), targets))
+        optimizer.step()
+        optimizer.zero_grad()
+    inputs, targets = task.test[:]
+    assert task.metric(model(inputs), targets).mean() > 0.93

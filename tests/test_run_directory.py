@@ -1,0 +1,271 @@
+"""What a run directory promises: one writer, nothing half-written, nothing overwritten, no secrets."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_agent import run_directory
+from ddp_agent.errors import ConfigError
+from ddp_agent.run_directory import RunDirectory, redacted, to_json, write_atomically
+
+fork = multiprocessing.get_context("fork")
+
+
+def in_child(target: Callable[..., None], *args: object) -> int | None:
+    child = fork.Process(target=target, args=args)
+    child.start()
+    child.join(30)
+    return child.exitcode
+
+
+def status_of(run: RunDirectory) -> dict[str, object]:
+    status = json.loads(run.status.read_text())
+    assert isinstance(status, dict)
+    return status
+
+
+def hold(path: Path, ready: Event) -> None:
+    RunDirectory(path)
+    ready.set()
+    signal.pause()
+
+
+def test_missing_parents_are_created(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "a" / "b=1,c") as run:
+        assert run.path.is_dir()
+
+
+def test_a_second_run_is_refused_with_the_pid_of_the_first_and_admitted_after_its_crash(
+    tmp_path: Path,
+) -> None:
+    ready = fork.Event()
+    holder = fork.Process(target=hold, args=(tmp_path, ready))
+    holder.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(ConfigError, match=rf"in use by another run \(pid {holder.pid} "):
+            RunDirectory(tmp_path)
+    finally:
+        assert holder.pid
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join(30)
+    RunDirectory(tmp_path).close()
+
+
+def test_a_refused_run_does_not_lift_the_lock(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=rf"pid {os.getpid()} "):
+                RunDirectory(tmp_path)
+
+
+def wait_forever(started: Event) -> None:
+    started.set()
+    signal.pause()
+
+
+def test_a_forked_data_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    started = fork.Event()
+    worker = fork.Process(target=wait_forever, args=(started,))
+    worker.start()
+    try:
+        assert started.wait(30)
+        run.close()
+        RunDirectory(tmp_path).close()
+    finally:
+        worker.kill()
+        worker.join(30)
+
+
+def close_inherited(run: RunDirectory) -> None:
+    with open(os.devnull) as other:  # takes the descriptor's number once the child gave the lock back
+        run.close()
+        os.fstat(other.fileno())
+
+
+def test_closing_in_a_forked_child_closes_nothing_else(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        assert in_child(close_inherited, run) == 0
+
+
+@pytest.mark.parametrize("leftover", ["metrics.jsonl", "checkpoints/step-00000010"])
+def test_a_fresh_start_leaves_an_existing_run_alone(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / leftover).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"holds a run already.*resume="):
+        RunDirectory(tmp_path)
+    with RunDirectory(tmp_path, restart=True) as run:  # also shows that the refusal let go of the lock
+        assert run.holds_run()
+
+
+def test_what_hydra_and_the_log_put_there_first_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "train.log").touch()
+    (tmp_path / "checkpoints").mkdir()
+    RunDirectory(tmp_path).close()
+
+
+@pytest.mark.parametrize("path", ["/proc/self", "/proc/none/run", "{file}", "{file}/run"])
+def test_a_place_that_cannot_be_written_is_one_clear_refusal(tmp_path: Path, path: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(ConfigError, match=r"^hydra.run.dir=\S+: cannot be written \(.+\); choose") as refusal:
+        RunDirectory(Path(path.format(file=file)))
+    assert len(refusal.value.problems) == 1
+    assert file.read_text() == "kept"
+
+
+def test_other_ranks_create_and_lock_nothing(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run"):
+        RunDirectory(tmp_path / "run", rank=1).close()
+    RunDirectory(tmp_path / "other", rank=1)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_first_failure_stands_until_the_next_attempt(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.write_status("running")
+        RunDirectory(tmp_path, rank=1).write_status("failed", reason="disk on fire", step=7)
+        for echo in ("failed", "preempted", "finished"):
+            run.write_status(echo, reason="peer failed")
+        status = status_of(run)
+        assert status["status"] == "failed"
+        assert (status["reason"], status["rank"], status["step"]) == ("disk on fire", 1, 7)
+        run.write_status("running")
+        run.write_status("finished")
+        assert status_of(run)["status"] == "finished"
+
+
+def test_a_rank_that_saw_another_fall_silent_can_name_it(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.write_status("failed", reason="silent", rank=3)
+        assert status_of(run)["rank"] == 3
+
+
+def fail(path: Path, rank: int, start: Event) -> None:
+    start.wait(30)
+    RunDirectory(path, rank=rank).write_status("failed", reason=f"rank {rank}")
+
+
+def test_ranks_that_fail_together_leave_one_whole_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = fork.Value("i", 0)
+
+    def count(path: Path, text: str) -> None:
+        with writes.get_lock():
+            writes.value += 1
+        write_atomically(path, text)
+
+    monkeypatch.setattr(run_directory, "write_atomically", count)
+    start = fork.Event()
+    ranks = [fork.Process(target=fail, args=(tmp_path, rank, start)) for rank in range(1, 6)]
+    for process in ranks:
+        process.start()
+    start.set()
+    for process in ranks:
+        process.join(30)
+    status = status_of(RunDirectory(tmp_path, rank=9))
+    assert status["reason"] == f"rank {status['rank']}"
+    assert writes.value == 1
+
+
+def test_a_damaged_status_is_replaced(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.status.write_text('{"status": "fai')
+        run.write_status("finished")
+        assert status_of(run)["status"] == "finished"
+
+
+def test_a_status_that_cannot_be_written_does_not_hide_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    RunDirectory(tmp_path / "gone", rank=1).write_status("failed", reason="the true reason")
+    assert "the true reason" in caplog.text
+
+
+def test_summary_is_standard_json_whatever_the_numbers(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        run.write_summary(
+            {
+                "loss": float("nan"),
+                "best": [float("inf"), 1.5],
+                "t": torch.tensor(2.0),
+                "path": tmp_path,
+                "n": None,
+            }
+        )
+        text = run.summary.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text) == {"loss": None, "best": [None, 1.5], "t": 2.0, "path": str(tmp_path), "n": None}
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.json"
+    write_atomically(file, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", "")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_paths(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, rank=1)
+    assert [run.log(0).name, run.log(2).name] == ["train.log", "train.rank2.log"]
+    paths = [run.metrics, run.tensorboard, run.checkpoints, run.summary, run.status, run.model]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "status.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+SECRETS = [
+    "token",
+    "HF_TOKEN",
+    "api_key",
+    "apiKey",
+    "accessToken",
+    "password",
+    "db.passwd",
+    "client_secret",
+    "key",
+]
+HARMLESS = ["tokens_per_step", "max_tokens", "key_dim", "monkey", "tokenizer", "keep", "author"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_redacted_at_any_depth(name: str) -> None:
+    config = {"a": [{"b": {name: "canary", "keep": 1}}], name: {"nested": "canary"}, "n": {name: 123456}}
+    clean = redacted(config)
+    assert "canary" not in to_json(clean)
+    assert "123456" not in to_json(clean)
+    assert clean["a"][0]["b"]["keep"] == 1
+    assert config[name] == {"nested": "canary"}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_looks_like_a_secret_is_kept(name: str) -> None:
+    assert redacted({name: 64}) == {name: 64}
+
+
+def test_a_secret_that_is_not_set_stays_visibly_unset() -> None:
+    assert redacted({"token": None}) == {"token": None}

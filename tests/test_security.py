@@ -1,0 +1,197 @@
+"""Reads the source of everything that is shipped, and finds what must not be there."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMM = "ddp_agent/comm.py"
+
+# Name, or the beginning of dotted names, to the reason.
+FORBIDDEN = {
+    **dict.fromkeys(["pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"], "runs code of what it reads"),
+    **dict.fromkeys(["torch.package", "torch.jit.load", "torch.hub"], "runs code of what it reads"),
+    "torch.distributed.checkpoint": "unpickles its metadata without restriction",
+    **dict.fromkeys(["eval", "exec"], "runs text as code"),
+    **dict.fromkeys([f"yaml.{name}load" for name in ("", "full_", "unsafe_")], "builds any object the file names"),
+    **dict.fromkeys([f"yaml.{name}load_all" for name in ("", "full_", "unsafe_")], "builds any object it names"),
+    **dict.fromkeys(["hydra.utils.instantiate", "hydra.utils.call"], "calls whatever a config names"),
+    "os.system": "runs text in a shell",
+}
+OBJECTS = [
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+]
+COLLECTIVES = [
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "barrier",
+    "batch_isend_irecv",
+    "broadcast",
+    "gather",
+    "irecv",
+    "isend",
+    "monitored_barrier",
+    "new_group",
+    "new_subgroups",
+    "new_subgroups_by_enumeration",
+    "recv",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "send",
+]
+DISTRIBUTED = ("torch.distributed", "torch.distributed.distributed_c10d")
+
+
+def violations(source: str, path: str) -> list[str]:
+    tree = ast.parse(source, path)
+    origins = imported_names(tree)
+    found = []
+    for node in ast.walk(tree):
+        found += [f"{path}:{line}: {what}" for line, what in _violations_of(node, origins, path)]
+    return found
+
+
+def imported_names(tree: ast.AST) -> dict[str, str]:
+    """What each name that an import binds stands for: `import torch.distributed as dist` gives dist."""
+    origins = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                origins[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            origins |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return origins
+
+
+def dotted_name(node: ast.AST, origins: dict[str, str]) -> str:
+    if isinstance(node, ast.Name):
+        return origins.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        return f"{dotted_name(node.value, origins)}.{node.attr}"
+    return ""
+
+
+def _violations_of(node: ast.AST, origins: dict[str, str], path: str) -> Iterator[tuple[int, str]]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield from _violations_of_name(alias.name, node.lineno, path)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        for alias in node.names:
+            yield from _violations_of_name(f"{node.module}.{alias.name}", node.lineno, path)
+    elif isinstance(node, ast.Name | ast.Attribute):
+        yield from _violations_of_name(dotted_name(node, origins), node.lineno, path)
+        if isinstance(node, ast.Attribute) and node.attr == "data" and isinstance(node.ctx, ast.Store):
+            yield node.lineno, "assigns to .data, which leaves the optimizer with the old storage"
+    elif isinstance(node, ast.Call):
+        yield from _violations_of_call(node, dotted_name(node.func, origins))
+
+
+def _violations_of_name(name: str, line: int, path: str) -> Iterator[tuple[int, str]]:
+    for forbidden, reason in FORBIDDEN.items():
+        if name == forbidden or name.startswith(f"{forbidden}."):
+            yield line, f"{name} {reason}"
+    module, _, member = name.rpartition(".")
+    if member in OBJECTS:
+        yield line, f"{name} unpickles what a peer sent"
+    if module in DISTRIBUTED and member in COLLECTIVES and path != COMM:
+        yield line, f"{name} outside {COMM} is traffic that nobody counts"
+
+
+def _violations_of_call(call: ast.Call, name: str) -> Iterator[tuple[int, str]]:
+    literals = {
+        keyword.arg: keyword.value.value for keyword in call.keywords if isinstance(keyword.value, ast.Constant)
+    }
+    if name == "torch.load" and literals.get("weights_only") is not True:
+        yield call.lineno, "torch.load without a literal weights_only=True"
+    if literals.get("allow_pickle") is True:
+        yield call.lineno, "allow_pickle=True"
+    if literals.get("shell") is True:
+        yield call.lineno, "shell=True"
+
+
+def shipped_files() -> list[Path]:
+    folders = [ROOT / "ddp_agent", ROOT / "launch"]
+    return [ROOT / "train.py", *(file for folder in folders for file in sorted(folder.rglob("*.py")))]
+
+
+@pytest.mark.parametrize("file", shipped_files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_shipped_runs_foreign_code_or_hides_traffic(file: Path) -> None:
+    assert violations(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT))) == []
+
+
+def test_the_walk_reaches_the_code_that_has_something_to_find() -> None:
+    assert {ROOT / COMM, ROOT / "ddp_agent/sync/diloco.py"} <= set(shipped_files())
+    assert violations((ROOT / COMM).read_text(encoding="utf-8"), "elsewhere.py") != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import pickle as p",
+        "from pickle import loads",
+        "from cloudpickle import dumps",
+        "def f():\n    import marshal",
+        "import torch.distributed.checkpoint as dcp",
+        "from torch.distributed import checkpoint",
+        "import torch\ntorch.distributed.checkpoint.load({})",
+        "eval('1')",
+        "run = exec",
+        "import os\nos.system('ls')",
+        "import yaml\nyaml.load(text)",
+        "from yaml import unsafe_load",
+        "from hydra.utils import instantiate",
+        "import hydra\nhydra.utils.instantiate(node)",
+        "import torch\ntorch.load(path)",
+        "import torch\ntorch.load(path, weights_only=False)",
+        "import torch\ntorch.load(path, weights_only=safe)",
+        "from torch import load as read\nread(path)",
+        "import torch\ntorch.hub.load('a', 'b')",
+        "import numpy\nnumpy.load(path, allow_pickle=True)",
+        "import subprocess\nsubprocess.run(text, shell=True)",
+        "import torch.distributed as dist\ndist.all_gather_object(out, value)",
+        "from torch.distributed import broadcast_object_list",
+        "import torch.distributed as dist\ndist.all_reduce(tensor)",
+        "import torch\ntorch.distributed.barrier()",
+        "from torch import distributed\nsend = distributed.isend",
+        "from torch.distributed import all_reduce",
+        "from torch.distributed.distributed_c10d import broadcast",
+        "p.data = tensor",
+        "p.data += tensor",
+        "a, p.data = pair",
+        "model.weight.data: Tensor = tensor",
+    ],
+)
+def test_each_forbidden_thing_is_found(source: str) -> None:
+    assert violations(source, "made_up.py") != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load(path, map_location='cpu', weights_only=True)",
+        "model.eval()",
+        "model.load(path)",
+        "import torch.distributed as dist\ndist.get_rank()",
+        "comm.all_reduce_(tensor)",
+        "import functools\nfunctools.reduce(f, values)",
+        "digest.update(tensor.numpy().data)",
+        "data = tensor",
+        "from yaml import safe_load",
+    ],
+)
+def test_what_looks_alike_is_let_through(source: str) -> None:
+    assert violations(source, "made_up.py") == []
