@@ -64,7 +64,8 @@ def schema_problems(
 ) -> list[str]:
     """Keys that are unknown, missing, set twice or of a wrong value, one line each."""
     runtime = set(runtime)
-    found = [f"{prefix}{key}: {unknown(key, [*accepted, *also_known])}" for key in given if key not in accepted]
+    known = [*(accepted.keys() - runtime), *also_known]
+    found = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():
         if key in given and key in runtime:
             found.append(f"{prefix}{key}: found {given[key]!r}, but the run itself sets it; leave it out")

@@ -1,9 +1,8 @@
 """What a whole configuration may hold, and what its parts ask of each other."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -12,7 +11,7 @@ from ddp_agent.build import build, problems, schema_problems
 from ddp_agent.checkpoint import newest
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
-from ddp_agent.fields import coerce, parameters
+from ddp_agent.fields import Parameter, coerce, fits, parameters
 from ddp_agent.optimizers import SGD, AdamW
 from ddp_agent.options import Options
 from ddp_agent.reducers import Reducer
@@ -20,7 +19,7 @@ from ddp_agent.schedules import Schedule
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
 
 GROUPS = ("model", "dataset", "sync", "reducer", "optimizer", "schedule")
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RUNTIME = {"model": ("input_shape", "outputs"), "dataset": ("data_root",)}  # what the run tells a constructor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +45,20 @@ class Settings:
 
 def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int) -> Settings:
     """Checks everything that can be known without data. Raises ConfigError with all problems at once."""
-    found = [f"{key}: found _target_, but objects are named by `name:` here" for key in _targets(cfg)]
     root = {key: value for key, value in cfg.items() if key not in GROUPS}
-    found += schema_problems(root, parameters(Options), also_known=GROUPS)
-    trusted = root.get("trusted_packages") or []
-    for group in GROUPS:
-        found += _group_problems(group, cfg.get(group), trusted)
+    found = schema_problems(root, parameters(Options), also_known=GROUPS)
+    right = _right(root, parameters(Options))
+    built, wrong = _build_groups(cfg, right)
+    found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built)]
+    found += _length_problems(built, right.get("max_steps") or math.inf)
+    if targets := list(_targets(cfg)):
+        found = [line for line in found if line.partition(":")[0] not in targets]
+        found += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
     if found:
         raise ConfigError(found)
-    options = Options(
-        **{key: coerce(root[key], parameter.annotation) for key, parameter in parameters(Options).items()}
-    )
-    built, found = _build_groups(cfg, options)
-    found += list(_option_problems(options, world_size))
-    if "sync" in built and "reducer" in built and (refused := built["sync"].refusal(built["reducer"])):
-        found.append(f"reducer: {refused}")
-    if options.max_steps is not None:
-        found += list(_length_problems(built, options.max_steps))
-    if found:
-        raise ConfigError(found)
+    options = Options(**right)
+    if options.resume is not None and not newest(options.resume / "checkpoints"):
+        raise CheckpointError(f"resume: {options.resume / 'checkpoints'} holds no complete checkpoint")
     return Settings(options=options, model=cfg["model"], choices=choices, cfg=cfg, **built)
 
 
@@ -81,57 +75,61 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     if _size(task.test) == 0:
         found.append("dataset: found no test samples")
     built = {"sync": settings.sync, "schedule": settings.schedule}
-    if options.max_steps is None:
-        found += list(_length_problems(built, options.total_steps(samples)))
+    found += _length_problems(built, options.total_steps(samples))
     if found:
         raise ConfigError(found)
 
 
-def _group_problems(group: str, node: Any, trusted: Sequence[str]) -> list[str]:
-    if not isinstance(node, Mapping):
-        return [f"{group}: found {node!r}, expected a choice from conf/{group}/"]
-    runtime = {"model": ("input_shape", "outputs"), "dataset": ("data_root",)}.get(group, ())
-    return problems(group, node, trusted_packages=trusted, runtime=runtime)
+def _right(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The values that are right by themselves: what they ask of each other is told in the same message."""
+    return {
+        key: coerce(given[key], parameter.annotation)
+        for key, parameter in accepted.items()
+        if key in given and fits(given[key], parameter.annotation)
+    }
 
 
-def _build_groups(cfg: Mapping[str, Any], options: Options) -> tuple[dict[str, Any], list[str]]:
+def _build_groups(cfg: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What the groups build that have all they need, and everything that is wrong with any of them."""
     built: dict[str, Any] = {}
     found: list[str] = []
+    trusted = right.get("trusted_packages", [])
     for group in GROUPS:
-        if group == "model":
-            continue
-        runtime = {"data_root": options.data_root} if group == "dataset" else {}
-        try:
-            built[group] = build(group, cfg[group], trusted_packages=options.trusted_packages, **runtime)
-        except ConfigError as error:
-            found += error.problems
+        node, wanted = cfg.get(group), RUNTIME.get(group, ())
+        given = {key: right[key] for key in wanted if key in right}
+        if not isinstance(node, Mapping):
+            found.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")
+        elif len(given) < len(wanted):
+            found += problems(group, node, trusted_packages=trusted, runtime=wanted)
+        else:
+            try:
+                built[group] = build(group, node, trusted_packages=trusted, **given)
+            except ConfigError as error:
+                found += error.problems
     return built, found
 
 
-def _option_problems(options: Options, world_size: int) -> Iterator[str]:
-    ways = world_size * options.accumulation_steps
-    if options.global_batch_size % ways:
-        near = max(1, round(options.global_batch_size / ways)) * ways
+def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    batch, accumulation = right.get("global_batch_size"), right.get("accumulation_steps")
+    if batch and accumulation and batch % (ways := world_size * accumulation):
+        near = max(1, round(batch / ways)) * ways
         yield (
-            f"global_batch_size: found {options.global_batch_size}, expected a multiple of {world_size} ranks x "
-            f"{options.accumulation_steps} accumulation_steps, such as {near}"
+            f"global_batch_size: found {batch}, expected a multiple of {world_size} ranks x "
+            f"{accumulation} accumulation_steps, such as {near}"
         )
-    if options.epochs is None and options.max_steps is None:
+    if {"epochs", "max_steps"} <= right.keys() and right["epochs"] is None and right["max_steps"] is None:
         yield "epochs: found null, and max_steps too; expected one of them"
-    if not RUN_NAME.fullmatch(options.run_name):
-        yield f"run_name: found {options.run_name!r}, expected letters, digits, '.', '_' and '-', at most 100"
-    if options.resume is not None:
-        yield from _resume_problems(options.resume)
+    resume = right.get("resume")
+    if resume is not None and not resume.is_dir():
+        yield f"resume: found {str(resume)!r}, which is no directory; expected the directory of an earlier run"
 
 
-def _resume_problems(run_dir: Path) -> Iterator[str]:
-    if not run_dir.is_dir():
-        yield f"resume: found {str(run_dir)!r}, which is no directory; expected the directory of an earlier run"
-    elif not newest(run_dir / "checkpoints"):
-        raise CheckpointError(f"resume: {run_dir / 'checkpoints'} holds no complete checkpoint")
+def _pair_problems(built: Mapping[str, Any]) -> Iterator[str]:
+    if {"sync", "reducer"} <= built.keys() and (refused := built["sync"].refusal(built["reducer"])):
+        yield f"reducer: {refused}"
 
 
-def _length_problems(built: Mapping[str, Any], total_steps: int) -> Iterator[str]:
+def _length_problems(built: Mapping[str, Any], total_steps: float) -> Iterator[str]:
     sync, schedule = built.get("sync"), built.get("schedule")
     if isinstance(sync, PostLocalSGD) and sync.switch_step > total_steps:
         yield f"sync.switch_step: found {sync.switch_step}, expected at most the run's {total_steps} steps"

@@ -30,11 +30,8 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
     `outputs` among them; anything else in it (the metric, say) is kept beside these.
     """
     path = run_dir / WEIGHTS
-    # safetensors wants every tensor in memory of its own, and parameters are views of one flat buffer.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in _tensors(model).items()
-    }
+    # safetensors refuses other strides, channels-last ones for example.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_tensors(path, tensors)

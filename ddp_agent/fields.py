@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -13,19 +15,36 @@ from typing import Annotated, Any, Literal, Union
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included unless `above` (then `low` itself is excluded)."""
+    """Numbers from `low` to `high`, both included unless `above` excludes `low`, or `below` excludes `high`."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
+        return self.low <= value <= self.high and not (
+            (self.above and value == self.low) or (self.below and value == self.high)
+        )
 
     def __str__(self) -> str:
         low = f"{'>' if self.above else '>='} {self.low:g}" if self.low > -math.inf else ""
-        high = f"<= {self.high:g}" if self.high < math.inf else ""
+        high = f"{'<' if self.below else '<='} {self.high:g}" if self.high < math.inf else ""
         return " and ".join(part for part in (low, high) if part)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Strings that a regular expression matches whole; `words` says in a message which these are."""
+
+    regex: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(self.regex, value) is not None
+
+    def __str__(self) -> str:
+        return self.words
 
 
 PositiveInt = Annotated[int, Range(1)]
@@ -33,6 +52,7 @@ NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, below=True)]  # of a moving average, which would never move with 1
 
 REQUIRED = inspect.Parameter.empty
 
@@ -60,10 +80,14 @@ def parameters(target: type) -> dict[str, Parameter]:
         hints = typing.get_type_hints(target, include_extras=True)
         fields = [field for field in dataclasses.fields(target) if field.init]
         return {field.name: Parameter(hints[field.name], _dataclass_default(field)) for field in fields}
-    constructor: Any = vars(target).get("__init__", target.__init__)  # type: ignore[misc]
+    constructor: Any = target.__init__  # type: ignore[misc]
     hints = typing.get_type_hints(constructor, include_extras=True)
     signature = list(inspect.signature(constructor).parameters.values())[1:]
-    return {parameter.name: Parameter(hints.get(parameter.name, Any), parameter.default) for parameter in signature}
+    return {
+        parameter.name: Parameter(hints.get(parameter.name, Any), parameter.default)
+        for parameter in signature
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _dataclass_default(field: "dataclasses.Field[Any]") -> Any:
@@ -104,7 +128,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation is Path:

@@ -100,9 +100,7 @@ def micro_batches(
     return stream(dataset, batches, device=device, workers=workers, seed=seed)
 
 
-def _resident(
-    dataset: TensorDataset, order: SampleOrder, starts: Iterable[int], micro_batch: int
-) -> Iterator[Batch]:
+def _resident(dataset: TensorDataset, order: SampleOrder, starts: Iterable[int], micro_batch: int) -> Iterator[Batch]:
     inputs, targets = (tensor.to(order.device) for tensor in dataset.tensors)
     for start in starts:
         indices = order.take(start, micro_batch)

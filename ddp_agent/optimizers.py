@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ddp_agent.fields import Fraction, NonNegativeFloat, check_fields
+from ddp_agent.fields import Decay, Fraction, NonNegativeFloat, check_fields
 
 
 @dataclass(kw_only=True)
@@ -39,8 +39,8 @@ class AdamW:
     """Adam with decoupled weight decay (torch.optim.AdamW)."""
 
     lr: NonNegativeFloat
-    beta1: Fraction
-    beta2: Fraction
+    beta1: Decay
+    beta2: Decay
     eps: NonNegativeFloat
     weight_decay: NonNegativeFloat
 

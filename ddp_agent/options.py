@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ddp_agent.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from ddp_agent.fields import Decay, NonNegativeInt, Pattern, PositiveFloat, PositiveInt, Range
+
+# A file name on any system; it cannot leave the folder that it is put into.
+FileName = Annotated[
+    str,
+    Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "of up to 100 letters, digits, '.', '_', '-', led by a letter or digit"
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +35,13 @@ class Options:
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     clip_norm: PositiveFloat | None
-    ema_decay: Fraction | None
+    ema_decay: Decay | None
     recalibrate_batches: PositiveInt
     target: float | None
-    run_name: str
+    run_name: FileName
     data_root: Path | None
     nproc_per_node: PositiveInt | None
-    timeout_s: PositiveFloat
+    timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13
     trusted_packages: list[str]
 
     def total_steps(self, samples: int) -> int:

@@ -212,17 +212,19 @@ class _Console(logging.StreamHandler[TextIO]):
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stdout
 
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()
+
 
 def setup_logging(run_dir: Path, rank: int) -> None:
-    """Rank 0: `train.log` and the console. Others: warnings and errors, in a file that only exists if there are any."""
+    """Rank 0: `train.log` and the console. Others: warnings and errors, in a file made for the first of them."""
     name = "train.log" if rank == 0 else f"train.rank{rank}.log"
-    handlers: list[logging.Handler] = [logging.FileHandler(run_dir / name, encoding="utf-8", delay=rank != 0)]
-    if rank == 0:
-        handlers.append(_Console())
+    file = logging.FileHandler(run_dir / name, encoding="utf-8", delay=rank != 0)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=handlers,
+        handlers=[file, _Console()] if rank == 0 else [file],
         force=True,
     )
     logging.captureWarnings(True)

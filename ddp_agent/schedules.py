@@ -19,13 +19,18 @@ class Schedule(ABC):
         check_fields(self)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """For the 1-based `step`. Warm-up is linear and ends at 1 in step `warmup_steps`; the rest follows it."""
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        return self.after_warmup(step - self.warmup_steps, max(1, total_steps - self.warmup_steps))
+        """For the 1-based `step`. Warm-up is linear and ends at 1 in step `warmup_steps`; the rest follows it.
+
+        Without warm-up it is the first step that has 1, so one step of warm-up is the same as none.
+        """
+        full = max(1, self.warmup_steps)
+        if step < full:
+            return step / full
+        return self.after_warmup(step - full, max(1, total_steps - full))
 
     @abstractmethod
-    def after_warmup(self, step: int, total_steps: int) -> float: ...
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        """For steps 0, 1, …, `total_steps` since the factor reached 1."""
 
 
 @dataclass(kw_only=True)

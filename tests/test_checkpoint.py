@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from checkpoint_cases import (
     FINGERPRINT,
     Payload,
@@ -25,6 +24,7 @@ from checkpoint_cases import (
     save,
     truncate,
 )
+
 from ddp_agent import checkpoint
 from ddp_agent.comm import Comm
 from ddp_agent.errors import CheckpointError

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from checkpoint_cases import (
     Payload,
     empty,
@@ -19,6 +18,7 @@ from checkpoint_cases import (
     truncate,
     write_another_format,
 )
+
 from ddp_agent.errors import CheckpointError
 from ddp_agent.manifest import File, Manifest
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-
 from checkpoint_cases import FINGERPRINT, State, flip_a_bit, is_state_of, load, names, save, state_at, truncate
+from rank_pool import RankError, RankPool
+
 from ddp_agent import checkpoint
 from ddp_agent.comm import Comm, CommStats
 from ddp_agent.errors import CheckpointError
-from rank_pool import RankError, RankPool
+from ddp_agent.manifest import Manifest
 
 
 def save_and_load(directory: Path, steps: list[int]) -> tuple[bool, CommStats]:
@@ -68,12 +69,17 @@ def write_half_and_die(file: io.FileIO, data: bytes) -> None:
     die()
 
 
+def delete_half_and_die(directory: Path) -> None:
+    next(directory.glob("rank-*")).unlink()
+    die()
+
+
 CRASHES: dict[str, tuple[int, str, Callable[..., None]]] = {
     "half a file": (1, "ddp_agent.checkpoint._HashedFile.write", write_half_and_die),
     "before the manifest": (0, "ddp_agent.manifest.write_atomically", die),
     "before the rename": (0, "pathlib.Path.rename", die),
     "before an old one is deleted": (0, "ddp_agent.checkpoint._prune", die),
-    "while an old one is deleted": (0, "shutil.rmtree", die),
+    "while an old one is deleted": (0, "shutil.rmtree", delete_half_and_die),
 }
 
 
@@ -140,6 +146,8 @@ def test_a_rank_killed_while_saving_costs_no_checkpoint(ranks2: RankPool, crash:
     ranks2.run(save_and_load, tmp_path, [3])
     with pytest.raises(RankError, match="exit code -9"):
         ranks2.run(save_and_die, tmp_path, 6, crash, timeout_s=20)
+    for path in checkpoint.newest(tmp_path):
+        assert Manifest.read(path).files.keys() <= set(names(path))
     step = 6 if "an old one" in crash else 3
     assert ranks2.run(try_to_load, tmp_path) == [f"step {step} of rank {rank}" for rank in range(2)]
     assert ranks2.run(save_and_load, tmp_path, [9]) == [(True, CommStats())] * 2

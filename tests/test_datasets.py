@@ -58,9 +58,7 @@ def test_every_yaml_has_exactly_the_keys_of_its_class(name: str) -> None:
 def test_bad_values_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset.samples: found 0, expected an integer >= 1"):
         build("dataset", node("article", samples=0))
-    with pytest.raises(
-        ConfigError, match=r"dataset.loss: found 'hinge', expected one of cross_entropy, half_squared"
-    ):
+    with pytest.raises(ConfigError, match=r"dataset.loss: found 'hinge', expected one of cross_entropy, half_squared"):
         build("dataset", node("digits", loss="hinge"))
     with pytest.raises(ConfigError, match=r"data_root: found None, expected a path"):
         build("dataset", node("fashion_mnist"), data_root=None)
@@ -89,9 +87,7 @@ def test_half_squared_error_is_the_articles() -> None:
     loss = half_squared_error(output, torch.tensor([1, 0]))
     assert loss.item() == pytest.approx((0.5 * (0.25 + 0 + 1) + 0.5 * (1 + 0 + 0)) / 2)
     torch.autograd.backward(loss)
-    expected = (
-        torch.tensor([[0.5, 0.0, -1.0], [1.0, 0.0, 0.0]], dtype=torch.float64) / 2
-    )  # (output - one hot) / batch
+    expected = torch.tensor([[0.5, 0.0, -1.0], [1.0, 0.0, 0.0]], dtype=torch.float64) / 2  # (output - one hot) / batch
     torch.testing.assert_close(output.grad, expected)
 
 
@@ -251,9 +247,7 @@ def test_article_is_the_same_for_every_seed_and_nearly_separable() -> None:
     check(task, input_shape=(10,), outputs=2, train=1000, test=1000)
     assert task.loss is half_squared_error
     (inputs, labels), (test_inputs, test_labels) = task.train.tensors, task.test.tensors
-    weights = torch.linalg.lstsq(
-        with_bias(inputs), torch.eye(2)[labels]
-    ).solution  # what half squared error leads to
+    weights = torch.linalg.lstsq(with_bias(inputs), torch.eye(2)[labels]).solution  # what half squared error leads to
     right = accuracy(with_bias(test_inputs) @ weights, test_labels).mean()
     assert right > 0.96
     assert abs(right - 0.5 * (1 + math.erf(2.3 / math.sqrt(2)))) < 0.01
@@ -355,9 +349,7 @@ def test_fashion_mnist_says_where_it_looked(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_fashion_mnist_downloads_only_what_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_mnist_downloads_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     calls = []
@@ -375,9 +367,7 @@ def test_fashion_mnist_downloads_only_what_is_not_there(
     assert left == {"FashionMNIST", ".download.lock"}
 
 
-def test_fashion_mnist_download_completes_a_partial_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_mnist_download_completes_a_partial_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     write_fashion(tmp_path / "FashionMNIST" / "raw", instead={"t10k_labels": None})
@@ -477,10 +467,7 @@ def test_crop_and_flip_gives_shifted_or_mirrored_images() -> None:
         for mirrored in (False, True)
         for window in [padded[:, :, row : row + 6, column : column + 5]]
     }
-    used = [
-        {key for key, window in windows.items() if torch.equal(window[i], changed[i])}
-        for i in range(len(images))
-    ]
+    used = [{key for key, window in windows.items() if torch.equal(window[i], changed[i])} for i in range(len(images))]
     assert all(len(keys) == 1 for keys in used)
     assert len(set.union(*used)) > 12  # of 18, in 60 draws
     torch.manual_seed(0)
@@ -512,9 +499,7 @@ BOTH = {"train": ["cat", "dog", "eel"], "test": ["cat", "dog", "eel"]}
 def test_image_folder_streams_what_is_there(tmp_path: Path, workers: int) -> None:
     task = folder(write_images(tmp_path, BOTH), workers).load()
     assert (task.input_shape, task.outputs, task.workers) == ((3, 8, 8), 3, workers)
-    ((inputs, targets),) = stream(
-        task.train, [list(range(9))], device=torch.device("cpu"), workers=task.workers
-    )
+    ((inputs, targets),) = stream(task.train, [list(range(9))], device=torch.device("cpu"), workers=task.workers)
     assert targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert inputs.shape == (9, 3, 8, 8)
     red = inputs[::3, 0].mean((1, 2)) * 0.229 + 0.485  # of the lossless ones
@@ -544,9 +529,7 @@ def test_image_folder_fingerprint_sees_files_and_not_their_place(tmp_path: Path)
         ({"train": ["cat"], "test": ["cat"]}, "train: found 1 class folders, expected 2 or more"),
     ],
 )
-def test_image_folder_refuses_other_layouts(
-    tmp_path: Path, classes: dict[str, list[str]], message: str
-) -> None:
+def test_image_folder_refuses_other_layouts(tmp_path: Path, classes: dict[str, list[str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         folder(write_images(tmp_path, classes)).load()
 

@@ -73,6 +73,19 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     assert "decoder.weight" not in (tmp_path / "model.safetensors").read_bytes().decode(errors="ignore")
 
 
+def test_weights_with_other_strides_are_exported(tmp_path: Path) -> None:
+    model = mlp()
+    model.layers[1].weight = nn.Parameter(torch.randn(4, 8).t())
+    Flat(model)
+    assert not model.layers[1].weight.is_contiguous()
+    export.save(tmp_path, model, description=DESCRIPTION)
+    for (name, saved), (other, loaded) in zip(
+        model.named_parameters(), export.load(tmp_path).named_parameters(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(saved, loaded)
+
+
 def test_a_module_of_an_untrusted_package_is_refused(tmp_path: Path) -> None:
     description = {"name": f"{__name__}:Tied", "arguments": {"size": 4}}
     export.save(tmp_path, Tied(size=4), description=description)

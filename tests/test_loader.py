@@ -63,9 +63,7 @@ def batches(
     )
 
 
-def steps(
-    samples: int, world_size: int, micro_batch: int, accumulation: int, last_step: int
-) -> list[list[int]]:
+def steps(samples: int, world_size: int, micro_batch: int, accumulation: int, last_step: int) -> list[list[int]]:
     """The samples of each step over all ranks, rank by rank, in the order in which they are used."""
     ranks = [
         [
@@ -90,9 +88,7 @@ def steps(
 
 @pytest.mark.parametrize("samples", [12, 36, 37, 41, 7])
 @pytest.mark.parametrize(("world_size", "micro_batch", "accumulation"), SPLITS)
-def test_every_sample_exactly_once_an_epoch(
-    samples: int, world_size: int, micro_batch: int, accumulation: int
-) -> None:
+def test_every_sample_exactly_once_an_epoch(samples: int, world_size: int, micro_batch: int, accumulation: int) -> None:
     epochs = 4
     found = steps(samples, world_size, micro_batch, accumulation, last_step=samples * epochs // 12)
     used = list(itertools.chain.from_iterable(found))
@@ -133,9 +129,7 @@ def test_a_batch_may_straddle_epochs() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = [
-        tuple(SampleOrder(50, seed).permutation(epoch).tolist()) for seed in range(5) for epoch in range(5)
-    ]
+    orders = [tuple(SampleOrder(50, seed).permutation(epoch).tolist()) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
     seeds = [mixed_seed(seed, epoch) for seed in range(50) for epoch in range(50)]
     assert len(set(seeds)) == 2500
@@ -156,9 +150,7 @@ def test_sha256_tells_orders_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     used = SampleOrder(41, 3)
     used.take(100, 5)
     assert used.sha256(12) == reference
-    assert (
-        len({reference, SampleOrder(41, 4).sha256(12), SampleOrder(42, 3).sha256(12), used.sha256(13)}) == 4
-    )
+    assert len({reference, SampleOrder(41, 4).sha256(12), SampleOrder(42, 3).sha256(12), used.sha256(13)}) == 4
     monkeypatch.setattr(torch, "randperm", lambda samples, generator: torch.arange(samples))
     assert SampleOrder(41, 3).sha256(12) != reference
 

@@ -55,6 +55,14 @@ def printed(*directories: Path) -> str:
     return file.getvalue()
 
 
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    for name in ("hidden=[a,b]", "hidden=[c,d]"):
+        make_run(tmp_path / name, model="[mlp]")
+    output = printed(tmp_path)
+    for expected in ("hidden=[a,b]", "hidden=[c,d]", "model [mlp]"):
+        assert expected in output
+
+
 def test_a_row_is_the_mean_over_seeds_with_the_sample_standard_deviation(tmp_path: Path) -> None:
     for seed, (accuracy, train_s) in enumerate([(0.90, 1.0), (0.92, 2.0), (0.97, 6.0)]):
         make_run(tmp_path / f"a{seed}", seed=seed, test_metric=accuracy, train_s=train_s)

@@ -85,15 +85,15 @@ def test_a_forked_data_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
         worker.join(30)
 
 
-def close_inherited(run: RunDirectory) -> None:
-    with open(os.devnull) as other:  # takes the descriptor's number once the child gave the lock back
-        run.close()
-        os.fstat(other.fileno())
+def close_inherited(run: RunDirectory, number: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), number)  # another file where the parent has its lock
+    run.close()
+    os.fstat(number)
 
 
 def test_closing_in_a_forked_child_closes_nothing_else(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        assert in_child(close_inherited, run) == 0
+        assert in_child(close_inherited, run, run._lock) == 0
 
 
 @pytest.mark.parametrize("leftover", ["metrics.jsonl", "checkpoints/step-00000010"])

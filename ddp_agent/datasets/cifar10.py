@@ -58,9 +58,7 @@ class CIFAR10:
             if not self.download:
                 folder = self.data_root / Files.base_folder
                 found = (
-                    "files that are missing or differ from the published ones"
-                    if folder.is_dir()
-                    else "no such folder"
+                    "files that are missing or differ from the published ones" if folder.is_dir() else "no such folder"
                 )
                 raise DataError(
                     f"{folder}: found {found}, expected the content of {Files.filename} from {Files.url}; "

@@ -37,19 +37,16 @@ class FashionMNIST:
         if folder is None:
             raise DataError(
                 f"{self.data_root}: found no {_name('train', 'images')}[.gz], also not in "
-                f"{TORCHVISION_FOLDER} or {DEBIAN_FOLDER}; give data_root=<folder of the IDX files>, or dataset.download=true"
+                f"{TORCHVISION_FOLDER} or {DEBIAN_FOLDER}; "
+                "give data_root=<folder of the IDX files>, or dataset.download=true"
             )
-        return resident_classification(
-            _read(folder, "train"), _read(folder, "t10k"), outputs=CLASSES, loss=self.loss
-        )
+        return resident_classification(_read(folder, "train"), _read(folder, "t10k"), outputs=CLASSES, loss=self.loss)
 
     def _folder(self, enough: Callable[[Iterable[bool]], bool]) -> Path | None:
         """The first place that holds `all`, or `any`, of the four files."""
         names = [_name(part, kind) for part in ("train", "t10k") for kind in ("images", "labels")]
         places = [self.data_root / folder for folder in ("", TORCHVISION_FOLDER, DEBIAN_FOLDER)]
-        return next(
-            (place for place in places if enough(_find(place, name) is not None for name in names)), None
-        )
+        return next((place for place in places if enough(_find(place, name) is not None for name in names)), None)
 
     def _download(self) -> None:
         """A file appears under its name once it is whole: a rank that starts later may look at any moment."""
@@ -87,9 +84,7 @@ def _read(folder: Path, part: str) -> Samples:
     if images.shape[1:] != SIZE:
         raise DataError(f"{images_path}: found images of {tuple(images.shape[1:])} pixels, expected {SIZE}")
     if len(labels) != len(images):
-        raise DataError(
-            f"{labels_path}: found {len(labels):,} labels, expected {len(images):,}, one an image"
-        )
+        raise DataError(f"{labels_path}: found {len(labels):,} labels, expected {len(images):,}, one an image")
     if labels.max() >= CLASSES:
         raise DataError(f"{labels_path}: found label {labels.max()}, expected 0 to {CLASSES - 1}")
     return normalise(images, MEAN, STD).unsqueeze(1), labels.long()

@@ -26,9 +26,7 @@ def read_idx(path: Path, kind: Literal["images", "labels"]) -> Tensor:
             shape = _read_shape(file, path, kind)
             data = _read(file, path, math.prod(shape), f"{kind} of shape {shape}")
             if file.read(1):  # also the read that makes gzip compare its checksum
-                raise DataError(
-                    f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}"
-                )
+                raise DataError(f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: found unreadable data ({error}), expected an IDX file of {kind}") from error
     return torch.frombuffer(data, dtype=torch.uint8).view(shape)
@@ -45,12 +43,8 @@ def _read_shape(file: IO[bytes], path: Path, kind: str) -> tuple[int, ...]:
     expected = _magic(kind)
     found = file.read(4)
     if found != expected:
-        known = next(
-            (f"IDX {other}" for other in DIMENSIONS if found == _magic(other)), "no IDX file of bytes"
-        )
-        raise DataError(
-            f"{path}: starts with {found.hex(' ')} ({known}), expected {expected.hex(' ')} (IDX {kind})"
-        )
+        known = next((f"IDX {other}" for other in DIMENSIONS if found == _magic(other)), "no IDX file of bytes")
+        raise DataError(f"{path}: starts with {found.hex(' ')} ({known}), expected {expected.hex(' ')} (IDX {kind})")
     sizes = _read(file, path, 4 * DIMENSIONS[kind], "the sizes in the header")
     shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
     if 0 in shape:

@@ -63,9 +63,7 @@ class ImageFolder:
         try:
             return Files(str(self.data_root / split), transform=transform, loader=_read_image)
         except FileNotFoundError as error:
-            raise DataError(
-                f"{self.data_root / split}: expected images in every class folder. {error}"
-            ) from error
+            raise DataError(f"{self.data_root / split}: expected images in every class folder. {error}") from error
 
 
 def _classes(root: Path) -> list[str]:
@@ -74,9 +72,7 @@ def _classes(root: Path) -> list[str]:
     for split, other in (SPLITS, SPLITS[::-1]):
         extra = sorted(found[split] - found[other])
         if extra:
-            raise DataError(
-                f"{root / other}: expected the classes of {split}/, found no folder for {', '.join(extra)}"
-            )
+            raise DataError(f"{root / other}: expected the classes of {split}/, found no folder for {', '.join(extra)}")
     if len(found["train"]) < 2:
         raise DataError(f"{root / 'train'}: found {len(found['train'])} class folders, expected 2 or more")
     return sorted(found["train"])

@@ -31,10 +31,20 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config") -
     try:
         return _dispatch(place, work, check, conf, config_name)
     except RefusedError as refusal:
-        print(refusal, file=sys.stderr)
+        _say(str(refusal), place)
         return refusal.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _say(message: str, place: Place | None) -> None:
+    if place is None:
+        print(message, file=sys.stderr)
+    else:
+        from ddp_agent.launch.worker import say_once
+        from ddp_agent.runtime import connect
+
+        say_once(connect(), message)
 
 
 def _dispatch(place: Place | None, work: Work, check: Check, conf: Path, config_name: str) -> int:
@@ -47,7 +57,7 @@ def _dispatch(place: Place | None, work: Work, check: Check, conf: Path, config_
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
         return _show(configs) if first else 0
     if flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides:
-        return _sweep(place, configs, flags) if first else 0
+        return _sweep(place, configs, flags)
     if place is not None:
         from ddp_agent.launch import worker
 
@@ -67,9 +77,7 @@ def _parse(typed: Sequence[str]) -> argparse.Namespace:
             raise
         raise ConfigError(complaint.getvalue().strip().splitlines()[-1]) from stop
     if flags.experimental_rerun is not None:
-        raise ConfigError(
-            "--experimental-rerun: it reads a pickle, which can run code; give the overrides instead"
-        )
+        raise ConfigError("--experimental-rerun: it reads a pickle, which can run code; give the overrides instead")
     return flags
 
 
@@ -85,9 +93,7 @@ def _show(configs: Configs) -> int:
     def never_called(cfg: Any) -> None:
         raise AssertionError
 
-    hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
-        never_called
-    )()
+    hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(never_called)()
     return 0
 
 
@@ -95,6 +101,8 @@ def _sweep(place: Place | None, configs: Configs, flags: argparse.Namespace) -> 
     from ddp_agent.launch import sweep
 
     if place is not None:
+        if place.rank != 0:  # beside rank 0 leave quietly, so that it may speak; a node without it waits for nothing
+            return 0 if place.node_rank == 0 else ConfigError.exit_code
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             print("a sweep is not repeated by torchrun's restarts", file=sys.stderr)
             return 1

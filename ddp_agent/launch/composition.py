@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -81,15 +81,15 @@ class Configs:
             raise ConfigError(_in_one_line(error)) from error
         accepted: list[str] = []
         problems: list[str] = []
-        chosen = True
+        groups_chosen = True
         for override in sorted(overrides, key=_is_value):
             try:
                 cfg = self._compose([*accepted, override])
                 accepted.append(override)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 problems.append(explain(error, override, cfg))
-                chosen = chosen and _is_value(override)
-        return Composed(cfg, tuple(problems), chosen)
+                groups_chosen &= not isinstance(error, MissingConfigException | YAMLError)
+        return Composed(cfg, tuple(problems), groups_chosen)
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class Composed:
     problems: tuple[str, ...] = ()
     groups_chosen: bool = True
 
-    def checked(self, check: Check, *, world_size: int, attempt: int = 0) -> LaunchContext:
-        """The context, or ConfigError with what Hydra, OmegaConf and `check` found wrong, all together."""
+    def checked(self, check: Check, ranks: Callable[[Mapping[str, Any]], int], attempt: int = 0) -> LaunchContext:
+        """The context, or ConfigError with what Hydra, OmegaConf and `check` found wrong, all together.
+
+        `ranks` tells the world size that a configuration will have.
+        """
         problems = list(self.problems)
         if self.groups_chosen:  # else what follows from a wrong choice would drown the wrong choice
             try:
-                context = self.context(world_size=world_size, attempt=attempt)
+                context = self._context(ranks, attempt)
                 check(context)
             except ConfigError as error:
                 problems += error.problems
@@ -111,23 +114,24 @@ class Composed:
             raise ConfigError(problems)
         return context
 
-    def context(self, *, world_size: int, attempt: int = 0) -> LaunchContext:
+    def _context(self, ranks: Callable[[Mapping[str, Any]], int], attempt: int) -> LaunchContext:
         if self.cfg.hydra.mode == RunMode.MULTIRUN and RUN_DIR not in os.environ:
             raise ConfigError("hydra.mode: found MULTIRUN in a config file; type -m as well")
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
         try:
-            cfg = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
+            resolved = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
             run_dir = Path(os.environ.get(RUN_DIR) or str(self.cfg.hydra.run.dir))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key}: {_in_one_line(error)}") from error
-        assert isinstance(cfg, dict)
+        assert isinstance(resolved, dict)
+        cfg = {str(key): value for key, value in resolved.items()}
         choices = self.cfg.hydra.runtime.choices
         return LaunchContext(
-            cfg={str(key): value for key, value in cfg.items()},
+            cfg=cfg,
             choices={group: choice for group, choice in choices.items() if choice and "/" not in group},
             overrides=list(self.cfg.hydra.overrides.task),
             run_dir=run_dir.absolute(),
-            world_size=world_size,
+            world_size=ranks(cfg),
             attempt=attempt,
         )
 

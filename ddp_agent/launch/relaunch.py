@@ -1,14 +1,14 @@
-"""`python train.py …`: refuse what is wrong before anything starts, then be the torchrun of the same command."""
+"""`python train.py …`: refuses what is wrong before anything starts, then is the torchrun of the same command."""
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddp_agent.errors import ConfigError, RefusedError
-from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs
+from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.run_directory import RunDirectory
 
 RANKS_ON_CPU = 2
@@ -16,20 +16,16 @@ PREEMPTED = 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
 
-def run(
-    configs: Configs, check: Check, script: Path, arguments: Sequence[str], overrides: Sequence[str]
-) -> int:
+def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], overrides: Sequence[str]) -> int:
     try:
-        composed = configs.compose(overrides)
-        nproc_per_node = _nproc_per_node(composed.context(world_size=1).cfg)
-        context = composed.checked(check, world_size=nproc_per_node)
+        context = configs.compose(overrides).checked(check, _nproc_per_node)
     except RefusedError as refusal:
         _tell_sweep(str(refusal))
         raise
-    return _torchrun(nproc_per_node, script, arguments, context.run_dir)
+    return _torchrun(context, script, arguments)
 
 
-def _nproc_per_node(cfg: dict[str, Any]) -> int:
+def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
     wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
     try:
         count = int(wanted)
@@ -40,7 +36,7 @@ def _nproc_per_node(cfg: dict[str, Any]) -> int:
     return count
 
 
-def _gpus(cfg: dict[str, Any]) -> int:
+def _gpus(cfg: Mapping[str, Any]) -> int:
     if cfg.get("device") == "cpu":
         return 0
     import torch
@@ -48,7 +44,7 @@ def _gpus(cfg: dict[str, Any]) -> int:
     return torch.cuda.device_count()
 
 
-def _torchrun(nproc_per_node: int, script: Path, arguments: Sequence[str], run_dir: Path) -> int:
+def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) -> int:
     """In this process: a second interpreter would import torch once more, and hide which rank failed with what."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -56,14 +52,14 @@ def _torchrun(nproc_per_node: int, script: Path, arguments: Sequence[str], run_d
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
     try:
-        torchrun(["--standalone", f"--nproc_per_node={nproc_per_node}", str(script), *arguments])
+        torchrun(["--standalone", f"--nproc_per_node={context.world_size}", str(script), *arguments])
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         if first.exitcode not in SAID_BY_RANK:
             print(failed, file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as stopped:  # the ranks have ended: with everything saved?
-        return PREEMPTED if read_status(run_dir).get("status") == "preempted" else 128 + stopped.sigval
+        return PREEMPTED if read_status(context.run_dir).get("status") == "preempted" else 128 + stopped.sigval
     return 0
 
 

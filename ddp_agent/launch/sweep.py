@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +48,11 @@ class Job:
         job = HydraConfig.get()
         run_dir = Path(job.runtime.output_dir)
         overrides = list(job.overrides.task)
-        environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir)}
-        environment.pop(RUN_TIME, None)
-        command = [*self.command, *overrides, f"hydra.job.num={job.job.num}"]
-        code = _run(command, environment, job.runtime.cwd)
+        name = f"job {job.job.num} ({shlex.join(overrides)})"
+        print(f"{name}: {run_dir}", flush=True)
+        code = _run([*self.command, *overrides, f"hydra.job.num={job.job.num}"], run_dir, job.runtime.cwd)
         if code != 0:
-            raise JobFailedError(
-                _report(f"job {job.job.num} ({shlex.join(overrides)}) failed: {_reason(run_dir, code)}")
-            )
+            raise JobFailedError(_report(f"{name} failed: {_reason(run_dir, code)}"))
         return _objective(run_dir)
 
 
@@ -101,8 +98,10 @@ def _first_job(overrides: Sequence[str]) -> list[str]:
     return first
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], cwd: str) -> int:
+def _run(command: Sequence[str], run_dir: Path, cwd: str) -> int:
     """In a process group of its own: Ctrl-C then reaches the job once, from here, as a request to save and stop."""
+    environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir)}
+    environment.pop(RUN_TIME, None)  # the sweep's
     process = subprocess.Popen(command, env=environment, cwd=cwd, process_group=0)
     try:
         return process.wait()
@@ -130,13 +129,9 @@ def _report(failure: str) -> str:
 
 def _summarise(failures: Path, first: JobFailedError) -> int:
     """`failures` is missing when the jobs ran on other machines; Hydra hands the first failure over in any case."""
-    told = (
-        [json.loads(line) for line in failures.read_text(encoding="utf-8").splitlines()]
-        if failures.exists()
-        else []
-    )
-    told = told or [str(first)]
-    print(f"\n{len(told)} of the sweep's jobs failed:", *told, sep="\n  ", file=sys.stderr)
+    lines = failures.read_text(encoding="utf-8").splitlines() if failures.exists() else []
+    told = [json.loads(line) for line in lines] or [str(first)]
+    print(f"\nfailed in this sweep: {len(told)}", *told, sep="\n  ", file=sys.stderr)
     return 1
 
 

@@ -35,7 +35,7 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
     try:
         os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
         composed = configs.compose(overrides)
-        context = composed.checked(check, world_size=rendezvous.place.world_size, attempt=rendezvous.attempt)
+        context = composed.checked(check, lambda _: rendezvous.place.world_size, rendezvous.attempt)
         with _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:

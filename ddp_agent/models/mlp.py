@@ -11,9 +11,7 @@ from ddp_agent.fields import PositiveInt
 class MLP(nn.Module):
     """Fully connected layers with ReLU between them."""
 
-    def __init__(
-        self, *, input_shape: tuple[int, ...], outputs: int, hidden: tuple[PositiveInt, ...]
-    ) -> None:
+    def __init__(self, *, input_shape: tuple[int, ...], outputs: int, hidden: tuple[PositiveInt, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         sizes = [math.prod(input_shape), *hidden]

@@ -17,7 +17,7 @@ _STYLES = tuple(product(("-", "--", ":"), _COLOURS))
 _AXES = (
     ("step", 1.0, "steps"),
     ("train_s", 1.0, "seconds of training"),
-    ("payload_bytes", 1e6, "megabytes sent"),
+    ("payload_bytes", 1e6, "payload in megabytes"),
 )
 _TYPOGRAPHY: dict[Any, Any] = {
     "font.size": 9,
@@ -34,6 +34,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for panel, (key, unit, name) in zip(panels, _AXES, strict=True):
             _draw_panel(panel, rows, key, unit)
             panel.set_xlabel(name)
+        _spread(panels[-1])
         panels[0].set_ylabel(rows[0].runs[0].metric.replace("_", " "))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
@@ -48,5 +49,13 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], key: str, unit: float) -> None
             across = [point[key] / unit for point in points]
             up = [point[run.metric] for point in points]
             label = row.label if run is row.runs[0] else None
-            panel.plot(across, up, dash, color=colour, linewidth=1.0, marker=".", markersize=3, label=label)
+            panel.plot(across, up, dash, color=colour, linewidth=0.8, marker=".", markersize=2, label=label)
     panel.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def _spread(panel: Axes) -> None:
+    """Modes differ by orders of magnitude in what they send, down to nothing: logarithmic, with a zero."""
+    lines: list[Any] = panel.get_lines()
+    least = min((sent for line in lines for sent in line.get_xdata() if sent > 0), default=1.0)
+    panel.set_xscale("symlog", linthresh=least)
+    panel.set_xlim(left=-least / 10)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ddp_agent.report.runs import Row, Run
@@ -40,6 +41,8 @@ def comparison(rows: Sequence[Row]) -> Table:
     table = Table(*columns, title=title)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
+    for column in table.columns[-3:]:
+        column.justify = "right"
     return table
 
 
@@ -49,4 +52,4 @@ def _mean_cell(runs: Sequence[Run], key: str, shown: Callable[[float], str]) -> 
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "–" if value is None else escape(str(value))

@@ -1,0 +1,91 @@
+"""python -m ddp_agent.bench sync | step: starts its own ranks, prints a table and says what was measured on what.
+
+Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a module of this package that
+has the three names of `Bench` and is listed in BENCHES.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from ddp_agent.place import Place, die_with_parent
+
+if __name__ == "__main__":
+    # Before torch is imported: all ranks share this machine's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if Place.read() is not None:
+        die_with_parent()
+
+from rich.console import Console
+
+from ddp_agent import runtime
+from ddp_agent.bench.arguments import at_least, new_file
+from ddp_agent.bench.outcome import Outcome
+from ddp_agent.runtime import Runtime
+
+BENCHES = ("sync", "step")
+
+
+class Bench(Protocol):
+    SUMMARY: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def measure(self, arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+        """Every rank calls it; what rank 0 returns is shown."""
+        ...
+
+
+def main(typed: Sequence[str]) -> int:
+    arguments = _parser().parse_args(typed)
+    if Place.read() is None:
+        return _under_torchrun(arguments.ranks, typed)
+    with runtime.start(arguments.device, job="bench") as ranks:
+        outcome = _bench(arguments.bench).measure(arguments, ranks)
+    if ranks.rank == 0:
+        Console(width=None if sys.stdout.isatty() else 140).print(outcome.table())
+        if arguments.json:
+            outcome.write(arguments.json)
+    return 0
+
+
+def _under_torchrun(ranks: int, typed: Sequence[str]) -> int:
+    """In this process, which has imported torch already."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(["--standalone", f"--nproc_per_node={ranks}", "-m", "ddp_agent.bench", *typed])
+    except ChildFailedError as failed:
+        print(failed, file=sys.stderr)
+        return 1
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ddp_agent.bench", description="Measures this tree against plain torch, on CPU or GPU."
+    )
+    chosen = parser.add_subparsers(dest="bench", required=True)
+    for name in BENCHES:
+        bench = _bench(name)
+        one = chosen.add_parser(name, help=bench.SUMMARY, description=bench.SUMMARY)
+        one.add_argument("--ranks", type=at_least(2), default=2, help="how many to start on this machine (2)")
+        one.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as of train.py (auto)")
+        one.add_argument("--json", type=new_file, metavar="FILE", help="also write the numbers there")
+        bench.add_arguments(one)
+    return parser
+
+
+def _bench(name: str) -> Bench:
+    return cast(Bench, import_module(f"ddp_agent.bench.{name}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

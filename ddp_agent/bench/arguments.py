@@ -1,0 +1,25 @@
+"""Argument types: a wrong value is refused before any rank starts."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer >= {low}")
+        return value
+
+    return parse
+
+
+def new_file(text: str) -> Path:
+    path = Path(text).absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a file in a directory that exists")
+    return path

@@ -1,0 +1,176 @@
+"""What a training step costs beyond its arithmetic."""
+
+import argparse
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch.utils.data import TensorDataset
+
+from ddp_agent.bench import bare
+from ddp_agent.bench.arguments import at_least
+from ddp_agent.bench.outcome import Machine, Outcome, Row
+from ddp_agent.bench.rounds import Timed, Timing, stopwatch, take_turns
+from ddp_agent.comm import Comm
+from ddp_agent.console import ConsoleProgress
+from ddp_agent.datasets.article import Article
+from ddp_agent.datasets.base import Task
+from ddp_agent.models.mlp import MLP
+from ddp_agent.optimizers import SGD
+from ddp_agent.options import Options
+from ddp_agent.reducers import Dense
+from ddp_agent.run_directory import RunDirectory
+from ddp_agent.runtime import Runtime, seed_everything
+from ddp_agent.schedules import Constant
+from ddp_agent.sync import AllReduce, Independent, LocalSGD, SyncStrategy
+from ddp_agent.topology import Topology
+from ddp_agent.tracking import Tracker
+from ddp_agent.trainer import Trainer
+
+SUMMARY = "a training step of the trainer, and of a bare hand-written loop, with and without communication"
+YARDSTICK = "bare hand-written loop"
+TARGET = 1.15
+BATCH = 32  # samples a rank
+PERIOD = 8
+LOG_EVERY = 20  # conf/config.yaml's
+NEVER = 10**9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=at_least(1), default=9, help="rounds that count (9)")
+    parser.add_argument("--steps", type=at_least(PERIOD), default=320, help="optimizer steps a round (320)")
+
+
+def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="ddp_agent-bench-") as directory:
+        rows = list(_rows(arguments.steps, arguments.repeats, ranks, Path(directory)))
+    return Outcome(
+        title=f"An optimizer step of the 10-32-2 MLP, {BATCH} samples a rank",
+        how=f"medians of {arguments.repeats} alternating rounds of {arguments.steps} steps, time of the slowest rank; "
+        f"ratio: to the bare loop, in the same round; without evaluations and checkpoints; log_every {LOG_EVERY}",
+        machine=Machine.here(ranks),
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way of synchronising: the trainer's, and the same by hand."""
+
+    name: str
+    sync: Callable[[], SyncStrategy]
+    by_hand: Callable[[bare.Data], bare.Loop]
+    alone: bool = False
+
+
+SETTINGS = (
+    Setting("no communication, 1 rank", Independent, bare.independent, alone=True),
+    Setting("gradients, every step", AllReduce, bare.gradients_averaged),
+    Setting(
+        f"parameters, every {PERIOD} steps",
+        lambda: LocalSGD(period=PERIOD),
+        lambda data: bare.parameters_averaged(data, PERIOD),
+    ),
+)
+
+
+def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator[Row]:
+    task = Article(samples=1000, test_samples=1000, features=10, separation=2.3, loss="cross_entropy").load()
+    for number, setting in enumerate(SETTINGS):
+        if setting.alone and ranks.rank != 0:
+            continue  # and wait for rank 0 at the next setting's first collective
+        topology = Topology(world=Comm(), ranks_per_node=1) if setting.alone else Topology.create()
+        turns = contenders(setting, topology, task, steps, ranks, directory / str(number))
+        for name, timing in take_turns(turns, repeats, topology.world).items():
+            yield _row(setting, name, timing, steps)
+
+
+def contenders(
+    setting: Setting, topology: Topology, task: Task, steps: int, ranks: Runtime, directory: Path
+) -> dict[str, Timed]:
+    seed_everything(0)
+    by_hand = setting.by_hand(_share(task, topology.world, ranks))
+    silent, recorded = (trainer(setting.sync(), topology, task, ranks) for _ in range(2))
+    if topology.world.rank == 0:
+        recorded.tracker = Tracker(RunDirectory(directory), task.metric_name)
+        recorded.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
+    return {
+        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), ranks.device),
+        "trainer": lambda: fit(silent, steps),
+        "trainer, writing metrics.jsonl and TensorBoard": lambda: fit(recorded, steps),
+    }
+
+
+def fit(trainer: Trainer, steps: int) -> float:
+    """Seconds that `steps` more steps take, by the trainer's own clock: all but evaluation and checkpoints."""
+    before_s = trainer.costs()["train_s"]
+    trainer.total_steps += steps
+    trainer.fit()
+    return trainer.costs()["train_s"] - before_s
+
+
+def trainer(sync: SyncStrategy, topology: Topology, task: Task, ranks: Runtime) -> Trainer:
+    model = MLP(input_shape=task.input_shape, outputs=task.outputs, hidden=(32,)).to(ranks.device)
+    optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
+    return Trainer(
+        options=_options(BATCH * topology.world.size),
+        total_steps=0,
+        task=task,
+        module=model,
+        optimizer=optimizer,
+        schedule=Constant(warmup_steps=0),
+        sync=sync,
+        reducer=Dense(),
+        topology=topology,
+        device=ranks.device,
+        fingerprint={},
+    )
+
+
+def _options(global_batch_size: int) -> Options:
+    return Options(
+        seed=0,
+        epochs=None,
+        max_steps=NEVER,
+        global_batch_size=global_batch_size,
+        accumulation_steps=1,
+        eval_every=NEVER,
+        evaluate_own=False,
+        checkpoint_every=None,
+        keep_checkpoints=1,
+        consensus_every=None,
+        log_every=LOG_EVERY,
+        resume=None,
+        device="auto",
+        precision="fp32",
+        compile=False,
+        clip_norm=None,
+        ema_decay=None,
+        recalibrate_batches=1,
+        target=None,
+        run_name="bench",
+        data_root=None,
+        nproc_per_node=None,
+        timeout_s=600,
+        trusted_packages=[],
+    )
+
+
+def _share(task: Task, world: Comm, ranks: Runtime) -> bare.Data:
+    assert isinstance(task.train, TensorDataset)
+    inputs, targets = (tensor[world.rank :: world.size].to(ranks.device) for tensor in task.train.tensors)
+    return bare.Data(inputs, targets, BATCH)
+
+
+def _row(setting: Setting, name: str, timing: Timing, steps: int) -> Mapping[str, str | float | None]:
+    return {
+        "synchronised": setting.name,
+        "loop": name,
+        "us_a_step": timing.median_s / steps * 1e6,
+        "best_us": timing.best_s / steps * 1e6,
+        "ratio": timing.ratio,
+        "target": None if name == YARDSTICK else TARGET,
+    }

@@ -1,0 +1,152 @@
+"""How long it takes to average a model's parameters."""
+
+import argparse
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddp_agent.bench import yardsticks
+from ddp_agent.bench.arguments import at_least
+from ddp_agent.bench.outcome import Machine, Outcome, Row
+from ddp_agent.bench.rounds import Timing, stopwatch, take_turns
+from ddp_agent.comm import Comm
+from ddp_agent.reducers import Dense
+from ddp_agent.runtime import Runtime, seed_everything
+from ddp_agent.sync import LocalSGD
+from ddp_agent.topology import Topology
+
+SUMMARY = "averaging a model's parameters: this tree, torch, a collective per tensor, and the raw all_reduce"
+OURS = "this tree: LocalSGD, buffers too"
+TARGET = 1.15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", type=_known, default=["resnet18", "resnet50"], metavar="NAME",
+                        help="torchvision's classification models (resnet18 resnet50)")  # fmt: skip
+    parser.add_argument("--repeats", type=at_least(1), default=15, help="rounds that count (15)")
+
+
+def _known(name: str) -> str:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise argparse.ArgumentTypeError(f"found {name!r}, expected a classification model of torchvision")
+    return name
+
+
+def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    from torchvision import models
+
+    created = {name: functools.partial(models.get_model, name, weights=None) for name in arguments.models}
+    return compare(created, arguments.repeats, ranks)
+
+
+def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: Runtime) -> Outcome:
+    rows: list[Row] = []
+    for name, create in models.items():
+        seed_everything(0, ranks.rank)
+        rows += _rows(name, contenders(create().to(ranks.device)), repeats, ranks.device)
+    return Outcome(
+        title="Averaging the parameters of a model, once",
+        how=f"medians of {repeats} alternating rounds, time of the slowest rank; ratio: to the raw collective, in the "
+        "same round; bytes and calls as c10d saw them",
+        machine=Machine.here(ranks),
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`average` makes `tensors()` their mean over ranks; with `sums` only their sum."""
+
+    name: str
+    tensors: Callable[[], Sequence[Tensor]]
+    average: Callable[[], None]
+    sums: bool = False
+    target: float | None = None
+
+
+def contenders(model: nn.Module) -> list[Contender]:
+    """The first is the yardstick. Each has parameters of its own."""
+    shapes = [parameter.shape for parameter in model.parameters()]
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+    pieces = [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+    packed, tensorwise = copy.deepcopy(model), copy.deepcopy(model)
+    return [
+        Contender("raw all_reduce of one flat tensor", lambda: pieces, lambda: yardsticks.flat_sum_(flat), sums=True),
+        ours(model),
+        Contender(
+            "torch average_parameters",
+            lambda: list(packed.parameters()),
+            lambda: yardsticks.torch_mean_(packed.parameters()),
+        ),
+        Contender(
+            "all_reduce of each tensor",
+            lambda: list(tensorwise.parameters()),
+            lambda: yardsticks.tensorwise_mean_(tensorwise.parameters()),
+        ),
+    ]
+
+
+def ours(model: nn.Module) -> Contender:
+    sync = LocalSGD(period=1)
+    sync.setup(model, torch.optim.SGD(model.parameters()), Topology.create(), Dense())
+    return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(1), target=TARGET)
+
+
+def _rows(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
+    comm = Comm.world()
+    shapes = [tensor.shape for tensor in contenders[0].tensors()]
+    weights = [torch.randn(shape, device=device) for shape in shapes]  # other ones on each rank
+    counted = [_checked(contender, weights, comm) for contender in contenders]
+
+    def timed(contender: Contender) -> float:
+        _load(contender, weights)
+        comm.barrier()
+        return stopwatch(contender.average, device)
+
+    turns = {contender.name: functools.partial(timed, contender) for contender in contenders}
+    timings = take_turns(turns, repeats, comm)
+    return [
+        _row(model, contender, timings[contender.name], counter)
+        for contender, counter in zip(contenders, counted, strict=True)
+    ]
+
+
+def _row(model: str, contender: Contender, timing: Timing, counter: yardsticks.CollectiveCounter) -> Row:
+    return {
+        "model": model,
+        "averaged_by": contender.name,
+        "ms": timing.median_s * 1e3,
+        "best_ms": timing.best_s * 1e3,
+        "ratio": timing.ratio,
+        "target": contender.target,
+        "payload_bytes": counter.payload_bytes,
+        "calls": counter.calls,
+    }
+
+
+@torch.no_grad()
+def _load(contender: Contender, weights: Sequence[Tensor]) -> None:
+    """As after some local steps: ranks differ, and the optimizer has just written the parameters."""
+    for tensor, values in zip(contender.tensors(), weights, strict=True):
+        tensor.copy_(values)
+
+
+@torch.no_grad()
+def _checked(contender: Contender, weights: Sequence[Tensor], comm: Comm) -> yardsticks.CollectiveCounter:
+    """What one averaging sends. RuntimeError if it does not average: there would be nothing to time."""
+    _load(contender, weights)
+    with yardsticks.CollectiveCounter() as counter:
+        contender.average()
+    expected = torch.cat([tensor.reshape(-1) for tensor in weights])
+    with comm.uncounted():
+        comm.all_reduce_(expected)
+    found = torch.cat([tensor.reshape(-1) for tensor in contender.tensors()])
+    if not torch.allclose(found if contender.sums else found * comm.size, expected, rtol=1e-4, atol=1e-6):
+        raise RuntimeError(f"{contender.name} did not leave the mean over ranks")
+    return counter

@@ -1,0 +1,54 @@
+"""What this tree is measured against. Apart from comm.py the only file that calls collectives: its traffic is no run's."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.model_averaging.utils import average_parameters
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def flat_sum_(flat: Tensor) -> None:
+    """The least that any averaging of so many numbers can do."""
+    dist.all_reduce(flat)
+
+
+def flat_mean_(flat: Tensor) -> None:
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+
+
+def torch_mean_(parameters: Iterable[nn.Parameter]) -> None:
+    """What torch's model averagers do: pack, divide, reduce, and point the parameters at the result."""
+    average_parameters(iter(parameters), None)
+
+
+@torch.no_grad()
+def tensorwise_mean_(parameters: Iterable[nn.Parameter]) -> None:
+    """A collective for each tensor, as in most hand-written code and in accelerate's LocalSGD."""
+    for parameter in parameters:
+        dist.all_reduce(parameter)
+        parameter /= dist.get_world_size()
+
+
+def ddp(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel as fast as its options make it on a model without buffers."""
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts what passes to c10d inside it, whoever sends it: knows nothing of `CommStats`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.payload_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.calls += 1
+            self.payload_bytes += sum(tensor.nbytes for tensor in args[0])
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,69 @@
+"""Whole runs, as `train.py` makes them, inside ranks that are already there."""
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ddp_agent.config import check_against_data, parse
+from ddp_agent.errors import RefusedError
+from ddp_agent.launch.composition import Configs
+from ddp_agent.run import train
+from ddp_agent.run_directory import RunDirectory
+from ddp_agent.runtime import Runtime
+
+ROOT = Path(__file__).parent.parent
+MODES = ("independent", "allreduce", "local_sgd", "post_local_sgd", "parameter_update", "diloco")
+SMALL = ("max_steps=8", "global_batch_size=48", "log_every=2", "run_name=test")
+PERIODS = {
+    "local_sgd": ("sync.period=4",),
+    "post_local_sgd": ("sync.period=4", "sync.switch_step=2"),
+    "parameter_update": ("sync.period=4", "sync.outer_lr=0.4"),
+    "diloco": ("sync.period=4",),
+}
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    context = (
+        Configs(folder=ROOT / "conf", name="config").compose(overrides).checked(lambda context: None, lambda cfg: 1)
+    )
+    return context.cfg, context.choices
+
+
+def config(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The whole config of a small run, and the choices it is made of."""
+    cfg, choices = _composed((*SMALL, *overrides))
+    return copy.deepcopy(cfg), dict(choices)
+
+
+def mode(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """With periods of 4 steps."""
+    return config(f"sync={name}", *PERIODS.get(name, ()), *overrides)
+
+
+def run(cfg: dict[str, Any], choices: dict[str, str], path: str, attempt: int = 0) -> dict[str, Any] | str:
+    """On every rank: the summary, or the message of a refusal."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    runtime = Runtime(
+        rank=rank,
+        local_rank=rank,
+        world_size=ranks,
+        local_world_size=ranks,
+        node_rank=0,
+        attempt=attempt,
+        device=torch.device("cpu"),
+        backend="gloo",
+    )
+    try:
+        settings = parse(cfg, choices=choices, world_size=ranks)
+        task = settings.dataset.load()
+        check_against_data(settings, task, ranks)
+        with RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
+            dist.barrier()
+            return train(settings, task, directory, runtime)
+    except RefusedError as refusal:
+        return f"{type(refusal).__name__}: {refusal}"
