@@ -80,7 +80,7 @@ class Comm:
         if self._group is None:
             return self
         mine, _ = dist.new_subgroups_by_enumeration([list(part) for part in partition])
-        return Comm(mine, self.stats)
+        return Comm(cast(dist.ProcessGroup, mine), self.stats)
 
     def all_reduce_(self, tensor: Tensor, op: Op = "sum") -> None:
         self.start_all_reduce_(tensor, op).wait()

@@ -143,8 +143,7 @@ def coerce(value: Any, annotation: Any) -> Any:
     if origin is Annotated:
         return coerce(value, arguments[0])
     if origin in (Union, types.UnionType):
-        exact = [argument for argument in arguments if type(value) is argument]
-        return value if exact else coerce(value, next(argument for argument in arguments if fits(value, argument)))
+        return coerce(value, next(argument for argument in arguments if fits(value, argument)))
     if origin is tuple:
         return tuple(coerce(item, arguments[0]) for item in value)
     if annotation is float:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import operator
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -215,7 +214,8 @@ def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
         mine = torch.tensor(list(times.values()), dtype=torch.float64, device=world.device)
         gathered: list[list[float]] = [other.tolist() for other in world.all_gather(mine)]
     train_s = list(times).index("train_s")
-    return dict(zip(times, max(gathered, key=operator.itemgetter(train_s)), strict=True))
+    worst = max(range(world.size), key=lambda rank: gathered[rank][train_s])
+    return dict(zip(times, gathered[worst], strict=True))
 
 
 def hparams(settings: Settings, world_size: int) -> dict[str, Any]:

@@ -11,10 +11,9 @@ A step, with what may hook in where:
 """
 
 import math
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from torch.optim import Optimizer
 
 from ddp_agent import checkpoint
 from ddp_agent.clock import Clock
-from ddp_agent.comm import CommStats
 from ddp_agent.console import ConsoleProgress, NullProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.ema import EMA
@@ -37,18 +35,9 @@ from ddp_agent.schedules import Schedule
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import NullTracker, Tracker
+from ddp_agent.trainer_state import Standing, capture, restore
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Standing:
-    """How good the run is so far; a target that was not reached is None."""
-
-    best_metric: float | None = None
-    time_to_target_s: float | None = None
-    bytes_to_target: int | None = None
-    steps_to_target: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -80,7 +69,7 @@ class Trainer:
         self.standing = Standing()
         self.order = SampleOrder(len(self.task.train), options.seed)  # type: ignore[arg-type]
         self.micro_batch = options.global_batch_size // (options.accumulation_steps * world.size)
-        self.steps_per_epoch = max(1, self.order.samples // options.global_batch_size)
+        self.steps_per_epoch = math.ceil(self.order.samples / options.global_batch_size)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         if options.compile:
             self.module.compile()
@@ -153,7 +142,8 @@ class Trainer:
             inputs = self.task.augment(inputs)
         with self.autocast():
             loss = self.task.loss(self.model(inputs), target)
-        return loss / self.options.accumulation_steps
+        parts = self.options.accumulation_steps
+        return loss / parts if parts > 1 else loss  # dividing by 1 would cost 20 us, most of it in backward
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES.get(self.options.precision)
@@ -274,7 +264,7 @@ class Trainer:
         checkpoint.save(
             self.run_dir / "checkpoints",
             self.step,
-            self.state_dict(),
+            capture(self),
             comm=self.topology.world,
             fingerprint=self.fingerprint,
             details={"sync": type(self.sync).__name__},
@@ -289,7 +279,7 @@ class Trainer:
         if loaded is None:
             return 0
         _, state = loaded
-        self.load_state_dict(state)
+        restore(self, state)
         return self.step
 
     def rehearse(self) -> None:
@@ -302,59 +292,3 @@ class Trainer:
                     self.loss(inputs, target).backward()
                 self.sync.before_step(1)
                 self.optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's whole state: a run resumed from it continues bit for bit."""
-        return {
-            "step": self.step,
-            "weights": [self.sync.flat.everything, *self.sync.flat.others],
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "sync": self.sync.state_dict(),
-            "syncs": self.sync.syncs,
-            "reducer": self.reducer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else {},
-            "comm": asdict(self.topology.world.settle()),
-            "seconds": self.clock.snapshot(),
-            "loss_sum": self.loss_sum,
-            "logged": [self.logged_step, self.logged_s],
-            "standing": asdict(self.standing),
-            "random": random_state(self.device),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Random streams come last: building and rehearsing have drawn from them."""
-        self.step = state["step"]
-        self.sync.flat.restore(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.sync.load_state_dict(state["sync"])
-        self.sync.syncs = state["syncs"]
-        self.reducer.load_state_dict(state["reducer"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-        stats: CommStats = self.topology.world.stats
-        for name, value in state["comm"].items():
-            setattr(stats, name, value)
-        self.clock.seconds.update(state["seconds"])
-        self.loss_sum.copy_(state["loss_sum"])
-        self.logged_step, self.logged_s = state["logged"]
-        self.standing = Standing(**state["standing"])
-        restore_random_state(state["random"], self.device)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "python": [version, list(words), gauss],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# torch takes 4 s to import, and torch._dynamo, which every optimizer imports, 4 s more.
+PRELOAD = ("torch", "torch.distributed", "torch._dynamo")
 TIMEOUT_S = 60.0
 # gloo tells ranks that hang in a collective after the timeout, and their traceback says where: wait for it.
 HEADROOM_S = 3.0
@@ -62,12 +64,11 @@ class Worker:
 class RankProcesses:
     """The processes behind every pool of the session: two ranks are the first two of the same four."""
 
-    def __init__(self) -> None:
-        # One server imports torch (4 s) and torch._dynamo, which every optimizer imports (4 s more); ranks
-        # are forks of it, made in milliseconds. The server is a fresh process: nothing of the tests is in
-        # it.
+    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
+        # One server imports these modules, and ranks are forks of it, made in milliseconds. The server is a
+        # fresh process: nothing of the tests is in it.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+        self._context.set_forkserver_preload(list(preload))
         self._workers: list[Worker] = []
 
     @property

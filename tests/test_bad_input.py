@@ -165,14 +165,19 @@ def test_all_problems_are_told_at_once_in_whatever_part_they_are() -> None:
     typed = [
         "optimizer.lr=-1", "seed=-1", "global_batch_size=63", "sync=post_local_sgd", "sync.switch_step=99",
         "max_steps=50", "reducer=bf16", "schedule=cosine", "schedule.final=2", "+extra=1", "model.hidden=[0]",
-        "dataset=fashion_mnist", "run_name=../x", "sync.perod=4", "resume=/nowhere",
+        "dataset=fashion_mnist", "run_name=../x", "+optimizer.momentun=1", "resume=/nowhere",
     ]  # fmt: skip
     problems = composed_refusal(*typed)
     assert sorted(problem.partition(":")[0] for problem in problems) == [
-        "dataset", "extra", "global_batch_size", "model.hidden", "optimizer.lr", "reducer", "resume", "run_name",
-        "schedule.final", "seed", "sync.perod", "sync.switch_step",
+        "dataset", "extra", "global_batch_size", "model.hidden", "optimizer.lr", "optimizer.momentun",
+        "reducer", "resume", "run_name", "schedule.final", "seed", "sync.switch_step",
     ]  # fmt: skip
     assert all("expected" in line or "unknown key" in line or "use reducer=dense" in line for line in problems)
+
+
+def test_what_cannot_be_composed_hides_no_wrong_value() -> None:
+    problems = composed_refusal("sync.perod=4", "optimizer.lr=-1", "global_batch_size=63")
+    assert [problem.partition(":")[0] for problem in problems] == ["sync.perod", "optimizer.lr", "global_batch_size"]
 
 
 def test_a_wrong_part_hides_no_problem_of_another() -> None:

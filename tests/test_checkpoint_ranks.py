@@ -110,6 +110,10 @@ def test_damage_to_one_ranks_file_sends_all_ranks_back(ranks3: RankPool, tmp_pat
     assert "step-00000003/rank-0001.pt: found" in messages[0]
 
 
+def test_ranks_agree_that_there_is_no_checkpoint(ranks2: RankPool, tmp_path: Path) -> None:
+    assert ranks2.run(try_to_load, tmp_path) == ["none", "none"]
+
+
 def test_another_number_of_ranks_is_refused(ranks2: RankPool, ranks3: RankPool, tmp_path: Path) -> None:
     ranks2.run(save_and_load, tmp_path, [3])
     assert set(ranks3.run(try_to_load, tmp_path)) == {

@@ -44,7 +44,6 @@ def test_every_yaml_composes_parses_and_is_kept(group: str, name: str, tmp_path:
     chosen = f"{group}={name}" if group in GROUPS else f"+{group}={name}"
     found = settings(chosen, f"data_root='{tmp_path}'", world_size=2)
     assert found.choices[group] == name
-    assert found.label(group) == name
     assert_kept(found)
 
 
@@ -86,8 +85,16 @@ def test_parsing_changes_nothing() -> None:
     assert parsed(cfg).cfg == before == cfg
 
 
-def test_a_part_without_a_file_is_called_by_its_class() -> None:
-    assert parsed(config(sync="local_sgd")).label("sync") == "LocalSGD"
+def test_a_part_is_called_by_its_file_or_else_by_its_class() -> None:
+    assert settings("reducer=bf16").label("reducer") == "bf16"
+    assert parsed(config(reducer="bf16")).label("reducer") == "Cast"
+
+
+@pytest.mark.parametrize("sync", ["local_sgd", "parameter_update"])
+def test_the_articles_case_is_right_for_its_ten_nodes(sync: str) -> None:
+    found = settings("+experiment=article", f"sync={sync}", world_size=10)
+    assert (found.label("dataset"), found.label("model"), found.label("sync")) == ("article", "linear", sync)
+    assert found.micro_batch(world_size=10) * 10 == found.options.global_batch_size
 
 
 @pytest.mark.parametrize(

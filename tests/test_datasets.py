@@ -152,6 +152,7 @@ HUGE = bytes([0, 0, 8, 3]) + b"\xff" * 12
         (PACKED[:-20], "unreadable data .*end-of-stream"),
         (PACKED[:5], "unreadable data"),
         (flipped(PACKED, len(PACKED) // 2), "unreadable data"),
+        (PACKED[:10] + b"\x07" + PACKED[11:], "unreadable data .*invalid block type"),
         (flipped(PACKED, len(PACKED) - 8), "unreadable data .*CRC"),
         (gzip.compress(b"hello"), "starts with 68 65 6c 6c"),
     ],
@@ -365,6 +366,13 @@ def test_fashion_mnist_downloads_only_what_is_not_there(tmp_path: Path, monkeypa
     assert len(calls) == 1
     left = {path.name for path in (tmp_path / "new").iterdir()}
     assert left == {"FashionMNIST", ".download.lock"}
+
+
+def test_fashion_mnist_does_not_write_beside_files_that_are_there(tmp_path: Path) -> None:
+    write_fashion(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    fashion(tmp_path, download=True).load()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_fashion_mnist_download_completes_a_partial_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

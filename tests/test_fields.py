@@ -93,7 +93,8 @@ def test_an_annotation_in_words(annotation: Any, words: str) -> None:
     [
         (1, float, 1.0),
         (1, NonNegativeFloat, 1.0),
-        (1, int | float, 1),
+        (1, int | float, 1),  # the first that fits
+        (0.5, int | float, 0.5),
         (1, PositiveFloat | None, 1.0),
         (None, PositiveFloat | None, None),
         ("a", Path, Path("a")),

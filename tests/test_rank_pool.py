@@ -55,7 +55,7 @@ def draw_and_disturb() -> tuple[torch.dtype, float, float]:
 
 
 def lead_a_session(pids: Path) -> None:
-    processes = RankProcesses()
+    processes = RankProcesses(preload=())  # its server starts anew, and these ranks need no optimizer
     RankPool(2, processes).run(os.getpid)
     pids.write_text(" ".join(map(str, processes.pids)))
     RankPool(2, processes).run(kill_and_stay_busy, os.getpid())

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from ddp_agent import runtime
 from ddp_agent.errors import ConfigError
-from ddp_agent.launch.worker import say_once
+from ddp_agent.launch import worker
 from ddp_agent.place import Place, without_torchrun
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -90,11 +90,14 @@ def test_all_ranks_count_the_same_attempts_and_agree_across_them(ranks3: RankPoo
     assert others == [first, first]
 
 
-def _say(port: int, messages: Sequence[str]) -> str:
+def _say(port: int, messages: Sequence[str], patience_s: float = 30.0) -> str:
     rank, size = dist.get_rank(), dist.get_world_size()
     said = io.StringIO()
-    with _started_by_torchrun(rank, size, port), contextlib.redirect_stderr(said):
-        say_once(runtime.connect(), messages[rank])
+    patience = patch.object(worker, "PATIENCE_S", patience_s)
+    with _started_by_torchrun(rank, size, port), contextlib.redirect_stderr(said), patience:
+        if rank == 0:
+            time.sleep(0.2)  # the others find it first, and let rank 0 speak
+        worker.say_once(runtime.connect(), messages[rank])
     return said.getvalue()
 
 
@@ -104,7 +107,7 @@ def test_what_all_ranks_found_is_said_once_and_by_rank_0(ranks3: RankPool, store
 
 
 def test_what_another_rank_found_alone_is_said_with_its_number(ranks2: RankPool, store: TCPStore) -> None:
-    assert ranks2.run(_say, store.port, ["one thing", "another"]) == ["one thing\n", "rank 1: another\n"]
+    assert ranks2.run(_say, store.port, ["one thing", "another"], 0.3) == ["one thing\n", "rank 1: another\n"]
 
 
 def _listening_addresses() -> list[str]:
@@ -113,18 +116,18 @@ def _listening_addresses() -> list[str]:
     return [fields[1].split(":")[0] for fields in lines if fields[3] == "0A" and f"socket:[{fields[9]}]" in own]
 
 
-def _addresses_of_a_run(port: int) -> list[str]:
+def _addresses_of_a_run(port: int) -> tuple[str, list[str]]:
     with _started_by_torchrun(dist.get_rank(), dist.get_world_size(), port):
         os.environ.pop("GLOO_SOCKET_IFNAME", None)  # the pool's
         with runtime.start("cpu", timeout_s=20) as ranks:
             _sum_over(ranks)
-            return _listening_addresses()
+            return os.environ["GLOO_SOCKET_IFNAME"], _listening_addresses()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
 def test_a_run_on_one_machine_listens_on_loopback_only(ranks2: RankPool, store: TCPStore) -> None:
-    for addresses in ranks2.run(_addresses_of_a_run, store.port):
-        assert addresses, "gloo listens somewhere"
+    for interface, addresses in ranks2.run(_addresses_of_a_run, store.port):
+        assert interface == "lo", "also where the machine's name resolves to another address"
         assert set(addresses) == {"0100007F"}, "127.0.0.1 as the kernel writes it"
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of this tree against plain torch, each in one run on one machine: see `python -m ddp_agent.bench --help`."""
+"""Benchmarks of this tree against plain torch, both in one run: see `python -m ddp_agent.bench --help`."""

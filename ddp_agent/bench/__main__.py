@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         bench = _bench(name)
         one = chosen.add_parser(name, help=bench.SUMMARY, description=bench.SUMMARY)
         one.add_argument("--ranks", type=at_least(2), default=2, help="how many to start on this machine (2)")
-        one.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as of train.py (auto)")
+        one.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: GPUs if there are any")
         one.add_argument("--json", type=new_file, metavar="FILE", help="also write the numbers there")
         bench.add_arguments(one)
     return parser

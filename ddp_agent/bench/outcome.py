@@ -78,7 +78,7 @@ def _shown(key: str, value: str | float | int | None) -> str:
         return value
     if key.endswith("_bytes"):
         return human_bytes(value)
-    if key in ("ratio", "target"):
+    if key == "target" or key.startswith("ratio"):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 

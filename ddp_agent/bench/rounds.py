@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
 
 import torch
+from torch import Tensor
 
 from ddp_agent.comm import Comm
 
@@ -15,12 +15,14 @@ Timed = Callable[[], float]
 
 @dataclass(frozen=True)
 class Timing:
-    """`ratio` is the median, over rounds, of this contender's time by the yardstick's in the same round: whatever else
-    the machine does for longer than a round slows both."""
+    """`ratio` is this contender's time by the yardstick's in the same round, the median of all rounds: what else the
+    machine does for longer than a round slows both. Half of the rounds lie between `ratio_q1` and `ratio_q3`."""
 
     median_s: float
     best_s: float
     ratio: float
+    ratio_q1: float
+    ratio_q3: float
 
 
 def take_turns(contenders: Mapping[str, Timed], rounds: int, comm: Comm) -> dict[str, Timing]:
@@ -29,9 +31,10 @@ def take_turns(contenders: Mapping[str, Timed], rounds: int, comm: Comm) -> dict
     A round is every contender once, in one order or the other: who comes first finds other caches than who follows.
     One more round, not counted, warms up.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
-        for name in list(contenders) if turn % 2 else reversed(contenders):
+        for name in names if turn % 2 else reversed(names):
             comm.barrier()
             spent_s = contenders[name]()
             if turn > 0:
@@ -49,13 +52,12 @@ def stopwatch(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _slowest(seconds: torch.Tensor, comm: Comm) -> list[list[float]]:
+def _slowest(seconds: Tensor, comm: Comm) -> Tensor:
     with comm.uncounted():
         gathered = comm.all_gather(seconds.to(comm.device))
-    slowest: list[list[float]] = torch.stack(gathered).amax(0).tolist()
-    return slowest
+    return torch.stack(gathered).amax(0).cpu()
 
 
-def _timing(seconds: list[float], yardstick: list[float]) -> Timing:
-    ratios = [mine / other for mine, other in zip(seconds, yardstick, strict=True)]
-    return Timing(median(seconds), min(seconds), median(ratios))
+def _timing(seconds: Tensor, yardstick: Tensor) -> Timing:
+    q1, middle, q3 = (seconds / yardstick).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=seconds.dtype)).tolist()
+    return Timing(seconds.quantile(0.5).item(), seconds.min().item(), ratio=middle, ratio_q1=q1, ratio_q3=q3)

@@ -3,10 +3,12 @@
 import argparse
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch.utils.data import TensorDataset
 
@@ -23,11 +25,11 @@ from ddp_agent.optimizers import SGD
 from ddp_agent.options import Options
 from ddp_agent.reducers import Dense
 from ddp_agent.run_directory import RunDirectory
-from ddp_agent.runtime import Runtime, seed_everything
+from ddp_agent.runtime import Runtime
 from ddp_agent.schedules import Constant
 from ddp_agent.sync import AllReduce, Independent, LocalSGD, SyncStrategy
 from ddp_agent.topology import Topology
-from ddp_agent.tracking import Tracker
+from ddp_agent.tracking import NullTracker, Tracker
 from ddp_agent.trainer import Trainer
 
 SUMMARY = "a training step of the trainer, and of a bare hand-written loop, with and without communication"
@@ -40,8 +42,8 @@ NEVER = 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=at_least(1), default=9, help="rounds that count (9)")
-    parser.add_argument("--steps", type=at_least(PERIOD), default=320, help="optimizer steps a round (320)")
+    parser.add_argument("--repeats", type=at_least(1), default=25, help="rounds that count (25)")
+    parser.add_argument("--steps", type=at_least(PERIOD), default=160, help="optimizer steps a round (160)")
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
@@ -50,7 +52,8 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
     return Outcome(
         title=f"An optimizer step of the 10-32-2 MLP, {BATCH} samples a rank",
         how=f"medians of {arguments.repeats} alternating rounds of {arguments.steps} steps, time of the slowest rank; "
-        f"ratio: to the bare loop, in the same round; without evaluations and checkpoints; log_every {LOG_EVERY}",
+        f"ratio: to the bare loop, in the same round; without evaluations and checkpoints. Recording: rank 0 "
+        f"writes metrics.jsonl and TensorBoard every {LOG_EVERY} steps",
         machine=Machine.here(ranks),
         rows=rows,
     )
@@ -83,51 +86,74 @@ def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator
         if setting.alone and ranks.rank != 0:
             continue  # and wait for rank 0 at the next setting's first collective
         topology = Topology(world=Comm(), ranks_per_node=1) if setting.alone else Topology.create()
-        turns = contenders(setting, topology, task, steps, ranks, directory / str(number))
-        for name, timing in take_turns(turns, repeats, topology.world).items():
+        stage = Stage(task, topology, ranks.device)
+        with (
+            RunDirectory(directory / str(number), rank=stage.world.rank) as run,
+            closing(stage.tracker(run)) as tracker,
+        ):
+            turns = contenders(setting, stage, tracker, steps)
+            timings = take_turns(turns, repeats, stage.world)
+        for name, timing in timings.items():
             yield _row(setting, name, timing, steps)
 
 
-def contenders(
-    setting: Setting, topology: Topology, task: Task, steps: int, ranks: Runtime, directory: Path
-) -> dict[str, Timed]:
-    seed_everything(0)
-    by_hand = setting.by_hand(_share(task, topology.world, ranks))
-    silent, recorded = (trainer(setting.sync(), topology, task, ranks) for _ in range(2))
-    if topology.world.rank == 0:
-        recorded.tracker = Tracker(RunDirectory(directory), task.metric_name)
-        recorded.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
+@dataclass(frozen=True)
+class Stage:
+    """Where both loops run, and on what."""
+
+    task: Task
+    topology: Topology
+    device: torch.device
+
+    @property
+    def world(self) -> Comm:
+        return self.topology.world
+
+    def share(self) -> bare.Data:
+        assert isinstance(self.task.train, TensorDataset)
+        rank, size = self.world.rank, self.world.size
+        inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.train.tensors)
+        return bare.Data(inputs, targets, BATCH)
+
+    def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
+        return Tracker(run, self.task.metric_name) if run.rank == 0 else NullTracker()
+
+    def trainer(self, sync: SyncStrategy) -> Trainer:
+        model = MLP(input_shape=self.task.input_shape, outputs=self.task.outputs, hidden=(32,)).to(self.device)
+        optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
+        return Trainer(
+            options=_options(BATCH * self.world.size),
+            total_steps=0,
+            task=self.task,
+            module=model,
+            optimizer=optimizer,
+            schedule=Constant(warmup_steps=0),
+            sync=sync,
+            reducer=Dense(),
+            topology=self.topology,
+            device=self.device,
+            fingerprint={},
+        )
+
+
+def contenders(setting: Setting, stage: Stage, tracker: Tracker | NullTracker, steps: int) -> dict[str, Timed]:
+    by_hand = setting.by_hand(stage.share())
+    silent, recording = (stage.trainer(setting.sync()) for _ in range(2))
+    recording.tracker = tracker
+    recording.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
     return {
-        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), ranks.device),
+        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), stage.device),
         "trainer": lambda: fit(silent, steps),
-        "trainer, writing metrics.jsonl and TensorBoard": lambda: fit(recorded, steps),
+        "trainer, recording": lambda: fit(recording, steps),
     }
 
 
 def fit(trainer: Trainer, steps: int) -> float:
-    """Seconds that `steps` more steps take, by the trainer's own clock: all but evaluation and checkpoints."""
+    """Seconds that `steps` more steps take by the trainer's own clock: all but evaluation and checkpoints."""
     before_s = trainer.costs()["train_s"]
     trainer.total_steps += steps
     trainer.fit()
     return trainer.costs()["train_s"] - before_s
-
-
-def trainer(sync: SyncStrategy, topology: Topology, task: Task, ranks: Runtime) -> Trainer:
-    model = MLP(input_shape=task.input_shape, outputs=task.outputs, hidden=(32,)).to(ranks.device)
-    optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
-    return Trainer(
-        options=_options(BATCH * topology.world.size),
-        total_steps=0,
-        task=task,
-        module=model,
-        optimizer=optimizer,
-        schedule=Constant(warmup_steps=0),
-        sync=sync,
-        reducer=Dense(),
-        topology=topology,
-        device=ranks.device,
-        fingerprint={},
-    )
 
 
 def _options(global_batch_size: int) -> Options:
@@ -159,18 +185,14 @@ def _options(global_batch_size: int) -> Options:
     )
 
 
-def _share(task: Task, world: Comm, ranks: Runtime) -> bare.Data:
-    assert isinstance(task.train, TensorDataset)
-    inputs, targets = (tensor[world.rank :: world.size].to(ranks.device) for tensor in task.train.tensors)
-    return bare.Data(inputs, targets, BATCH)
-
-
-def _row(setting: Setting, name: str, timing: Timing, steps: int) -> Mapping[str, str | float | None]:
+def _row(setting: Setting, name: str, timing: Timing, steps: int) -> Row:
     return {
         "synchronised": setting.name,
         "loop": name,
         "us_a_step": timing.median_s / steps * 1e6,
         "best_us": timing.best_s / steps * 1e6,
         "ratio": timing.ratio,
+        "ratio_q1": timing.ratio_q1,
+        "ratio_q3": timing.ratio_q3,
         "target": None if name == YARDSTICK else TARGET,
     }

@@ -27,7 +27,7 @@ TARGET = 1.15
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", type=_known, default=["resnet18", "resnet50"], metavar="NAME",
                         help="torchvision's classification models (resnet18 resnet50)")  # fmt: skip
-    parser.add_argument("--repeats", type=at_least(1), default=15, help="rounds that count (15)")
+    parser.add_argument("--repeats", type=at_least(1), default=25, help="rounds that count (25)")
 
 
 def _known(name: str) -> str:
@@ -124,6 +124,8 @@ def _row(model: str, contender: Contender, timing: Timing, counter: yardsticks.C
         "ms": timing.median_s * 1e3,
         "best_ms": timing.best_s * 1e3,
         "ratio": timing.ratio,
+        "ratio_q1": timing.ratio_q1,
+        "ratio_q3": timing.ratio_q3,
         "target": contender.target,
         "payload_bytes": counter.payload_bytes,
         "calls": counter.calls,
@@ -141,7 +143,8 @@ def _load(contender: Contender, weights: Sequence[Tensor]) -> None:
 def _checked(contender: Contender, weights: Sequence[Tensor], comm: Comm) -> yardsticks.CollectiveCounter:
     """What one averaging sends. RuntimeError if it does not average: there would be nothing to time."""
     _load(contender, weights)
-    with yardsticks.CollectiveCounter() as counter:
+    counter = yardsticks.CollectiveCounter()
+    with counter:
         contender.average()
     expected = torch.cat([tensor.reshape(-1) for tensor in weights])
     with comm.uncounted():

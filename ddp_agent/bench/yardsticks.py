@@ -1,7 +1,7 @@
-"""What this tree is measured against. Apart from comm.py the only file that calls collectives: its traffic is no run's."""
+"""What this tree is measured against. Beside comm.py the only file that calls collectives: no run uses it."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,12 @@ def flat_sum_(flat: Tensor) -> None:
 
 def flat_mean_(flat: Tensor) -> None:
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat.div_(dist.get_world_size())
 
 
 def torch_mean_(parameters: Iterable[nn.Parameter]) -> None:
     """What torch's model averagers do: pack, divide, reduce, and point the parameters at the result."""
-    average_parameters(iter(parameters), None)
+    average_parameters(iter(parameters), cast(dist.ProcessGroup, dist.group.WORLD))
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def tensorwise_mean_(parameters: Iterable[nn.Parameter]) -> None:
     """A collective for each tensor, as in most hand-written code and in accelerate's LocalSGD."""
     for parameter in parameters:
         dist.all_reduce(parameter)
-        parameter /= dist.get_world_size()
+        parameter.div_(dist.get_world_size())
 
 
 def ddp(model: nn.Module) -> nn.Module:
@@ -40,10 +40,10 @@ def ddp(model: nn.Module) -> nn.Module:
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Counts what passes to c10d inside it, whoever sends it: knows nothing of `CommStats`."""
+    """Counts the all-reduces and broadcasts inside it where c10d gets them: a check of `CommStats`, too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls = 0
         self.payload_bytes = 0
 

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -139,20 +139,17 @@ class Composed:
         return OmegaConf.masked_copy(self.cfg, [str(key) for key in self.cfg if key != "hydra"])
 
     def save(self, run_dir: Path) -> None:
-        """`.hydra/` as `hydra.main` writes it: unresolved, so that it can be composed again."""
-        with read_write(self.cfg.hydra.runtime):
-            self.cfg.hydra.runtime.output_dir = str(run_dir)
+        """`.hydra/` as `hydra.main` writes it: unresolved, so that it can be composed again; secrets are left out."""
+        task = OmegaConf.to_container(self.without_hydra(), resolve=False)
+        node: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
+        overrides = [_without_secret(override) for override in node["overrides"]["task"]]
+        node["overrides"]["task"] = overrides
+        node["job"]["override_dirname"] = ",".join(overrides)
+        node["runtime"]["output_dir"] = str(run_dir)
         folder = run_dir / ".hydra"
         folder.mkdir(exist_ok=True)
-        nodes = {
-            "config": self.without_hydra(),
-            "hydra": OmegaConf.masked_copy(self.cfg, ["hydra"]),
-        }
-        for name, node in nodes.items():
-            content = redacted(OmegaConf.to_container(node, resolve=False))
-            write_atomically(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
-        overrides = [_without_secret(override) for override in self.cfg.hydra.overrides.task]
-        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
+        for name, content in (("config", task), ("hydra", {"hydra": node}), ("overrides", overrides)):
+            write_atomically(folder / f"{name}.yaml", OmegaConf.to_yaml(redacted(content)))
 
 
 def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
