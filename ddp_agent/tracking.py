@@ -37,26 +37,24 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class History:
-    """What a run recorded up to `last_step`. Histograms are in its event files alone."""
+    """What a run recorded up to `last_step`. Histograms are in its event files alone, all of them in the newest."""
 
     records: list[Record]
-    event_files: list[Path]
+    event_file: Path | None
     last_step: int
 
     @classmethod
     def read(cls, run: Path, last_step: int) -> Self:
-        return cls(read_metrics(run / "metrics.jsonl", last_step), _event_files(run / "tensorboard"), last_step)
+        event_files = (run / "tensorboard").glob("events.out.tfevents.*")
+        return cls(read_metrics(run / "metrics.jsonl", last_step), max(event_files, default=None), last_step)
 
     def histogram_events(self) -> Iterator[Any]:
+        if self.event_file is None:
+            return
         reader = import_module("tensorboard.backend.event_processing.event_file_loader")
-        for file in self.event_files:
-            for event in reader.LegacyEventFileLoader(str(file)).Load():  # a record cut short ends it quietly
-                if event.step <= self.last_step and any(v.HasField("histo") for v in event.summary.value):
-                    yield event
-
-
-def _event_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("events.out.tfevents.*"))
+        for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
+            if event.step <= self.last_step and any(value.HasField("histo") for value in event.summary.value):
+                yield event
 
 
 class NullTracker:
@@ -158,10 +156,9 @@ class TensorBoardMirror:
         self._protos: Any = summary
         self._start_s = time.time()
         self._samples: dict[str, Tensor] = {}
-        self._superseded = _event_files(directory)
         # A purge at the checkpoint's step would hit seconds and megabytes too: one field serves all three. So
         # every attempt voids all that came before (readers ignore the first such mark they meet) and `replay`
-        # writes it again.
+        # writes it again. Old files stay: a TensorBoard that is reading one would not get past its removal.
         self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
 
     def replay(self, history: History) -> None:
@@ -169,9 +166,6 @@ class TensorBoardMirror:
             self._writer.file_writer.add_event(event, event.step, event.wall_time)
         for record in history.records:
             self.record(record)
-        self._writer.flush()
-        for file in self._superseded:
-            file.unlink(missing_ok=True)
 
     def record(self, record: Record) -> None:
         scalars = dict(record)

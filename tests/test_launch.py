@@ -276,6 +276,7 @@ def test_a_refused_run_starts_nothing(
         (["--config-dir", "nowhere"], "--config-dir: found nowhere"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: it reads a pickle"),
         (["-m", "sync.perid=1,2"], "sync.perid: unknown key"),
+        (["-m", "seed=[1"], "seed=[1: expected key=value"),
         (["-m", "sync=allreduce,nothing"], "sync: found 'nothing'"),
     ],
 )
@@ -389,13 +390,24 @@ def test_each_job_is_told_its_directory_and_what_to_do(
     monkeypatch.setenv(NPROC_PER_NODE, "3")
     monkeypatch.setenv(RUN_TIME, "the sweep's")
     code = sweep_over(
-        configs, job, monkeypatch, "seed=3,4", "run_name='a=1,b'", "hydra.sweep.subdir='${hydra.job.override_dirname}'"
+        configs,
+        job,
+        monkeypatch,
+        "seed=3,4",
+        "sync=glob(local*)",
+        "run_name='a=1,b'",
+        "hydra.sweep.subdir='${hydra.job.override_dirname}'",
     )
     assert code == 0
     for number, seed in enumerate((3, 4)):
-        directory = tmp_path / "multirun" / f"run_name='a=1,b',seed={seed}"
+        directory = tmp_path / "multirun" / f"run_name='a=1,b',seed={seed},sync=local_sgd"
         report = json.loads((directory / "report.json").read_text())
-        assert sorted(report["argv"]) == [f"hydra.job.num={number}", "run_name='a=1,b'", f"seed={seed}"]
+        assert sorted(report["argv"]) == [
+            f"hydra.job.num={number}",
+            "run_name='a=1,b'",
+            f"seed={seed}",
+            "sync=local_sgd",
+        ]
         assert report["cwd"] == str(tmp_path)
         assert report["environment"][RUN_DIR] == str(directory)
         assert report["environment"][NPROC_PER_NODE] == "3"

@@ -123,16 +123,17 @@ def test_resume_is_bitwise_at_every_step(name: str, size: int, tmp_path: Path, r
     assert isinstance(pool.run(run, *mode(name, *options), str(tmp_path / "whole"))[0], dict)
     expected = [training_state(state) for state in states(tmp_path / "whole", 8)]
     for step in range(1, 5):
-        source = continued_from(tmp_path / "whole", step, tmp_path / f"killed{step}")
-        for again in ("once", "twice"):
-            target = tmp_path / f"{again}{step}"
-            summary = pool.run(run, *mode(name, *options, f"resume={source}"), str(target))[0]
+        before = tmp_path / "whole"
+        for again in (step, step + 1):
+            source = continued_from(before, again, tmp_path / f"killed {step} {again}")
+            target = tmp_path / f"resumed {step} {again}"
+            cfg, choices = mode(name, *options)
+            summary = pool.run(run, cfg | {"resume": str(source)}, choices, str(target))[0]
             assert isinstance(summary, dict), summary
             assert same([training_state(state) for state in states(target, 8)], expected), (step, again)
-            assert (target / "model.safetensors").read_bytes() == (
-                tmp_path / "whole" / "model.safetensors"
-            ).read_bytes()
-            source = continued_from(target, step + 1, tmp_path / f"killed {again}{step}")
+            model, whole = (path / "model.safetensors" for path in (target, tmp_path / "whole"))
+            assert model.read_bytes() == whole.read_bytes()
+            before = target
 
 
 def test_a_resumed_run_counts_on(ranks2: RankPool, tmp_path: Path) -> None:

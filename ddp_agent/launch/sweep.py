@@ -20,7 +20,8 @@ from types import FrameType
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,6 +32,7 @@ from ddp_agent.place import Place, without_torchrun
 
 GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
 _FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
+_LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
 
 
 class JobFailedError(Exception):
@@ -58,9 +60,7 @@ class Job:
 
 def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> int:
     """Drives the whole sweep. `command` starts one job when overrides are appended."""
-    problems = configs.compose(_first_job(overrides)).problems
-    if problems:
-        raise ConfigError(problems)
+    _refuse_misspelt(configs, overrides)
     with tempfile.TemporaryDirectory(prefix="ddp_agent-sweep-") as folder, _stoppable():
         failures = Path(folder, "failures")
         os.environ[_FAILURES] = str(failures)
@@ -87,13 +87,23 @@ def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
         )
 
 
-def _first_job(overrides: Sequence[str]) -> list[str]:
+def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
     """Hydra explains a misspelt key badly, and only the first: have ours look at one job beforehand."""
+    try:
+        problems = configs.compose(_first_job(overrides)).problems
+    except OverrideParseException as error:
+        raise ConfigError(explain(error, error.override)) from error
+    if problems:
+        raise ConfigError(problems)
+
+
+def _first_job(overrides: Sequence[str]) -> list[str]:
+    """Without what only Hydra can expand: intervals and `glob(…)`."""
     first: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
             first.append(str(override.input_line))
-        elif override.is_discrete_sweep():
+        elif override.value_type in _LISTED:
             first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
     return first
 
