@@ -1,6 +1,7 @@
 """Where the time goes: every moment belongs to exactly one phase, so the parts sum to the whole."""
 
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 Phase = Literal["data", "compute", "eval", "checkpoint"]
@@ -26,7 +27,7 @@ class Clock:
 
         train_s = data_s + compute_s + exposed_comm_s; wall_s = train_s + eval_s + checkpoint_s.
         """
-        seconds = self.snapshot()
+        seconds = self.state_dict()
         train_s = seconds["data"] + seconds["compute"]
         return {
             "train_s": train_s,
@@ -38,7 +39,11 @@ class Clock:
             "checkpoint_s": seconds["checkpoint"],
         }
 
-    def snapshot(self) -> dict[str, float]:
-        """Seconds of each phase up to now, for a resumed run to go on from."""
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of each phase up to now."""
         self.enter(self._phase)
         return dict(self.seconds)
+
+    def load_state_dict(self, seconds: Mapping[str, float]) -> None:
+        """Goes on from the seconds of a run that is resumed."""
+        self.seconds.update(seconds)

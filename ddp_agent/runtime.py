@@ -15,7 +15,8 @@ import sys
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from ddp_agent.place import Place
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
+LEAVE_TIMEOUT_S = 30.0
 POLL_S = 0.01
 
 log = logging.getLogger(__name__)
@@ -109,8 +111,17 @@ class Runtime:
     attempt: int
     device: torch.device
     backend: str
+    store: Store = field(repr=False, compare=False)
 
     def stop(self) -> None:
+        """Returns when all ranks have called it: one that leaves early closes connections its peers still read."""
+        with suppress(dist.DistError):  # a peer that never comes: leave without it
+            if self.store.add("leaving", 1) == self.world_size:
+                self.store.set("left", "")
+            self.store.wait(["left"], timedelta(seconds=LEAVE_TIMEOUT_S))
+        self._leave()
+
+    def _leave(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -120,9 +131,10 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # NCCL would wait for peers that may hang, and the process is about to end anyway.
-        if error is None or self.backend != "nccl":
+        if error is None:
             self.stop()
+        elif self.backend != "nccl":  # it would wait for peers that may hang, and the process is about to end anyway
+            self._leave()
 
 
 def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") -> Runtime:
@@ -158,6 +170,7 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         attempt=rendezvous.attempt,
         device=chosen,
         backend=backend,
+        store=store,
     )
 
 

@@ -13,7 +13,7 @@ A step, with what may hook in where:
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from ddp_agent.errors import NonFiniteError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
 from ddp_agent.loader import Batch, SampleOrder, micro_batches
 from ddp_agent.options import Options
+from ddp_agent.random_streams import RandomStreams
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
+from ddp_agent.standing import Standing
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import NullTracker, Tracker
-from ddp_agent.trainer_state import Standing, capture, restore
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -217,7 +218,13 @@ class Trainer:
                 with self.ema.eval_weights(self.topology.world) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
             costs = self.costs()
-            self.note(step, scores.metric, costs)
+            self.standing.note(
+                scores.metric,
+                self.options.target,
+                higher_is_better=self.task.higher_is_better,
+                step=step,
+                costs=costs,
+            )
             self.tracker.evaluation(
                 step,
                 values,
@@ -242,15 +249,6 @@ class Trainer:
             world.all_reduce_(self.sync.flat.buffers)
         self.sync.flat.buffers.div_(world.size)
 
-    def note(self, step: int, metric: float, costs: Mapping[str, float]) -> None:
-        standing, target = self.standing, self.options.target
-        better = max if self.task.higher_is_better else min
-        standing.best_metric = metric if standing.best_metric is None else better(standing.best_metric, metric)
-        reached = target is not None and better(metric, target) == metric
-        if reached and standing.time_to_target_s is None:
-            standing.time_to_target_s, standing.steps_to_target = costs["train_s"], step
-            standing.bytes_to_target = int(costs["payload_bytes"])
-
     def settle(self) -> None:
         """What the GPU still has to do belongs to the phase that asked for it."""
         if self.device.type == "cuda":
@@ -264,7 +262,7 @@ class Trainer:
         checkpoint.save(
             self.run_dir / "checkpoints",
             self.step,
-            capture(self),
+            self.state_dict(),
             comm=self.topology.world,
             fingerprint=self.fingerprint,
             details={"sync": type(self.sync).__name__},
@@ -279,7 +277,7 @@ class Trainer:
         if loaded is None:
             return 0
         _, state = loaded
-        restore(self, state)
+        self.load_state_dict(state)
         return self.step
 
     def rehearse(self) -> None:
@@ -292,3 +290,38 @@ class Trainer:
                     self.loss(inputs, target).backward()
                 self.sync.before_step(1)
                 self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self) -> dict[str, Any]:
+        """What saves and loads itself. Random streams come last: building and rehearsing have drawn from them."""
+        parts = {
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "sync": self.sync,
+            "reducer": self.reducer,
+            "clock": self.clock,
+            "standing": self.standing,
+        }
+        return parts | ({"ema": self.ema} if self.ema else {}) | {"random": RandomStreams(self.device)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's whole state: a run resumed from it continues bit for bit."""
+        return {
+            "step": self.step,
+            "weights": [self.sync.flat.everything, *self.sync.flat.others],
+            "syncs": self.sync.syncs,
+            "comm": asdict(self.topology.world.settle()),
+            "loss_sum": self.loss_sum,
+            "logged": [self.logged_step, self.logged_s],
+            **{name: part.state_dict() for name, part in self.parts().items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        self.sync.flat.restore(state["weights"])
+        self.sync.syncs = state["syncs"]
+        for name, value in state["comm"].items():
+            setattr(self.topology.world.stats, name, value)
+        self.loss_sum.copy_(state["loss_sum"])
+        self.logged_step, self.logged_s = state["logged"]
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])

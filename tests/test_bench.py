@@ -1,9 +1,9 @@
+import functools
 import json
 import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,9 +16,10 @@ from torch import nn
 
 from ddp_agent.bench import bare, step, sync, yardsticks
 from ddp_agent.bench.__main__ import main
-from ddp_agent.bench.outcome import Machine, Outcome
+from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, take_turns
 from ddp_agent.comm import Comm
+from ddp_agent.datasets.article import Article
 from ddp_agent.runtime import Runtime
 from ddp_agent.topology import Topology
 
@@ -66,8 +67,12 @@ def test_a_burst_that_slows_a_whole_round_leaves_the_ratio_alone(ranks1: RankPoo
 
 def order_of_turns() -> str:
     called: list[str] = []
-    contenders: dict[str, Callable[[], float]] = {name: lambda name=name: called.append(name) or 1.0 for name in "abc"}
-    take_turns(contenders, 2, Comm())
+
+    def call(name: str) -> float:
+        called.append(name)
+        return 1.0
+
+    take_turns({name: functools.partial(call, name) for name in "abc"}, 2, Comm())
     return "".join(called)
 
 
@@ -104,8 +109,17 @@ def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: Rank
     assert [row["ratio"] for row in rows if "raw" in row["averaged_by"]] == [1.0, 1.0]
 
 
+def torchvision_rows() -> list[Any]:
+    return list(sync.measure(Namespace(models=["squeezenet1_1"], repeats=1), this_rank()).rows)
+
+
+def test_sync_takes_torchvision_models_by_name(ranks2: RankPool) -> None:
+    rows, _ = ranks2.run(torchvision_rows)
+    assert {(row["model"], row["payload_bytes"]) for row in rows} == {("squeezenet1_1", 4 * 1_235_496)}
+
+
 def average_with(broken: str) -> str:
-    with mock.patch.object(yardsticks, broken, return_value=None):
+    with mock.patch(f"ddp_agent.{broken}", return_value=None):
         try:
             averaging_rows(("one",))
         except RuntimeError as error:
@@ -113,7 +127,13 @@ def average_with(broken: str) -> str:
     return "timed"
 
 
-@pytest.mark.parametrize("broken", ["flat_sum_", "torch_mean_", "tensorwise_mean_"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(f"bench.yardsticks.{name}_" for name in ("flat_sum", "torch_mean", "tensorwise_mean")),
+        "sync.LocalSGD.after_step",
+    ],
+)
 def test_what_does_not_average_is_not_timed(ranks2: RankPool, broken: str) -> None:
     assert all("did not leave the mean" in answer for answer in ranks2.run(average_with, broken))
 
@@ -135,7 +155,7 @@ def test_step_prints_every_loop_in_every_setting(ranks2: RankPool) -> None:
 
 
 def stage() -> step.Stage:
-    task = step.Article(samples=100, test_samples=10, features=10, separation=2.3, loss="cross_entropy").load()
+    task = Article(samples=100, test_samples=10, features=10, separation=2.3, loss="cross_entropy").load()
     return step.Stage(task, Topology.create(), torch.device("cpu"))
 
 
@@ -174,11 +194,16 @@ def test_the_loops_by_hand_synchronise(ranks2: RankPool, number: int, steps: int
     assert torch.equal(one, other) == same
 
 
-def test_the_loop_by_hand_learns() -> None:
-    data = step.Stage(stage().task, Topology(world=Comm(), ranks_per_node=1), torch.device("cpu")).share()
+def accuracy_by_hand() -> float:
+    data = stage().share()
     loop = bare.independent(data)
     loop(60)
-    assert (loop.model(data.inputs).argmax(1) == data.targets).float().mean() > 0.9
+    return float((loop.model(data.inputs).argmax(1) == data.targets).float().mean())
+
+
+def test_the_loop_by_hand_learns(ranks1: RankPool) -> None:
+    [accuracy] = ranks1.run(accuracy_by_hand)
+    assert accuracy > 0.9
 
 
 # The command
@@ -188,7 +213,7 @@ def test_an_outcome_says_on_what_it_was_measured(tmp_path: Path) -> None:
     machine = Machine(
         processor="Abacus", cores=3, threads_per_rank=1, load=0.5, torch_version="9.9", backend="gloo", ranks=2
     )
-    rows = [{"model": "m", "ms": 1.234, "target": None, "payload_bytes": 46_758_400, "ratio": 1.149}]
+    rows: list[Row] = [{"model": "m", "ms": 1.234, "target": None, "payload_bytes": 46_758_400, "ratio": 1.149}]
     outcome = Outcome(title="t", how="medians", machine=machine, rows=rows)
     outcome.write(tmp_path / "out.json")
     written = json.loads((tmp_path / "out.json").read_text())
@@ -220,7 +245,7 @@ def test_wrong_arguments_are_refused_before_ranks_start(
 
 def test_the_command_starts_its_ranks_and_leaves_none(tmp_path: Path) -> None:
     file, mark = tmp_path / "out.json", f"{tmp_path.name}-{os.getpid()}"
-    typed = ["sync", "--models", "squeezenet1_1", "--repeats", "1", "--device", "cpu", "--json", str(file)]
+    typed = ["step", "--steps", "8", "--repeats", "1", "--device", "cpu", "--json", str(file)]
     done = subprocess.run(
         [sys.executable, "-m", "ddp_agent.bench", *typed],
         env={**os.environ, "BENCH_TEST_MARK": mark, "PYTHONPATH": str(ROOT)},
@@ -231,8 +256,8 @@ def test_the_command_starts_its_ranks_and_leaves_none(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "squeezenet1_1" in done.stdout and "2 ranks on gloo" in done.stdout
-    assert len(json.loads(file.read_text())["rows"]) == 4
+    assert "bare hand-written loop" in done.stdout and "2 ranks on gloo" in done.stdout
+    assert len(json.loads(file.read_text())["rows"]) == 9
     assert sorted(os.listdir(tmp_path)) == ["out.json"]
     assert processes_with(mark) == []
 

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     # Leaves: they know nobody, so anyone may know them.
     "ddp_agent": [],
     **{f"ddp_agent.{leaf}": [] for leaf in ("errors", "fields", "place", "clock", "console", "comm", "flat")},
+    **{f"ddp_agent.{leaf}": [] for leaf in ("standing", "random_streams")},
     # The four nouns. They do not know how they are configured, started, logged or saved.
     "ddp_agent.topology": ["comm"],
     "ddp_agent.reducers*": ["reducers*", "comm", "fields", "flat"],
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.trainer": [
         *("clock", "console", "tracking", "checkpoint", "loader", "evaluate", "ema", "errors", "options", "schedules"),
-        *("comm", "topology", "datasets.base", "sync.base", "reducers*"),
+        *("comm", "topology", "datasets.base", "sync.base", "reducers*", "standing", "random_streams"),
     ],
     "ddp_agent.run": ["*"],
     # Starting: knows how to begin and refuse, and of the rest only what `train.py` hands over.

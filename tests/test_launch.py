@@ -455,7 +455,8 @@ time.sleep(600)
 """
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from pathlib import Path
 from ddp_agent.launch import sweep
 from ddp_agent.launch.composition import Configs
@@ -477,6 +478,6 @@ def test_a_stopped_sweep_lets_its_job_save_and_starts_no_other(
         assert driver.poll() is None
         time.sleep(0.02)
     driver.send_signal(number)
-    assert driver.wait() in (code, -number)
+    assert driver.wait(timeout=60) in (code, -number)
     assert (first / "saved").exists(), "the job was told, and waited for"
     assert not (tmp_path / "multirun" / "1").exists()

@@ -45,7 +45,7 @@ def same(one: Any, other: Any) -> bool:
 
 def training_state(state: dict[str, Any]) -> dict[str, Any]:
     """All of a checkpoint but the time that things took."""
-    timing = {"seconds", "comm", "logged", "standing"}
+    timing = {"clock", "comm", "logged", "standing"}
     return {key: value for key, value in state.items() if key not in timing}
 
 

@@ -37,8 +37,9 @@ def store() -> TCPStore:
 @contextlib.contextmanager
 def _started_by_torchrun(rank: int, size: int, port: int, restarts: int = 0) -> Iterator[None]:
     """A new process of `rank`, as far as the runtime can tell."""
-    if dist.is_initialized():
-        dist.destroy_process_group()  # the pool's
+    if dist.is_initialized():  # the pool's; a rank that leaves early would break its peers' connections
+        dist.barrier()
+        dist.destroy_process_group()
     values = (rank, size, rank, size, "127.0.0.1", port)
     variables = {name: str(value) for name, value in zip(TORCHRUN, values, strict=True)}
     variables |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
@@ -67,6 +68,22 @@ def _three_groups_in_one_process(port: int) -> list[float]:
 
 def test_groups_may_follow_each_other_on_one_store(ranks3: RankPool, store: TCPStore) -> None:
     assert ranks3.run(_three_groups_in_one_process, store.port) == [[6.0, 6.0, 6.0]] * 3
+
+
+def _leave_one_by_one(port: int, folder: str) -> bool:
+    """Rank 0 is done at once, rank 1 only after a while: has rank 0 left before that?"""
+    rank, done = dist.get_rank(), Path(folder, "done")
+    with _started_by_torchrun(rank, dist.get_world_size(), port):
+        ranks = runtime.start("cpu", timeout_s=20)
+        if rank == 1:
+            time.sleep(0.3)
+            done.touch()
+        ranks.stop()
+        return done.exists()
+
+
+def test_nobody_leaves_while_a_peer_is_busy(ranks2: RankPool, store: TCPStore, tmp_path: Path) -> None:
+    assert ranks2.run(_leave_one_by_one, store.port, str(tmp_path)) == [True, True]
 
 
 def _attempts(port: int) -> list[tuple[int, str, float]]:

@@ -44,7 +44,7 @@ def series(reader: Any, tag: str) -> list[tuple[int, Any]]:
 
 
 def text(reader: Any, tag: str) -> str:
-    (event,) = reader.Tensors(f"{tag}/text_summary")
+    event = reader.Tensors(f"{tag}/text_summary")[-1]
     return str(event.tensor_proto.string_val[0].decode())
 
 
@@ -313,20 +313,20 @@ def resume(source: Path, path: Path, first: int, last: int) -> None:
 def test_a_run_resumed_twice_reads_like_one_that_was_never_interrupted(tmp_path: Path, same_directory: bool) -> None:
     before = interrupted_run(tmp_path / "a")
     second, third = ("a", "a") if same_directory else ("b", "c")
-    resume(tmp_path / "a", tmp_path / second, 8, 10)
+    resume(tmp_path / "a", tmp_path / second, 8, 12)
     assert records(tmp_path / second)[:7] == before[:7]
     started_at(tmp_path / second, 1_000_000_001)
-    resume(tmp_path / second, tmp_path / third, 10, 12)
+    resume(tmp_path / second, tmp_path / third, 13, 14)
     lines, reader = records(tmp_path / third), tensorboard(tmp_path / third)
-    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines] == list(range(1, 15))
     replayed = reader.Scalars("train_loss")[:7]
     assert [event.wall_time for event in replayed] == [line["unix_s"] for line in before[:7]]
-    assert series(reader, "train_loss") == [(step, 1 / step) for step in range(1, 13)]
-    # 45 s and 360 MB at the checkpoint lie beyond its step, 9: a purge by step would have torn these two
-    assert series(reader, "test_accuracy/by_seconds") == [(10 * i, 2 * i / 100) for i in range(1, 7)]
-    assert series(reader, "test_accuracy/by_megabytes") == [(80 * i, 2 * i / 100) for i in range(1, 7)]
-    assert [event.step for event in reader.Histograms("parameters/0.weight")] == [2, 4, 6, 8, 10, 12]
-    assert [event.step for event in reader.Histograms("updates/0.weight")] == [2, 4, 6, 8, 10, 12]
+    assert series(reader, "train_loss") == [(step, 1 / step) for step in range(1, 15)]
+    # 35 s and 280 MB at the checkpoint lie beyond its step, 7: a purge by step would have torn these two
+    assert series(reader, "test_accuracy/by_seconds") == [(10 * i, 2 * i / 100) for i in range(1, 8)]
+    assert series(reader, "test_accuracy/by_megabytes") == [(80 * i, 2 * i / 100) for i in range(1, 8)]
+    assert [event.step for event in reader.Histograms("parameters/0.weight")] == list(range(2, 15, 2))
+    assert [event.step for event in reader.Histograms("updates/0.weight")] == list(range(2, 15, 2))
     assert "Linear" in text(reader, "model")
 
 
@@ -335,6 +335,13 @@ def test_a_run_resumed_elsewhere_stays_as_it_was(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     resume(tmp_path / "a", tmp_path / "b", 8, 12)
     assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_records_are_gone_is_resumed_without_them(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    resume(tmp_path / "a", tmp_path / "b", 8, 9)
+    assert [line["step"] for line in records(tmp_path / "b")] == [8, 9]
+    assert series(tensorboard(tmp_path / "b"), "train_loss") == [(8, 1 / 8), (9, 1 / 9)]
 
 
 def test_a_reader_that_watched_the_first_attempt_follows_the_second(tmp_path: Path) -> None:

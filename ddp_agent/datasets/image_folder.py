@@ -90,12 +90,7 @@ def _read_image(path: str) -> Any:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # what Pillow's readers raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise DataError(f"{path}: found no readable image ({error}), expected PNG or JPEG") from error
 
 
