@@ -111,18 +111,19 @@ class Runtime:
     attempt: int
     device: torch.device
     backend: str
-    store: Store = field(repr=False, compare=False)
+    store: Store | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
 
     def stop(self) -> None:
         """Returns when all ranks have called it: one that leaves early closes connections its peers still read."""
-        with suppress(dist.DistError):  # a peer that never comes: leave without it
-            if self.store.add("leaving", 1) == self.world_size:
-                self.store.set("left", "")
-            self.store.wait(["left"], timedelta(seconds=LEAVE_TIMEOUT_S))
+        if self.store is not None:
+            with suppress(dist.DistError):  # a peer that never comes: leave without it
+                if self.store.add("leaving", 1) == self.world_size:
+                    self.store.set("left", "")
+                self.store.wait(["left"], timedelta(seconds=LEAVE_TIMEOUT_S))
         self._leave()
 
     def _leave(self) -> None:
-        if dist.is_initialized():
+        if self.store is not None and dist.is_initialized():
             dist.destroy_process_group()
 
     def __enter__(self) -> Self:

@@ -123,6 +123,8 @@ class Trainer:
     def finish(self) -> Scores:
         """The last checkpoint comes before the flush, so that a longer run can go on from it as if never stopped."""
         self.save()
+        if self.step > self.logged_step:
+            self.log(self.step)
         self.clock.enter("eval")
         self.consensus_distance = self.sync.consensus_distance()
         self.clock.enter("compute")
@@ -172,11 +174,8 @@ class Trainer:
     def log(self, step: int) -> None:
         """Loss is rank 0's own, a mean since the last time: a mean over ranks would be a sync point of its own."""
         steps = step - self.logged_step
-        loss = self.loss_sum.item() / steps
+        loss = self.finite_loss() / steps
         self.loss_sum.zero_()
-        if not math.isfinite(loss):
-            rank = self.topology.world.rank
-            raise NonFiniteError(f"rank {rank}: train_loss is {loss} between steps {self.logged_step + 1} and {step}")
         costs = self.costs()
         samples = self.options.global_batch_size
         values = {
@@ -190,6 +189,14 @@ class Trainer:
         self.logged_step, self.logged_s = step, costs["train_s"]
         self.tracker.log(step, values)
         self.progress.log(step, values)
+
+    def finite_loss(self) -> float:
+        """The sum of this rank's losses since the last log. Raises NonFiniteError, so that no such state is saved."""
+        loss = self.loss_sum.item()
+        if not math.isfinite(loss):
+            rank, first = self.topology.world.rank, self.logged_step + 1
+            raise NonFiniteError(f"rank {rank}: train_loss is {loss} between steps {first} and {self.step}")
+        return loss
 
     def costs(self) -> dict[str, float]:
         """Time and traffic of this rank so far."""
@@ -257,6 +264,7 @@ class Trainer:
     def save(self) -> None:
         if self.run_dir is None:
             return
+        self.finite_loss()
         self.settle()
         self.clock.enter("checkpoint")
         checkpoint.save(
@@ -272,12 +280,11 @@ class Trainer:
 
     def resume(self, run_dir: Path) -> int:
         """Loads the newest complete checkpoint of a run and returns its step; 0 when there is none. A collective."""
-        self.rehearse()
         loaded = checkpoint.load(run_dir / "checkpoints", comm=self.topology.world, fingerprint=self.fingerprint)
         if loaded is None:
             return 0
-        _, state = loaded
-        self.load_state_dict(state)
+        self.rehearse()
+        self.load_state_dict(loaded[1])
         return self.step
 
     def rehearse(self) -> None:

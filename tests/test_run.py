@@ -155,6 +155,14 @@ def test_a_restarted_attempt_finds_its_own_checkpoint(ranks2: RankPool, tmp_path
     assert same(*([training_state(s) for s in states(path, 8)] for path in (killed, tmp_path / "whole")))
 
 
+def test_a_restart_before_the_first_checkpoint_starts_afresh(ranks2: RankPool, tmp_path: Path) -> None:
+    """Dropout and BatchNorm would tell if anything had been drawn or trained before."""
+    ranks2.run(run, *mode("allreduce", "model=resnet20", "max_steps=2"), str(tmp_path / "whole"))
+    cfg, choices = mode("allreduce", "model=resnet20", "max_steps=2")
+    ranks2.run(run, cfg, choices, str(tmp_path / "restarted"), 1)
+    assert same(*([training_state(s) for s in states(tmp_path / path, 2)] for path in ("whole", "restarted")))
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(ranks2: RankPool, tmp_path: Path) -> None:
     """The last checkpoint comes before the flush: eight steps and then four more are twelve."""
     ranks2.run(run, *mode("local_sgd", "max_steps=6"), str(tmp_path / "six"))
@@ -249,15 +257,15 @@ def test_batchnorm_is_recalibrated_for_evaluation(ranks2: RankPool, tmp_path: Pa
     assert exported(str(tmp_path / "recalibrate"))[1] == pytest.approx(found["recalibrate"][0]["test_metric"])
 
 
-def diverge(cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
-    return run(cfg, choices, path)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(ranks2: RankPool, tmp_path: Path) -> None:
-    message = ranks2.run(diverge, *mode("allreduce", "optimizer.lr=1e30", "log_every=2"), str(tmp_path))[0]
+@pytest.mark.parametrize("log_every", [2, 99])
+def test_a_loss_that_is_not_finite_stops_the_run(ranks2: RankPool, tmp_path: Path, log_every: int) -> None:
+    """Also when nothing is logged before a checkpoint is due: no state that holds a NaN is saved."""
+    options = ("optimizer.lr=1e30", f"log_every={log_every}", "checkpoint_every=6")
+    message = ranks2.run(run, *mode("allreduce", *options), str(tmp_path))[0]
     assert message.startswith("NonFiniteError: rank 0: train_loss is ")
     assert "between steps" in message
     assert not (tmp_path / "model.safetensors").exists()
+    assert not list(tmp_path.glob("checkpoints/step-*"))
 
 
 def unequal_data(cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
