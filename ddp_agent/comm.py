@@ -20,7 +20,7 @@ Op = Literal["sum", "min", "max"]
 _OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
 
-@dataclass(kw_only=True)
+@dataclass
 class CommStats:
     """Traffic of one rank since the start; `blocked_s` is how long its compute stood still for it."""
 

@@ -41,11 +41,12 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
         raise CheckpointError(f"{path} was not saved: {error}") from error
 
 
-def load(run_dir: Path, *, trusted_packages: Sequence[str] = ()) -> nn.Module:
+def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Module:
     """The exported model, on the CPU and in eval mode. Its class is one of this package, or of one you trust.
 
     Raises CheckpointError when a file is missing, damaged, or does not fit the other.
     """
+    run_dir = Path(run_dir)
     about = _read_description(run_dir / DESCRIPTION)
     tensors = _read_tensors(run_dir / WEIGHTS, about["weights"])
     try:

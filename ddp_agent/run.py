@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,22 +64,18 @@ def train(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtim
         history = History.read(source, first_step) if source else None
         trainer.tracker = Tracker(directory, task.metric_name, history=history)
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
-    trainer.tracker.describe(trainer.module, settings.cfg)
-    with trainer.progress:
-        scores = trainer.fit()
-    with trainer.sync.eval_weights():
-        write_model(trainer, settings, task, directory, ranks)
-    hashes = {
-        "init_sha256": init_sha256,
-        "data_sha256": task.sha256,
-        "order_sha256": trainer.order.sha256(settings.options.global_batch_size),
-    }
-    summary = summarise(trainer, settings, task, scores) | hashes
-    if ranks.rank == 0:
-        directory.write_summary(summary)
-        trainer.tracker.finish(summary, hparams(settings, ranks.world_size))
-        trainer.progress.finish(summary, directory.path)
-        directory.write_status("finished", step=trainer.step)
+    with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
+        trainer.tracker.describe(trainer.module, settings.cfg)
+        with trainer.progress:
+            scores = trainer.fit()
+        with trainer.sync.eval_weights():
+            write_model(trainer, settings, task, directory, ranks)
+        summary = summarise(trainer, settings, task, scores) | {"init_sha256": init_sha256}
+        if ranks.rank == 0:
+            directory.write_summary(summary)
+            trainer.tracker.finish(summary, hparams(settings, ranks.world_size))
+            trainer.progress.finish(summary, directory.path)
+            directory.write_status("finished", step=trainer.step)
     return summary
 
 
@@ -204,6 +201,8 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "samples_per_s": samples / times["train_s"],
         "torch_version": torch.__version__,
         "device": device_name(trainer.device),
+        "data_sha256": task.sha256,
+        "order_sha256": trainer.order.sha256(options.global_batch_size),
     }
 
 

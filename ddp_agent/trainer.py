@@ -234,7 +234,7 @@ class Trainer:
             )
             self.tracker.evaluation(
                 step,
-                values,
+                values | costs,
                 train_s=costs["train_s"],
                 payload_bytes=int(costs["payload_bytes"]),
                 model=self.module,

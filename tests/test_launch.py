@@ -73,7 +73,8 @@ def train(context, directory):
                 if ranks.rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
-    print("trained", context.attempt, ranks.rank, int(total), context.run_dir, flush=True)
+    line = f"trained {context.attempt} {ranks.rank} {int(total)} {context.run_dir}\\n"
+    os.write(1, line.encode())  # in one piece: ranks share the pipe
     if ranks.rank == 0:
         directory.write_summary({"best_metric": 0.5})
 

@@ -85,7 +85,7 @@ def test_modes_differ_in_nothing_but_the_mode(ranks2: RankPool, tmp_path: Path) 
 
 def exported(path: str) -> tuple[list[float], float]:
     """The outputs of the exported model on some inputs, and its accuracy on the test set."""
-    model = export.load(Path(path))
+    model = export.load(path)
     cfg, choices = config()
     from ddp_agent.config import parse
 

@@ -59,11 +59,26 @@ def test_a_second_run_is_refused_with_the_pid_of_the_first_and_admitted_after_it
     RunDirectory(tmp_path).close()
 
 
-def test_a_refused_run_does_not_lift_the_lock(tmp_path: Path) -> None:
+def test_a_refused_run_neither_lifts_the_lock_nor_keeps_it_open(tmp_path: Path) -> None:
     with RunDirectory(tmp_path):
+        before = os.listdir("/proc/self/fd")
         for _ in range(2):
             with pytest.raises(ConfigError, match=rf"pid {os.getpid()} "):
                 RunDirectory(tmp_path)
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_full_disk_at_the_start_is_a_refusal_that_keeps_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
+            RunDirectory(tmp_path)
+    RunDirectory(tmp_path).close()
 
 
 def wait_forever(started: Event) -> None:
@@ -218,6 +233,24 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, m
         write_atomically(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_anyone_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    replace = os.replace
+
+    def record_replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "replace", record_replace)
+    write_atomically(tmp_path / "file", "content")
+    content, *rest = events
+    assert content.startswith(f"{tmp_path}/.file.")
+    assert rest == ["rename", str(tmp_path)]
 
 
 def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
