@@ -163,10 +163,11 @@ class Anchored(Periodic):
 
     def merge_parameters_(self) -> None:
         torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
-        self.reducer.mean_(self._pseudo_gradient, self.topology.world)
+        finish = self.reducer.start(self._pseudo_gradient, self.topology.world)
+        merge_buffers_(self.flat, self.buffers, self.topology.world)  # meanwhile
+        finish()
         self.outer_step_(self._pseudo_gradient)
         self.flat.parameters.copy_(self.anchor)
-        merge_buffers_(self.flat, self.buffers, self.topology.world)
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
         """Moves the anchor by D, the mean pseudo-gradient (anchor - parameters), which it may overwrite."""

@@ -15,5 +15,6 @@ class LocalSGD(Periodic):
 
     def merge_parameters_(self) -> None:
         together = self.buffers == "average"  # buffers lie behind the parameters: one collective serves both
-        self.reducer.mean_(self.flat.everything if together else self.flat.parameters, self.topology.world)
-        merge_buffers_(self.flat, self.buffers, self.topology.world, homed=not together)
+        finish = self.reducer.start(self.flat.everything if together else self.flat.parameters, self.topology.world)
+        merge_buffers_(self.flat, self.buffers, self.topology.world, homed=not together)  # meanwhile
+        finish()
