@@ -47,16 +47,30 @@ def run(context: Context, directory: RunDirectory) -> None:
     settings = parse(context.cfg, choices=context.choices, world_size=context.world_size)
     task = settings.dataset.load()
     check_against_data(settings, task, context.world_size)
+    model = create_model(settings, task)
     with runtime.start(settings.options.device, settings.options.timeout_s) as ranks:
         setup_logging(directory.path, ranks.rank)
-        train(settings, task, directory, ranks)
+        train(settings, task, model, directory, ranks)
 
 
-def train(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> dict[str, Any]:
+def create_model(settings: Settings, task: Task) -> nn.Module:
+    """With the weights that its seed gives it. Raises ConfigError when the model does not fit the data."""
+    seed_everything(settings.options.seed)
+    model: nn.Module = build(
+        "model",
+        settings.model,
+        trusted_packages=settings.options.trusted_packages,
+        input_shape=task.input_shape,
+        outputs=task.outputs,
+    )
+    return model
+
+
+def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> dict[str, Any]:
     """Trains and writes all that a run leaves behind; returns the summary."""
     if ranks.rank == 0:
         directory.write_status("running")
-    trainer = assemble(settings, task, directory, ranks)
+    trainer = assemble(settings, task, model, directory, ranks)
     describe(settings, ranks)
     init_sha256 = tensor_sha256(trainer.sync.flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
@@ -79,12 +93,9 @@ def train(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtim
     return summary
 
 
-def assemble(settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> Trainer:
+def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> Trainer:
     options = settings.options
     topology = Topology.create()
-    seed_everything(options.seed)
-    shapes = {"input_shape": task.input_shape, "outputs": task.outputs}
-    model: nn.Module = build("model", settings.model, trusted_packages=options.trusted_packages, **shapes)
     model.to(ranks.device)
     fingerprint = {
         **{group: settings.cfg[group] for group in ("model", "sync", "reducer", "optimizer", "schedule")},
@@ -170,7 +181,6 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
     if trainer.ema is not None:
         with trainer.ema.eval_weights(trainer.topology.world) as averaged:
             if ranks.rank == 0:
-                (directory.path / "ema").mkdir(exist_ok=True)
                 export.save(directory.path / "ema", averaged, description=description)
 
 

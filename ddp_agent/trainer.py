@@ -87,6 +87,7 @@ class Trainer:
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
         accumulation = options.accumulation_steps
         eval_every = options.eval_every or self.steps_per_epoch
+        parameters = list(self.module.parameters())
         batches = self.batches(self.step + 1)
         self.model.train()
         self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
@@ -107,7 +108,8 @@ class Trainer:
             if options.consensus_every and step % options.consensus_every == 0:
                 self.measure_consensus(step)
             sync.after_step(step)
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:  # optimizer.zero_grad does the same in 5 times the time
+                parameter.grad = None
             if self.ema:
                 self.ema.update(self.module)
             self.step = step

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from ddp_agent.config import check_against_data, parse
 from ddp_agent.errors import RefusedError
 from ddp_agent.launch.composition import Configs
-from ddp_agent.run import train
+from ddp_agent.run import create_model, train
 from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Runtime
 
@@ -64,6 +64,6 @@ def run(cfg: dict[str, Any], choices: dict[str, str], path: str, attempt: int = 
         check_against_data(settings, task, ranks)
         with RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
             dist.barrier()
-            return train(settings, task, directory, runtime)
+            return train(settings, task, create_model(settings, task), directory, runtime)
     except RefusedError as refusal:
         return f"{type(refusal).__name__}: {refusal}"

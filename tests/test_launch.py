@@ -14,8 +14,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ddp_agent.errors import ConfigError
-from ddp_agent.launch import LaunchContext, relaunch, sweep
+from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.launch import LaunchContext, relaunch, sweep, worker
 from ddp_agent.launch.command import main
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
 from ddp_agent.place import Place
@@ -192,6 +192,18 @@ def test_what_follows_from_a_wrong_choice_is_not_told(configs: Configs) -> None:
     assert [problem.partition(":")[0] for problem in refused.value.problems] == ["sync"]
 
 
+def refuse_checkpoint(context: LaunchContext) -> None:
+    raise CheckpointError("resume: /nowhere holds no complete checkpoint")
+
+
+def test_a_refused_checkpoint_does_not_hide_what_was_mistyped(configs: Configs) -> None:
+    with pytest.raises(ConfigError) as refused:
+        configs.compose(["sed=1"]).checked(refuse_checkpoint, two_ranks)
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["sed", "resume"]
+    with pytest.raises(CheckpointError):
+        configs.compose([]).checked(refuse_checkpoint, two_ranks)
+
+
 def test_a_config_that_does_not_parse_is_refused(configs: Configs) -> None:
     (configs.folder / "experiment" / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"\+experiment=broken"):
@@ -242,6 +254,14 @@ def test_how_many_ranks(
 def test_a_wrong_number_of_ranks_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigError, match=f"nproc_per_node: found {wrong!r}, expected an integer >= 1"):
         relaunch._nproc_per_node({"nproc_per_node": wrong})
+
+
+def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
+    place = Place(rank=1, local_rank=1, world_size=4, local_world_size=2, node_rank=0)
+    assert worker._world_size({"nproc_per_node": 2}, place) == 4
+    assert worker._world_size({"nproc_per_node": None}, place) == 4
+    with pytest.raises(ConfigError, match="nproc_per_node: found 3 under a torchrun that started 2 ranks"):
+        worker._world_size({"nproc_per_node": 3}, place)
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, project: Path, *arguments: str) -> int:

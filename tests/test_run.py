@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from rank_pool import RankPool
 from runs import MODES, config, mode, run
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddp_agent import export
+from ddp_agent.config import parse
+from ddp_agent.errors import ConfigError
 from ddp_agent.manifest import Manifest
+from ddp_agent.run import create_model
 from ddp_agent.run_directory import read_metrics
 
 ALL_MODES = pytest.mark.parametrize("name", MODES)
@@ -231,6 +235,38 @@ def test_options_hold_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str,
         assert not same(averaged.state_dict(), plain_model.state_dict())
     if "consensus_every=3" in options:
         assert recorded(tmp_path / "with", "consensus_distance") == [3, 6, 8]
+
+
+def run_compiled(cfg: dict[str, Any], choices: dict[str, str], path: str) -> tuple[dict[str, Any] | str, int]:
+    """With dynamo's capture but without inductor's code generation, which needs a C++ compiler and 20 s a model."""
+    from torch._dynamo.utils import counters
+
+    compile_module = nn.Module.compile
+    nn.Module.compile = partialmethod(compile_module, backend="eager")  # type: ignore[assignment,method-assign]
+    torch._dynamo.reset()  # or an earlier test's graphs are used again, and none is counted
+    counters.clear()
+    try:
+        return run(cfg, choices, path), counters["stats"]["unique_graphs"]
+    finally:
+        nn.Module.compile = compile_module  # type: ignore[method-assign]
+
+
+@ALL_MODES
+def test_a_compiled_model_trains_alike_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str) -> None:
+    plain = ranks2.run(run, *mode(name), str(tmp_path / "plain"))[0]
+    compiled, graphs = ranks2.run(run_compiled, *mode(name, "compile=true"), str(tmp_path / "compiled"))[0]
+    assert graphs > 0
+    assert isinstance(compiled, dict), compiled
+    assert compiled["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-5)
+    assert (compiled["syncs"], compiled["payload_bytes"]) == (plain["syncs"], plain["payload_bytes"])
+    assert isinstance(export.load(tmp_path / "compiled"), nn.Module)
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_any_process_group() -> None:
+    cfg, choices = config("model=resnet20", "dataset=article")
+    settings = parse(cfg, choices=choices, world_size=1)
+    with pytest.raises(ConfigError, match=r"model: .*expected images"):
+        create_model(settings, settings.dataset.load())
 
 
 def test_time_to_target(ranks2: RankPool, tmp_path: Path) -> None:

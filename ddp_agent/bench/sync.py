@@ -27,7 +27,7 @@ TARGET = 1.15
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", type=_known, default=["resnet18", "resnet50"], metavar="NAME",
                         help="torchvision's classification models (resnet18 resnet50)")  # fmt: skip
-    parser.add_argument("--repeats", type=at_least(1), default=25, help="rounds that count (25)")
+    parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds that count (60)")
 
 
 def _known(name: str) -> str:

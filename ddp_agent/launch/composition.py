@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddp_agent.build import unknown
-from ddp_agent.errors import ConfigError
+from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.run_directory import RunDirectory, redacted, write_atomically
 
 VERSION_BASE = "1.3"
@@ -110,6 +110,10 @@ class Composed:
                 check(context)
             except ConfigError as error:
                 problems += error.problems
+            except RefusedError as refusal:  # a checkpoint, data: said as what it is, unless the command is wrong, too
+                if not problems:
+                    raise
+                problems.append(str(refusal))
         if problems:
             raise ConfigError(problems)
         return context

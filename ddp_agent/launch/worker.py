@@ -3,15 +3,16 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ddp_agent.errors import RefusedError
+from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import (
     RUN_DIR,
     RUN_TIME,
@@ -22,6 +23,7 @@ from ddp_agent.launch.composition import (
     Work,
     run_time,
 )
+from ddp_agent.place import Place
 from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Rendezvous, connect
 
@@ -35,12 +37,22 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
     try:
         os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
         composed = configs.compose(overrides)
-        context = composed.checked(check, lambda _: rendezvous.place.world_size, rendezvous.attempt)
+        context = composed.checked(check, lambda cfg: _world_size(cfg, rendezvous.place), rendezvous.attempt)
         with _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:
         say_once(rendezvous, str(refusal))
         return refusal.exit_code
+
+
+def _world_size(cfg: Mapping[str, Any], place: Place) -> int:
+    wanted = cfg.get("nproc_per_node")
+    if isinstance(wanted, int) and wanted != place.local_world_size:
+        raise ConfigError(
+            f"nproc_per_node: found {wanted} under a torchrun that started {place.local_world_size} ranks on this "
+            f"node, expected {place.local_world_size}, or null: torchrun's --nproc_per_node decides"
+        )
+    return place.world_size
 
 
 def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext) -> RunDirectory:

@@ -15,7 +15,7 @@ from ddp_agent.sync.policies import merge_buffers_
 from ddp_agent.topology import Topology
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class AllReduce(SyncStrategy):
     """Gradients averaged every step, overlapping backward: DistributedDataParallel, the baseline."""
 

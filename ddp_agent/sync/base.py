@@ -18,7 +18,7 @@ from ddp_agent.sync.policies import BufferPolicy, OptimizerPolicy, merge_buffers
 from ddp_agent.topology import Topology
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class SyncStrategy:
     """When ranks synchronise and what travels. Its fields are the hyperparameters; what the run gives comes in `setup`.
 
@@ -115,7 +115,7 @@ class SyncStrategy:
             raise ValueError(f"{type(self).__name__} has no state, found {sorted(state)}")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Periodic(SyncStrategy):
     """A mode that synchronises after every `period` optimizer steps, and at the end what is left of a period."""
 
@@ -146,7 +146,7 @@ class Periodic(SyncStrategy):
         raise NotImplementedError
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Anchored(Periodic):
     """A periodic mode that sends changes since the anchor, the parameters that all ranks last shared."""
 

@@ -13,7 +13,7 @@ from ddp_agent.sync.base import Anchored
 from ddp_agent.topology import Topology
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class DiLoCo(Anchored):
     """Outer SGD with Nesterov momentum on the mean change over H steps (Douillard et al. 2023, arXiv:2311.08105)."""
 

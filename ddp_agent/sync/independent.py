@@ -5,6 +5,6 @@ from dataclasses import dataclass
 from ddp_agent.sync.base import SyncStrategy
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Independent(SyncStrategy):
     """Never: ranks train alone, and their models are averaged to be evaluated. The no-communication reference."""

@@ -7,7 +7,7 @@ from ddp_agent.sync.base import Periodic
 from ddp_agent.sync.policies import merge_buffers_
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LocalSGD(Periodic):
     """Parameters averaged every H steps (Stich 2019, arXiv:1805.09767)."""
 

@@ -9,7 +9,7 @@ from ddp_agent.fields import NonNegativeFloat
 from ddp_agent.sync.base import Anchored
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class ParameterUpdate(Anchored):
     """The ranks' changes over H steps, summed or averaged, applied to the shared model: the article's second way."""
 

@@ -14,7 +14,7 @@ from ddp_agent.sync.local_sgd import LocalSGD
 from ddp_agent.topology import Topology
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PostLocalSGD(LocalSGD):
     """allreduce for the first `switch_step` steps, then local_sgd (Lin et al. 2020, arXiv:1808.07217)."""
 
