@@ -42,7 +42,7 @@ NEVER = 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=at_least(1), default=25, help="rounds that count (25)")
+    parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds that count (60)")
     parser.add_argument("--steps", type=at_least(PERIOD), default=160, help="optimizer steps a round (160)")
 
 
