@@ -1,8 +1,9 @@
 """The only file that calls collectives, so that every byte is counted where it is sent.
 
 `payload_bytes` is what this rank hands to collectives. `wire_bytes` is what it sends under a bandwidth-optimal
-algorithm: 2 (n - 1) / n of the payload for an all-reduce, (n - 1) times it for an all-gather, and for a broadcast
-what the source sends down a pipeline (once), the others nothing.
+algorithm: 2 (n - 1) / n of the payload for an all-reduce, (n - 1) / n for an all-to-all, (n - 1) times it for an
+all-gather, all of it for an exchange with peers, and for a broadcast what the source sends down a pipeline (once),
+the others nothing.
 """
 
 import time
@@ -103,13 +104,49 @@ class Comm:
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor, in rank order; shapes and dtypes must agree."""
+        gathered, pending = self.start_all_gather(tensor)
+        pending.wait()
+        return list(gathered.unbind(0))
+
+    def start_all_gather(self, tensor: Tensor) -> tuple[Tensor, Pending]:
+        """After `wait`, row r of the first is rank r's tensor; this rank's must rest until then."""
         if self._group is None:
-            return [tensor.clone()]
+            return tensor.clone().unsqueeze(0), _Done()
         self._count(tensor, self.size - 1)
-        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        work = dist.all_gather(list(gathered.unbind(0)), tensor, group=self._group, async_op=True)
+        return gathered, _Counted(self, work)
+
+    def start_all_to_all(self, tensor: Tensor) -> tuple[Tensor, Pending]:
+        """Row r of `tensor` goes to rank r; after `wait`, row r of the first is what rank r sent here."""
+        if self._group is None:
+            return tensor.clone(), _Done()
+        self._count(tensor, (self.size - 1) / self.size)
+        received = torch.empty_like(tensor)
+        work = dist.all_to_all_single(received, tensor, group=self._group, async_op=True)
+        return received, _Counted(self, cast(dist.Work, work))
+
+    def exchange(self, tensor: Tensor, receivers: Sequence[int], senders: Sequence[int]) -> list[Tensor]:
+        """Sends `tensor` to each of `receivers` and returns what each of `senders` sent, in their order.
+
+        Ranks of this group other than this one, each once. Every sender must name this rank as a receiver.
+        """
+        if self._group is None or not (receivers or senders):
+            return []
+        received = [torch.empty_like(tensor) for _ in senders]
+        for _ in receivers:
+            self._count(tensor, 1.0)
+        operations = [
+            *(dist.P2POp(dist.isend, tensor, group=self._group, group_peer=peer) for peer in receivers),
+            *(
+                dist.P2POp(dist.irecv, other, group=self._group, group_peer=peer)
+                for peer, other in zip(senders, received, strict=True)
+            ),
+        ]
         with self.blocked():
-            dist.all_gather(gathered, tensor, group=self._group)
-        return gathered
+            for work in dist.batch_isend_irecv(operations):
+                work.wait()
+        return received
 
     def barrier(self) -> None:
         """Returns when every rank has called it; not traffic worth counting."""

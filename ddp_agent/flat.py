@@ -33,7 +33,8 @@ class Flat:
         homed = {name: buffer for name, buffer in buffers.items() if buffer.dtype == first.dtype}
         self.others = [buffer for name, buffer in buffers.items() if name not in homed]
         self.everything = rehome([*named.values(), *homed.values()], first.dtype, first.device)
-        count = sum(parameter.numel() for parameter in named.values())
+        self.shapes = [parameter.shape for parameter in named.values()]
+        count = sum(shape.numel() for shape in self.shapes)
         self.parameters, self.buffers = self.everything[:count], self.everything[count:]
         described = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in {**named, **buffers}.items())
         self.layout_sha256 = hashlib.sha256(described.encode()).hexdigest()

@@ -1,10 +1,11 @@
 """What a reducer has to do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ddp_agent.comm import Comm
@@ -25,6 +26,15 @@ class Reducer(ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def for_tensor(self, shapes: Sequence[torch.Size]) -> "Reducer":
+        """What averages one tensor again and again: parameters of these shapes, flattened, one behind the other.
+
+        A reducer that remembers something of a tensor (what it dropped from it, a basis) gives a new one, whose
+        state is a part of its own; ask for them in the same order on every rank and after a resume. One without
+        memory gives itself.
+        """
+        return self
 
     @abstractmethod
     def start(self, tensor: Tensor, comm: Comm) -> Finish:

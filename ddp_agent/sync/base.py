@@ -153,17 +153,19 @@ class Anchored(Periodic):
     sends: ClassVar[Literal["changes"]] = "changes"
 
     anchor: Tensor = field(init=False, repr=False)
+    _changes: Reducer = field(init=False, repr=False)
     _pseudo_gradient: Tensor = field(init=False, repr=False)
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
         self.anchor = self.flat.parameters.clone()
+        self._changes = reducer.for_tensor(self.flat.shapes)
         self._pseudo_gradient = torch.empty_like(self.anchor)  # kept: a fresh one costs as much as averaging it
         return model
 
     def merge_parameters_(self) -> None:
         torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
-        finish = self.reducer.start(self._pseudo_gradient, self.topology.world)
+        finish = self._changes.start(self._pseudo_gradient, self.topology.world)
         merge_buffers_(self.flat, self.buffers, self.topology.world)  # meanwhile
         finish()
         self.outer_step_(self._pseudo_gradient)
