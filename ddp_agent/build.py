@@ -17,7 +17,9 @@ from ddp_agent.errors import ConfigError
 from ddp_agent.fields import REQUIRED, Parameter, coerce, describe, fits, parameters
 
 PACKAGE = Path(__file__).parent
-PLURAL = {group: f"{group}s" for group in ("reducer", "model", "dataset", "optimizer", "schedule")} | {"sync": "sync"}
+PLURAL = {group: f"{group}s" for group in ("reducer", "model", "dataset", "optimizer", "schedule", "cadence")} | {
+    "sync": "sync"
+}
 
 
 def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), **runtime: Any) -> Any:

@@ -8,6 +8,7 @@ from ddp_agent.build import definitions
 GROUPS = {
     "sync": "ways to synchronise",
     "reducer": "ways to average a tensor",
+    "cadence": "how the period of a periodic mode changes",
     "model": "models",
     "dataset": "data",
 }

@@ -62,7 +62,7 @@ class Comm:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, stats: CommStats | None = None) -> None:
-        self._group = group
+        self.group = group
         self.stats = CommStats() if stats is None else stats
         self.rank = dist.get_rank(group) if group else 0
         self.size = dist.get_world_size(group) if group else 1
@@ -78,7 +78,7 @@ class Comm:
 
     def split(self, partition: Sequence[Sequence[int]]) -> "Comm":
         """The part that holds this rank, out of disjoint lists of global ranks. Every rank calls it alike."""
-        if self._group is None:
+        if self.group is None:
             return self
         mine, _ = dist.new_subgroups_by_enumeration([list(part) for part in partition])
         return Comm(cast(dist.ProcessGroup, mine), self.stats)
@@ -88,19 +88,19 @@ class Comm:
 
     def start_all_reduce_(self, tensor: Tensor, op: Op = "sum") -> Pending:
         """Begins an all-reduce that goes on while this rank computes; `tensor` must rest until `wait`."""
-        if self._group is None:
+        if self.group is None:
             return _Done()
         self._count(tensor, 2 * (self.size - 1) / self.size)
-        work = dist.all_reduce(tensor, _OPS[op], group=self._group, async_op=True)
+        work = dist.all_reduce(tensor, _OPS[op], group=self.group, async_op=True)
         return _Counted(self, work)
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
         """`source` is a rank of this group."""
-        if self._group is None:
+        if self.group is None:
             return
         self._count(tensor, 1.0 if self.rank == source and self.size > 1 else 0.0)
         with self.blocked():
-            dist.broadcast(tensor, group=self._group, group_src=source)
+            dist.broadcast(tensor, group=self.group, group_src=source)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor, in rank order; shapes and dtypes must agree."""
@@ -110,20 +110,20 @@ class Comm:
 
     def start_all_gather(self, tensor: Tensor) -> tuple[Tensor, Pending]:
         """After `wait`, row r of the first is rank r's tensor; this rank's must rest until then."""
-        if self._group is None:
+        if self.group is None:
             return tensor.clone().unsqueeze(0), _Done()
         self._count(tensor, self.size - 1)
         gathered = tensor.new_empty(self.size, *tensor.shape)
-        work = dist.all_gather(list(gathered.unbind(0)), tensor, group=self._group, async_op=True)
+        work = dist.all_gather(list(gathered.unbind(0)), tensor, group=self.group, async_op=True)
         return gathered, _Counted(self, work)
 
     def start_all_to_all(self, tensor: Tensor) -> tuple[Tensor, Pending]:
         """Row r of `tensor` goes to rank r; after `wait`, row r of the first is what rank r sent here."""
-        if self._group is None:
+        if self.group is None:
             return tensor.clone(), _Done()
         self._count(tensor, (self.size - 1) / self.size)
         received = torch.empty_like(tensor)
-        work = dist.all_to_all_single(received, tensor, group=self._group, async_op=True)
+        work = dist.all_to_all_single(received, tensor, group=self.group, async_op=True)
         return received, _Counted(self, cast(dist.Work, work))
 
     def exchange(self, tensor: Tensor, receivers: Sequence[int], senders: Sequence[int]) -> list[Tensor]:
@@ -131,15 +131,15 @@ class Comm:
 
         Ranks of this group other than this one, each once. Every sender must name this rank as a receiver.
         """
-        if self._group is None or not (receivers or senders):
+        if self.group is None or not (receivers or senders):
             return []
         received = [torch.empty_like(tensor) for _ in senders]
         for _ in receivers:
             self._count(tensor, 1.0)
         operations = [
-            *(dist.P2POp(dist.isend, tensor, group=self._group, group_peer=peer) for peer in receivers),
+            *(dist.P2POp(dist.isend, tensor, group=self.group, group_peer=peer) for peer in receivers),
             *(
-                dist.P2POp(dist.irecv, other, group=self._group, group_peer=peer)
+                dist.P2POp(dist.irecv, other, group=self.group, group_peer=peer)
                 for peer, other in zip(senders, received, strict=True)
             ),
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ddp_agent.build import build, problems, schema_problems
+from ddp_agent.cadences import Cadence, Fixed
 from ddp_agent.checkpoint import newest
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
@@ -17,9 +18,11 @@ from ddp_agent.options import Options
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
+from ddp_agent.sync.base import Paced
 
-GROUPS = ("model", "dataset", "sync", "reducer", "optimizer", "schedule")
-RUNTIME = {"model": ("input_shape", "outputs"), "dataset": ("data_root",)}  # what the run tells a constructor
+GROUPS = ("model", "dataset", "cadence", "sync", "reducer", "optimizer", "schedule")
+# What the run tells a constructor: root keys, shapes of the data, and another group's object.
+RUNTIME = {"model": ("input_shape", "outputs"), "dataset": ("data_root",), "sync": ("cadence",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Settings:
     options: Options
     model: Mapping[str, Any]  # built when input and output shapes are known
     dataset: Any
+    cadence: Cadence
     sync: SyncStrategy
     reducer: Reducer
     optimizer: SGD | AdamW
@@ -50,6 +54,7 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     right = _right(root, parameters(Options))
     built, wrong = _build_groups(cfg, right)
     found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built)]
+    found += _world_problems(built, world_size, right.get("ranks_per_node") or world_size)
     found += _length_problems(built, right.get("max_steps") or math.inf)
     if targets := list(_targets(cfg)):
         found = [line for line in found if line.partition(":")[0] not in targets]
@@ -96,7 +101,8 @@ def _build_groups(cfg: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[dic
     trusted = right.get("trusted_packages", [])
     for group in GROUPS:
         node, wanted = cfg.get(group), RUNTIME.get(group, ())
-        given = {key: right[key] for key in wanted if key in right}
+        known = {**right, **built}
+        given = {key: known[key] for key in wanted if key in known}
         if not isinstance(node, Mapping):
             found.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")
         elif len(given) < len(wanted):
@@ -125,8 +131,22 @@ def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]
 
 
 def _pair_problems(built: Mapping[str, Any]) -> Iterator[str]:
+    cadence, sync = built.get("cadence", Fixed()), built.get("sync")
+    if sync is not None and not isinstance(cadence, Fixed) and not isinstance(sync, Paced):
+        yield f"cadence: found {type(cadence).__name__}, but {type(sync).__name__} has no period: use cadence=fixed"
     if {"sync", "reducer"} <= built.keys() and (refused := built["sync"].refusal(built["reducer"])):
         yield f"reducer: {refused}"
+
+
+def _world_problems(built: Mapping[str, Any], world_size: int, ranks_per_node: int) -> Iterator[str]:
+    if world_size % ranks_per_node:
+        divisors = [str(count) for count in range(1, world_size + 1) if world_size % count == 0]
+        yield (
+            f"ranks_per_node: found {ranks_per_node}, expected a divisor of the {world_size} ranks: "
+            f"{', '.join(divisors)}"
+        )
+    if "sync" in built and (refused := built["sync"].misfit(world_size, ranks_per_node)):
+        yield f"sync.{refused}"
 
 
 def _length_problems(built: Mapping[str, Any], total_steps: float) -> Iterator[str]:

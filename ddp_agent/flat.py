@@ -33,11 +33,16 @@ class Flat:
         homed = {name: buffer for name, buffer in buffers.items() if buffer.dtype == first.dtype}
         self.others = [buffer for name, buffer in buffers.items() if name not in homed]
         self.everything = rehome([*named.values(), *homed.values()], first.dtype, first.device)
+        self._places = [(p.size(), p.stride(), p.storage_offset()) for p in named.values()]
         self.shapes = [parameter.shape for parameter in named.values()]
         count = sum(shape.numel() for shape in self.shapes)
         self.parameters, self.buffers = self.everything[:count], self.everything[count:]
         described = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in {**named, **buffers}.items())
         self.layout_sha256 = hashlib.sha256(described.encode()).hexdigest()
+
+    def views_of(self, other: Tensor) -> list[Tensor]:
+        """Of a tensor as long as `parameters`: what lies where each parameter lies, in its shape and strides."""
+        return [other.as_strided(size, strides, offset) for size, strides, offset in self._places]
 
     def snapshot(self) -> list[Tensor]:
         """Copies of all state, for `restore`."""

@@ -41,6 +41,7 @@ class Options:
     run_name: FileName
     data_root: Path | None
     nproc_per_node: PositiveInt | None
+    ranks_per_node: PositiveInt | None
     timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13
     trusted_packages: list[str]
 

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, typed
 from torch.futures import Future
@@ -27,14 +26,18 @@ class OverlappedGradients:
         self.module: nn.Module = model
         self._ddp: DistributedDataParallel | None = None
         self._started: list[Finish] = []
-        if not dist.is_initialized():
+        if comm.group is None:
             return
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers to a name that 2.11 does not have.
             warnings.simplefilter("ignore", FutureWarning)
             # No buffer broadcast: traffic that Comm cannot see; buffers have a policy. Weights are equal already.
             self._ddp = DistributedDataParallel(
-                model, broadcast_buffers=False, gradient_as_bucket_view=True, init_sync=False
+                model,
+                process_group=comm.group,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                init_sync=False,
             )
         self.module = self._ddp
         device = next(model.parameters()).device

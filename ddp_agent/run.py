@@ -21,7 +21,6 @@ from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.evaluate import Scores
 from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
-from ddp_agent.sync import ParameterUpdate
 from ddp_agent.sync.base import require_same
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import History, Tracker
@@ -95,10 +94,10 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
 
 def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> Trainer:
     options = settings.options
-    topology = Topology.create()
+    topology = Topology.create(options.ranks_per_node)
     model.to(ranks.device)
     fingerprint = {
-        **{group: settings.cfg[group] for group in ("model", "sync", "reducer", "optimizer", "schedule")},
+        **{group: settings.cfg[group] for group in ("model", "sync", "cadence", "reducer", "optimizer", "schedule")},
         "data_sha256": task.sha256,
         **{
             key: getattr(options, key)
@@ -108,10 +107,12 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
     with topology.world.uncounted():
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
         same(digest, topology, "configuration or data")
+    total_steps = options.total_steps(len(task.train))  # type: ignore[arg-type]
+    settings.cadence.total_steps = total_steps
     try:
         trainer = Trainer(
             options=options,
-            total_steps=options.total_steps(len(task.train)),  # type: ignore[arg-type]
+            total_steps=total_steps,
             task=task,
             module=model,
             optimizer=settings.optimizer.create(model.parameters()),
@@ -144,8 +145,8 @@ def describe(settings: Settings, ranks: Runtime) -> None:
         ranks.device.type,
         ranks.backend,
     )
-    if isinstance(settings.sync, ParameterUpdate):
-        text, risky = settings.sync.stability(ranks.world_size)
+    if said := settings.sync.stability(ranks.world_size):
+        text, risky = said
         (log.warning if risky else log.info)(text)
 
 
@@ -191,7 +192,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
     samples = trainer.step * options.global_batch_size
     return {
         "status": "finished",
-        **{group: settings.label(group) for group in ("dataset", "model", "sync", "reducer")},
+        **{group: settings.label(group) for group in ("dataset", "model", "sync", "cadence", "reducer")},
         "period": settings.cfg["sync"].get("period"),
         "world_size": trainer.topology.world.size,
         "seed": options.seed,
@@ -230,7 +231,10 @@ def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
 def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
     options = ("seed", "global_batch_size", "accumulation_steps", "precision")
     return {
-        **{group: settings.label(group) for group in ("model", "dataset", "sync", "reducer", "optimizer", "schedule")},
+        **{
+            group: settings.label(group)
+            for group in ("model", "dataset", "sync", "cadence", "reducer", "optimizer", "schedule")
+        },
         **{f"sync.{key}": value for key, value in settings.cfg["sync"].items() if key != "name"},
         "lr": settings.optimizer.lr,
         "world_size": world_size,

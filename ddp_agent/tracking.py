@@ -227,6 +227,7 @@ class TensorBoardMirror:
                 "bytes": chart("payload_bytes", "wire_bytes"),
                 "exposed seconds": chart("exposed_comm_s"),
                 "consensus distance": chart("consensus_distance"),
+                "period": chart("period"),
             },
         }
 

@@ -186,6 +186,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": step * samples,
             "samples_per_s": steps * samples / max(costs["train_s"] - self.logged_s, 1e-9),
+            **self.sync.measurements(),
             **costs,
         }
         self.logged_step, self.logged_s = step, costs["train_s"]

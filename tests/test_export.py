@@ -75,9 +75,9 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 def test_weights_with_other_strides_are_exported(tmp_path: Path) -> None:
     model = mlp()
-    model.layers[1].weight = nn.Parameter(torch.randn(4, 8).t())
+    model[0].weight = nn.Parameter(torch.randn(4, 8).t())
     Flat(model)
-    assert not model.layers[1].weight.is_contiguous()
+    assert not model[0].weight.is_contiguous()
     export.save(tmp_path, model, description=DESCRIPTION)
     for (name, saved), (other, loaded) in zip(
         model.named_parameters(), export.load(tmp_path).named_parameters(), strict=True
@@ -182,8 +182,8 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         (edit_argument(hiden=3), r"model\.json: .*hiden"),
         (edit_argument(input_shape="four"), r"model\.json: no model can be built"),
         (edit_argument(hidden=[0]), r"model\.json: .*hidden: found \[0\]"),
-        (edit_argument(hidden=[8, 6]), r"layers\.3\.weight: found \(5, 8\).*\(6, 8\)"),
-        (edit_argument(hidden=[8]), r"layers\.5\.weight: found \(3, 5\).*nothing"),
+        (edit_argument(hidden=[8, 6]), r"2\.weight: found \(5, 8\).*\(6, 8\)"),
+        (edit_argument(hidden=[8]), r"4\.weight: found \(3, 5\).*nothing"),
         (edit_description(weights={"path": "/etc"}), r"model\.safetensors: not what model\.json describes"),
         (truncate, r"model\.safetensors: found \d+ bytes, expected \d+"),
         (flip_a_bit, r"model\.safetensors: damaged, found sha256"),

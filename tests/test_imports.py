@@ -22,11 +22,14 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent": [],
     **{f"ddp_agent.{leaf}": [] for leaf in ("errors", "fields", "place", "clock", "console", "comm", "flat")},
     **{f"ddp_agent.{leaf}": [] for leaf in ("standing", "random_streams")},
+    "ddp_agent.cadences": ["fields"],
     # The four nouns. They do not know how they are configured, started, logged or saved.
     "ddp_agent.topology": ["comm"],
     "ddp_agent.reducers*": ["reducers*", "comm", "fields", "flat"],
     "ddp_agent.overlap": ["reducers*", "comm"],
-    "ddp_agent.sync*": ["sync*", "reducers*", "overlap", "topology", "comm", "flat", "fields"],
+    "ddp_agent.fragments": [],
+    "ddp_agent.uneven": ["sync.base", "reducers*", "comm"],
+    "ddp_agent.sync*": ["sync*", "reducers*", "overlap", "fragments", "cadences", "topology", "comm", "flat", "fields"],
     # What is trained, and on what: they do not know that there are other ranks.
     "ddp_agent.models*": ["models.*", "fields"],
     "ddp_agent.datasets*": ["datasets.*", "fields", "errors"],
@@ -38,7 +41,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.catalogue": ["build"],
     "ddp_agent.config": [
         *("build", "fields", "errors", "options", "optimizers", "schedules", "checkpoint"),
-        *("datasets.base", "sync*", "reducers*"),
+        *("datasets.base", "sync*", "reducers*", "cadences"),
     ],
     # What a run leaves behind.
     "ddp_agent.run_directory": ["errors"],

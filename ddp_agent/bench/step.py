@@ -180,6 +180,7 @@ def _options(global_batch_size: int) -> Options:
         run_name="bench",
         data_root=None,
         nproc_per_node=None,
+        ranks_per_node=None,
         timeout_s=600,
         trusted_packages=[],
     )

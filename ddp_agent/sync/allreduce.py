@@ -23,6 +23,10 @@ class AllReduce(SyncStrategy):
 
     gradients: OverlappedGradients = field(init=False, repr=False)
 
+    @property
+    def reduces_in_backward(self) -> bool:
+        return True
+
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
         self.gradients = OverlappedGradients(model, reducer, topology.world)

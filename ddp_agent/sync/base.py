@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddp_agent.cadences import Cadence, Fixed, Moment
 from ddp_agent.comm import Comm
 from ddp_agent.fields import PositiveInt, check_fields
 from ddp_agent.flat import Flat
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.policies import BufferPolicy, OptimizerPolicy, merge_buffers_, merge_optimizer_state_
 from ddp_agent.topology import Topology
+
+DRIFT_SAMPLES = 4096  # parameters from which the distance between ranks is estimated
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,13 +52,26 @@ class SyncStrategy:
             )
         return None
 
+    def misfit(self, world_size: int, ranks_per_node: int) -> str | None:
+        """Why this mode cannot work among so many ranks, and what would; None when it can."""
+        return None
+
+    def stability(self, world_size: int) -> tuple[str, bool] | None:
+        """What a user should know of the step that this mode takes, and whether it is a warning."""
+        return None
+
+    @property
+    def reduces_in_backward(self) -> bool:
+        """Whether ranks meet inside backward, so that every rank needs a batch in every step."""
+        return False
+
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         """Starts all ranks from rank 0's weights; returns what forward is called on.
 
         The model must be on its device. Its parameters become views of one tensor (see `Flat`). Raises ValueError
-        when the reducer does not fit this mode, or when the ranks' models differ.
+        when the reducer or the world does not fit this mode, or when the ranks' models differ.
         """
-        if refused := self.refusal(reducer):
+        if refused := self.refusal(reducer) or self.misfit(topology.world.size, topology.ranks_per_node):
             raise ValueError(refused)
         self.optimizer, self.topology, self.reducer = optimizer, topology, reducer
         self.flat = Flat(model)
@@ -106,6 +122,10 @@ class SyncStrategy:
             mean_(squared, world)
         return math.sqrt(squared.item())
 
+    def measurements(self) -> dict[str, float]:
+        """What is worth logging of the mode's own state, by name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything beyond model and optimizer that a resume at any step needs."""
         return {}
@@ -116,34 +136,90 @@ class SyncStrategy:
 
 
 @dataclass(kw_only=True, eq=False)
-class Periodic(SyncStrategy):
-    """A mode that synchronises after every `period` optimizer steps, and at the end what is left of a period."""
+class Paced(SyncStrategy):
+    """A mode that synchronises after every H optimizer steps, and at the end what is left of a period.
 
-    period: PositiveInt  # H
+    H begins as `base_period`; `cadence` looks at it anew right after a synchronisation, and never between.
+    """
+
+    cadence: Cadence = field(default_factory=Fixed)
     optimizer_state: OptimizerPolicy = "local"
 
-    def local_steps(self, step: int) -> int:
-        """How many steps the periods have been counting."""
-        return step
+    current_period: int = field(init=False, repr=False)  # H(t)
+    synced_step: int = field(init=False, repr=False)  # where the current period began
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.current_period = self.base_period
+        self._begin_period(self.first_step)
+        return model
+
+    @property
+    def base_period(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def first_step(self) -> int:
+        """How many steps have passed when the first period begins."""
+        return 0
 
     def after_step(self, step: int) -> None:
-        steps = self.local_steps(step)
-        if steps > 0 and steps % self.period == 0:
-            self._synchronise()
+        if step == self.synced_step + self.current_period:
+            self._synchronise(step)
 
     def flush(self, step: int) -> None:
-        if self.local_steps(step) % self.period:
-            self._synchronise()
+        if step > self.synced_step:
+            self._synchronise(step)
 
     @torch.no_grad()
-    def _synchronise(self) -> None:
+    def _synchronise(self, step: int) -> None:
+        drift = self._drift() if self.cadence.measures_drift else None
         self.merge_parameters_()
         merge_optimizer_state_(self.optimizer, self.optimizer_state, self.topology.world)
         self.syncs += 1
+        self._begin_period(step, drift)
+
+    def _begin_period(self, step: int, drift: float | None = None) -> None:
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        now = Moment(step=step, period=self.current_period, base=self.base_period, lr=lr, drift=drift)
+        self.synced_step, self.current_period = step, self.fitting(self.cadence.next_period(now))
+
+    def fitting(self, period: int) -> int:
+        """The period this mode can have that is nearest to what the cadence wants."""
+        return period
+
+    def _drift(self) -> float:
+        """The ranks' relative distance, from some evenly spaced parameters: 32 kB, which are counted."""
+        every = math.ceil(self.flat.parameters.numel() / DRIFT_SAMPLES)
+        sample = self.flat.parameters[::every].double()
+        sums = torch.cat([sample, sample.square().sum().unsqueeze(0)])
+        mean_(sums, self.topology.world)
+        mean, mean_square = sums[:-1].square().sum().item(), sums[-1].item()
+        return math.sqrt(max(0.0, mean_square - mean) / mean) if mean else 0.0
+
+    def measurements(self) -> dict[str, float]:
+        return {"period": self.current_period}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"current_period": self.current_period, "synced_step": self.synced_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.current_period, self.synced_step = state["current_period"], state["synced_step"]
 
     def merge_parameters_(self) -> None:
-        """The mode itself: afterwards all ranks hold the same parameters, and buffers by their policy."""
+        """The mode itself: parameters and buffers change on all ranks."""
         raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class Periodic(Paced):
+    """A mode whose H is its `period`."""
+
+    period: PositiveInt  # H, or where H begins
+
+    @property
+    def base_period(self) -> int:
+        return self.period
 
 
 @dataclass(kw_only=True, eq=False)
@@ -176,9 +252,10 @@ class Anchored(Periodic):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        return {"anchor": self.anchor.clone()}
+        return super().state_dict() | {"anchor": self.anchor.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.anchor.copy_(state["anchor"])
 
 

@@ -29,10 +29,7 @@ class DiLoCo(Anchored):
         return model
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
-        """As torch.optim.SGD: b <- m b + D; anchor <- anchor - lr (D + m b), or - lr b without Nesterov."""
-        self.momentum.mul_(self.outer_momentum).add_(pseudo_gradient)
-        nesterov = pseudo_gradient.add_(self.momentum, alpha=self.outer_momentum) if self.nesterov else None
-        self.anchor.sub_(self.momentum if nesterov is None else nesterov, alpha=self.outer_lr)
+        outer_sgd_(self.anchor, self.momentum, pseudo_gradient, self.outer_lr, self.outer_momentum, self.nesterov)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"momentum": self.momentum.clone()}
@@ -40,3 +37,12 @@ class DiLoCo(Anchored):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.momentum.copy_(state["momentum"])
+
+
+def outer_sgd_(
+    anchor: Tensor, buffer: Tensor, pseudo_gradient: Tensor, lr: float, momentum: float, nesterov: bool
+) -> None:
+    """As torch.optim.SGD: b <- m b + D; anchor <- anchor - lr (D + m b), or - lr b without Nesterov. D is lost."""
+    buffer.mul_(momentum).add_(pseudo_gradient)
+    direction = pseudo_gradient.add_(buffer, alpha=momentum) if nesterov else buffer
+    anchor.sub_(direction, alpha=lr)

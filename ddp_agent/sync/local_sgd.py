@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ddp_agent.sync.base import Periodic
-from ddp_agent.sync.policies import merge_buffers_
+from ddp_agent.sync.policies import average_
 
 
 @dataclass(kw_only=True, eq=False)
@@ -14,7 +14,4 @@ class LocalSGD(Periodic):
     sends: ClassVar[Literal["parameters"]] = "parameters"
 
     def merge_parameters_(self) -> None:
-        together = self.buffers == "average"  # buffers lie behind the parameters: one collective serves both
-        finish = self.reducer.start(self.flat.everything if together else self.flat.parameters, self.topology.world)
-        merge_buffers_(self.flat, self.buffers, self.topology.world, homed=not together)  # meanwhile
-        finish()
+        average_(self.flat, self.buffers, self.reducer, self.topology.world)

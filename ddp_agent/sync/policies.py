@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ddp_agent.comm import Comm
 from ddp_agent.flat import Flat
+from ddp_agent.reducers.base import Reducer
 
 # average: mean of floating-point buffers, maximum of integers (BatchNorm counts batches). recalibrate: nothing
 # travels; whoever evaluates estimates the statistics anew with the averaged weights (`evaluate.recalibrate_`).
@@ -31,6 +32,14 @@ def merge_buffers_(flat: Flat, policy: BufferPolicy, comm: Comm, *, homed: bool 
     floating = [buffer for buffer in flat.others if buffer.is_floating_point()]
     merge_packed_(floating, torch.float64, "mean", comm)
     merge_packed_([buffer for buffer in flat.others if not buffer.is_floating_point()], torch.int64, "max", comm)
+
+
+def average_(flat: Flat, policy: BufferPolicy, reducer: Reducer, comm: Comm) -> None:
+    """The mean of raw parameters over `comm`, and buffers by `policy`."""
+    together = policy == "average"  # buffers lie behind the parameters: one collective serves both
+    finish = reducer.start(flat.everything if together else flat.parameters, comm)
+    merge_buffers_(flat, policy, comm, homed=not together)  # meanwhile
+    finish()
 
 
 def merge_optimizer_state_(optimizer: Optimizer, policy: OptimizerPolicy, comm: Comm) -> None:

@@ -22,14 +22,19 @@ class PostLocalSGD(LocalSGD):
 
     gradients: OverlappedGradients = field(init=False, repr=False)
 
+    @property
+    def reduces_in_backward(self) -> bool:
+        return True
+
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
         self.gradients = OverlappedGradients(model, reducer, topology.world)
         return self.gradients.module
 
-    def local_steps(self, step: int) -> int:
+    @property
+    def first_step(self) -> int:
         """Periods begin at the switch, so that the first one is as long as the others."""
-        return max(0, step - self.switch_step)
+        return self.switch_step
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
         return self.gradients.context(last_micro_batch and step <= self.switch_step)

@@ -1,0 +1,45 @@
+"""Slow momentum over periods of local steps."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.fields import Decay, NonNegativeFloat
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import Anchored
+from ddp_agent.topology import Topology
+
+
+@dataclass(kw_only=True, eq=False)
+class SlowMo(Anchored):
+    """Momentum on the mean change over H steps, in units of the learning rate (Wang et al. 2020, arXiv:1910.00643)."""
+
+    slow_lr: NonNegativeFloat = 1.0  # alpha
+    slow_momentum: Decay = 0.5  # beta
+
+    momentum: Tensor = field(init=False, repr=False)  # u, a sum of gradients
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.momentum = torch.zeros_like(self.anchor)
+        return model
+
+    def outer_step_(self, pseudo_gradient: Tensor) -> None:
+        """u <- beta u + D / g; anchor <- anchor - alpha g u, with g the learning rate of the step just done."""
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.momentum.mul_(self.slow_momentum)
+        if lr > 0:
+            self.momentum.add_(pseudo_gradient, alpha=1 / lr)
+            self.anchor.sub_(self.momentum, alpha=self.slow_lr * lr)
+        else:  # the limit: the change of the period's earlier steps counts, in what it is no gradient can be read
+            self.anchor.sub_(pseudo_gradient, alpha=self.slow_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"momentum": self.momentum.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.momentum.copy_(state["momentum"])

@@ -1,0 +1,166 @@
+"""DiLoCo in fragments, whose all-reduce goes on while inner steps run."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from ddp_agent.fragments import Fragment, by_modules, equal_cuts
+from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.sync.base import Periodic
+from ddp_agent.sync.diloco import outer_sgd_
+from ddp_agent.sync.policies import merge_buffers_, merge_optimizer_state_
+from ddp_agent.topology import Topology
+
+
+@dataclass
+class _Stream:
+    """A fragment and what of it is under way."""
+
+    fragment: Fragment
+    reducer: Reducer
+    pseudo_gradient: Tensor
+    applied_step: int = 0
+    finish: Finish | None = None  # of an all-reduce that was started and not yet applied
+
+
+@dataclass(kw_only=True, eq=False)
+class StreamingDiLoCo(Periodic):
+    """DiLoCo by fragments, whose all-reduce hides behind `delay` inner steps (Douillard et al. 2025, 2501.18512).
+
+    Of P fragments number i (from 0) is applied after step H (i + 1) / P of every period. Its pseudo-gradient is taken
+    `delay` steps before; on arrival w <- alpha w + (1 - alpha) anchor, which drops 1 - alpha of those steps.
+    """
+
+    sends: ClassVar[Literal["changes"]] = "changes"
+
+    fragments: PositiveInt | tuple[tuple[str, ...], ...] = 2  # P equal cuts, or lists of modules
+    delay: NonNegativeInt = 0  # tau
+    alpha: Fraction = 0.0
+    outer_lr: NonNegativeFloat = 0.7
+    outer_momentum: Decay = 0.9
+    nesterov: bool = True
+
+    anchor: Tensor = field(init=False, repr=False)
+    momentum: Tensor = field(init=False, repr=False)
+    _streams: list[_Stream] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1 or self.period % self.count:
+            near = max(1, round(self.period / max(1, self.count))) * max(1, self.count)
+            raise ValueError(
+                f"fragments: found {self.count} in a period of {self.period} steps, which they do not divide; expected "
+                f"a divisor, or sync.period={near}"
+            )
+        if self.delay >= self.period // self.count:
+            raise ValueError(
+                f"delay: found {self.delay}, expected less than the {self.period // self.count} steps between two "
+                f"fragments (period {self.period} / fragments {self.count})"
+            )
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self.fragments if isinstance(self.fragments, int) else len(self.fragments)
+
+    def fitting(self, period: int) -> int:
+        """A multiple of P that leaves each all-reduce its `delay` steps."""
+        return self.count * max(self.delay + 1, round(period / self.count))
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self.anchor = self.flat.parameters.clone()
+        self.momentum = torch.zeros_like(self.anchor)
+        if isinstance(self.fragments, int):
+            fragments = equal_cuts(self.flat.shapes, self.fragments)
+        else:
+            names = [name for name, _ in model.named_parameters()]
+            fragments = by_modules(names, self.flat.shapes, self.fragments)
+        self._streams = [
+            _Stream(fragment, reducer.for_tensor(fragment.shapes), self.anchor.new_empty(fragment.numel))
+            for fragment in fragments
+        ]
+        return model
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        spacing = self.current_period // self.count
+        passed = step - self.synced_step
+        if (passed + self.delay) % spacing == 0 and passed + self.delay <= self.current_period:
+            self._take(self._streams[(passed + self.delay) // spacing - 1])
+        if passed % spacing == 0:
+            stream = self._streams[passed // spacing - 1]
+            self._apply(stream, step)
+            for parameters, anchor in zip(*map(stream.fragment.of, (self.flat.parameters, self.anchor)), strict=True):
+                parameters.mul_(self.alpha).add_(anchor, alpha=1 - self.alpha) if self.alpha else parameters.copy_(
+                    anchor
+                )
+        if passed == self.current_period:
+            self._end_period(step)
+
+    @torch.no_grad()
+    def flush(self, step: int) -> None:
+        """What is under way is applied, then what has changed since its fragment was; all ranks end at the anchor."""
+        changed = [stream for stream in self._streams if stream.applied_step < step]
+        for stream in sorted(changed, key=lambda stream: stream.finish is None):
+            if stream.finish is None:
+                self._take(stream)
+            self._apply(stream, step)
+        self.flat.parameters.copy_(self.anchor)
+        if step > self.synced_step:
+            self._end_period(step)
+
+    def _take(self, stream: _Stream) -> None:
+        own = stream.fragment.split(stream.pseudo_gradient)
+        for change, anchor, now in zip(own, *map(stream.fragment.of, (self.anchor, self.flat.parameters)), strict=True):
+            torch.sub(anchor, now, out=change)
+        stream.finish = stream.reducer.start(stream.pseudo_gradient, self.topology.world)
+
+    def _apply(self, stream: _Stream, step: int) -> None:
+        assert stream.finish is not None
+        stream.finish()
+        stream.finish, stream.applied_step = None, step
+        own = stream.fragment.split(stream.pseudo_gradient)
+        for change, anchor, momentum in zip(own, *map(stream.fragment.of, (self.anchor, self.momentum)), strict=True):
+            outer_sgd_(anchor, momentum, change, self.outer_lr, self.outer_momentum, self.nesterov)
+        self.syncs += 1
+
+    def _end_period(self, step: int) -> None:
+        drift = self._drift() if self.cadence.measures_drift else None
+        merge_buffers_(self.flat, self.buffers, self.topology.world)
+        merge_optimizer_state_(self.optimizer, self.optimizer_state, self.topology.world)
+        self._begin_period(step, drift)
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Of a fragment under way the mean is saved, when it has arrived: a resume applies it on time."""
+        arrived: dict[str, Tensor] = {}
+        for number, stream in enumerate(self._streams):
+            if stream.finish is not None:
+                stream.finish()
+                stream.finish = _nothing
+                arrived[str(number)] = stream.pseudo_gradient.clone()
+        return super().state_dict() | {
+            "anchor": self.anchor.clone(),
+            "momentum": self.momentum.clone(),
+            "applied_steps": [stream.applied_step for stream in self._streams],
+            "arrived": arrived,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.anchor.copy_(state["anchor"])
+        self.momentum.copy_(state["momentum"])
+        for number, (stream, applied_step) in enumerate(zip(self._streams, state["applied_steps"], strict=True)):
+            mean = state["arrived"].get(str(number))
+            stream.applied_step, stream.finish = applied_step, None if mean is None else _nothing
+            if mean is not None:
+                stream.pseudo_gradient.copy_(mean)
+
+
+def _nothing() -> None:
+    """An all-reduce that is finished."""
