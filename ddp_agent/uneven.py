@@ -16,7 +16,7 @@ In a loop of one's own (torch's `algorithms/join`, for every mode that can):
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,12 +38,17 @@ class Weighted(Reducer):
     counts nothing, and where nobody saw any all count alike. Costs 8 bytes a mean, which the host waits for.
     """
 
+    remembers: ClassVar[bool] = True
+
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
         self.exact = inner.exact  # type: ignore[misc]  # as lossy as what it wraps
         self._seen = _Seen()  # one count for the parts, too
         self._counted = 0.0  # of it, what earlier means have used
         self._parts: list[Weighted] = []
+
+    def __repr__(self) -> str:
+        return f"Weighted({self.inner})"
 
     @property
     def samples(self) -> float:

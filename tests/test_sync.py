@@ -58,8 +58,11 @@ def resumed(make: Any, reducer: str, state: dict[str, Any], step: int) -> Loop:
 
 
 def resume_everywhere(mode: str, reducer: str) -> list[int]:
+    return resume_everywhere_with(ALL[mode], reducer)
+
+
+def resume_everywhere_with(make: Any, reducer: str) -> list[int]:
     """The steps at which a resume (and a resume of the resumed run one step later) did not end in the same bits."""
-    make = ALL[mode]
     whole = Loop(make(), reducer=REDUCERS[reducer](), optimizer=sgd(momentum=0.9), model=norm_net)
     states = [saved(whole.run(1)) for _ in range(8)]
     final = whole.run(1).flush().sync.flat.snapshot()

@@ -19,10 +19,12 @@ class Reducer(ABC):
     """Averages a flat tensor over the ranks of a `Comm`.
 
     `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
-    never parameters: what it drops from those is gone.
+    never parameters: what it drops from those is gone. `remembers`: it keeps something of a tensor for the next time,
+    and so must be given the same tensor again.
     """
 
     exact: ClassVar[bool]
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

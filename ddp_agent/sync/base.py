@@ -50,6 +50,11 @@ class SyncStrategy:
                 f"{type(self).__name__} sends raw parameters, which a lossy reducer ({reducer}) would damage; use "
                 f"reducer=dense, or sync=parameter_update sync.combine=mean, the same average sent as changes"
             )
+        if self.reduces_in_backward and reducer.remembers:
+            return (
+                f"{type(self).__name__} averages DDP's buckets inside backward, and DDP regroups them after the first: "
+                f"what {reducer} keeps of one would come back to other parameters; use sync=compressed"
+            )
         return None
 
     def misfit(self, world_size: int, ranks_per_node: int) -> str | None:

@@ -38,6 +38,11 @@ class Hierarchical(Paced):
                 "much: nodes would never average on their own"
             )
 
+    def refusal(self, reducer: Reducer) -> str | None:
+        if reducer.exact and reducer.remembers:
+            return f"Hierarchical averages over two sets of ranks in turn, which {reducer} cannot tell apart"
+        return super().refusal(reducer)
+
     @property
     def base_period(self) -> int:
         return self.global_period
