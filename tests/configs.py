@@ -28,7 +28,10 @@ def groups() -> list[str]:
 
 @functools.cache
 def _read(group: str, name: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
+    known = {group: loaded} | ({} if group == "schedule" else {"schedule": _read("schedule", "constant")})
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(known), resolve=True)
+    return resolved[group]
 
 
 def node(group: str, name: str, **values: Any) -> dict[str, Any]:

@@ -16,13 +16,18 @@ from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
-MODES = ("independent", "allreduce", "local_sgd", "post_local_sgd", "parameter_update", "diloco")
+MODES = tuple(sorted(file.stem for file in (ROOT / "conf" / "sync").glob("*.yaml")))
 SMALL = ("max_steps=8", "global_batch_size=48", "log_every=2", "run_name=test")
 PERIODS = {
     "local_sgd": ("sync.period=4",),
     "post_local_sgd": ("sync.period=4", "sync.switch_step=2"),
     "parameter_update": ("sync.period=4", "sync.outer_lr=0.4"),
     "diloco": ("sync.period=4",),
+    "hierarchical": ("sync.node_period=2", "sync.global_period=4"),
+    "slowmo": ("sync.period=4",),
+    "streaming_diloco": ("sync.period=4", "sync.delay=1"),
+    "gossip": ("sync.period=4",),
+    "easgd": ("sync.period=4",),
 }
 
 

@@ -198,3 +198,34 @@ def test_a_wrong_part_hides_no_problem_of_another() -> None:
     assert keys({"data_root": 5}) == together | {"data_root"}
     assert keys({"model": node("model", "mlp", hidden=0)}) == together | {"model.hidden"}
     assert keys({"accumulation_steps": 0}) == together - {"global_batch_size"} | {"accumulation_steps"}
+
+
+# What a mode asks of its own numbers, of the world, and of cadence and reducer
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beginning"),
+    [
+        (["sync=streaming_diloco", "sync.period=10", "sync.fragments=4"], "sync: fragments: found 4 in a period of 10"),
+        (["sync=streaming_diloco", "sync.delay=8"], "sync: delay: found 8, expected less than the 8 steps"),
+        (["sync=hierarchical", "sync.node_period=9"], "sync: node_period: found 9 beside global_period 8"),
+        (["sync=hierarchical", "ranks_per_node=3"], "ranks_per_node: found 3, expected a divisor of the 2 ranks: 1, 2"),
+        (["sync=gossip", "sync.graph=star"], "sync.graph: found 'star', expected one of ring, exponential, complete"),
+        (["sync=gossip", "reducer=bf16"], "reducer: Gossip sends raw parameters, which a lossy"),
+        (["sync=hierarchical", "reducer=fp16"], "reducer: Hierarchical sends raw parameters"),
+        (["sync=slowmo", "sync.slow_momentum=1"], "sync.slow_momentum: found 1, expected a finite number >= 0 and < 1"),
+        (["sync=easgd", "sync.alpha=0"], "sync.alpha: found 0, expected a finite number > 0"),
+        (["cadence=qsr"], "cadence: found QSR, but AllReduce has no period: use cadence=fixed"),
+        (["cadence=linear", "sync=local_sgd", "cadence.final_period=0"], "cadence.final_period: found 0, expected"),
+        (["+sync.cadence=linear", "sync=local_sgd"], "sync.cadence: found 'linear', but the run itself sets it"),
+    ],
+)
+def test_modes_cadences_and_reducers_that_do_not_fit(overrides: list[str], beginning: str) -> None:
+    (problem,) = composed_refusal(*overrides)
+    assert problem.startswith(beginning)
+
+
+def test_a_graph_that_the_number_of_ranks_does_not_fit() -> None:
+    cfg = config("global_batch_size=60") | {"sync": node("sync", "gossip", graph="exponential")}
+    with pytest.raises(ConfigError, match=r"^sync\.graph: found exponential among 6 ranks, expected a power of two"):
+        parsed(cfg, world_size=6)

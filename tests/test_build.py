@@ -14,6 +14,7 @@ from torch import nn
 import ddp_agent.models
 from ddp_agent import build as module
 from ddp_agent.build import PLURAL, build, classes, definitions, locate, problems
+from ddp_agent.config import RUNTIME
 from ddp_agent.errors import ConfigError
 from ddp_agent.fields import parameters
 from ddp_agent.models.mlp import MLP
@@ -53,8 +54,8 @@ def test_everything_wrong_with_a_node_is_told_at_once() -> None:
     given = {"name": "DiLoCo", "perod": 4, "outer_lr": -1, "nesterov": "yes", "buffers": "mean", 5: 6}
     assert refusal("sync", given) == [
         "sync.perod: unknown key, did you mean period? "
-        "(known: buffers, nesterov, optimizer_state, outer_lr, outer_momentum, period)",
-        "sync.5: unknown key (known: buffers, nesterov, optimizer_state, outer_lr, outer_momentum, period)",
+        "(known: buffers, cadence, nesterov, optimizer_state, outer_lr, outer_momentum, period)",
+        "sync.5: unknown key (known: buffers, cadence, nesterov, optimizer_state, outer_lr, outer_momentum, period)",
         "sync.buffers: found 'mean', expected one of average, rank0, local, recalibrate",
         "sync.period: missing, expected an integer >= 1",
         "sync.outer_lr: found -1, expected a finite number >= 0",
@@ -113,7 +114,7 @@ def test_a_constructors_own_refusal_names_the_group() -> None:
 def test_every_yaml_says_everything_that_its_class_takes(group: str, name: str) -> None:
     """All values stand in files: what a run used can be read there, and changed without looking at the code."""
     given = node(group, name)
-    runtime = {"model": {"input_shape", "outputs"}, "dataset": {"data_root"}}.get(group, set())
+    runtime = set(RUNTIME.get(group, ()))
     assert problems(group, given, runtime=runtime) == []
     assert set(parameters(locate(group, given["name"]))) - runtime == set(given) - {"name"}
 

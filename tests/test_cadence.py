@@ -12,7 +12,8 @@ from rank_pool import RankPool
 from test_laws import ALL
 from test_sync import resume_everywhere_with
 
-from ddp_agent.cadences import QSR, Cadence, Drift, Fixed, Linear, Moment
+from ddp_agent.cadences import QSR, Cadence, Drift, Fixed, Linear
+from ddp_agent.moment import Moment
 from ddp_agent.sync import DiLoCo, Hierarchical, LocalSGD, PostLocalSGD, SlowMo, StreamingDiLoCo, SyncStrategy
 from ddp_agent.sync.base import Paced
 

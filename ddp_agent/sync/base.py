@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.cadences import Cadence, Fixed, Moment
+from ddp_agent.cadences import Cadence, Fixed
 from ddp_agent.comm import Comm
 from ddp_agent.fields import PositiveInt, check_fields
 from ddp_agent.flat import Flat
+from ddp_agent.moment import Moment
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.policies import BufferPolicy, OptimizerPolicy, merge_buffers_, merge_optimizer_state_
 from ddp_agent.topology import Topology
