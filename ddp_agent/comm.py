@@ -45,13 +45,19 @@ class _Done:
 
 
 class _Counted:
-    def __init__(self, comm: "Comm", work: dist.Work) -> None:
+    """`arrival`: where the result is wanted, and where it arrives, when these differ."""
+
+    def __init__(self, comm: "Comm", work: dist.Work, arrival: tuple[Tensor, Tensor] | None = None) -> None:
         self._comm = comm
         self._work = work
+        self._arrival = arrival
 
     def wait(self) -> None:
         with self._comm.blocked():
             self._work.wait()
+            if self._arrival:
+                wanted, arrived = self._arrival
+                wanted.copy_(arrived)
 
 
 class Comm:
@@ -113,18 +119,20 @@ class Comm:
         if self.group is None:
             return tensor.clone().unsqueeze(0), _Done()
         self._count(tensor, self.size - 1)
-        gathered = tensor.new_empty(self.size, *tensor.shape)
-        work = dist.all_gather(list(gathered.unbind(0)), tensor, group=self.group, async_op=True)
-        return gathered, _Counted(self, work)
+        mine = tensor.to(self.device)
+        gathered = mine.new_empty(self.size, *tensor.shape)
+        work = dist.all_gather(list(gathered.unbind(0)), mine, group=self.group, async_op=True)
+        return self._under_way(work, gathered, tensor.device)
 
     def start_all_to_all(self, tensor: Tensor) -> tuple[Tensor, Pending]:
         """Row r of `tensor` goes to rank r; after `wait`, row r of the first is what rank r sent here."""
         if self.group is None:
             return tensor.clone(), _Done()
         self._count(tensor, (self.size - 1) / self.size)
-        received = torch.empty_like(tensor)
-        work = dist.all_to_all_single(received, tensor, group=self.group, async_op=True)
-        return received, _Counted(self, cast(dist.Work, work))
+        mine = tensor.to(self.device)
+        received = torch.empty_like(mine)
+        work = dist.all_to_all_single(received, mine, group=self.group, async_op=True)
+        return self._under_way(cast(dist.Work, work), received, tensor.device)
 
     def exchange(self, tensor: Tensor, receivers: Sequence[int], senders: Sequence[int]) -> list[Tensor]:
         """Sends `tensor` to each of `receivers` and returns what each of `senders` sent, in their order.
@@ -133,11 +141,12 @@ class Comm:
         """
         if self.group is None or not (receivers or senders):
             return []
-        received = [torch.empty_like(tensor) for _ in senders]
+        mine = tensor.to(self.device)
+        received = [torch.empty_like(mine) for _ in senders]
         for _ in receivers:
             self._count(tensor, 1.0)
         operations = [
-            *(dist.P2POp(dist.isend, tensor, group=self.group, group_peer=peer) for peer in receivers),
+            *(dist.P2POp(dist.isend, mine, group=self.group, group_peer=peer) for peer in receivers),
             *(
                 dist.P2POp(dist.irecv, other, group=self.group, group_peer=peer)
                 for peer, other in zip(senders, received, strict=True)
@@ -146,7 +155,14 @@ class Comm:
         with self.blocked():
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
-        return received
+            return [other.to(tensor.device) for other in received]
+
+    def _under_way(self, work: dist.Work, result: Tensor, device: torch.device) -> tuple[Tensor, Pending]:
+        """On a GPU gloo reduces and broadcasts, all else it does with tensors on the CPU: those come back to `device`."""
+        if result.device == device:
+            return result, _Counted(self, work)
+        wanted = torch.empty_like(result, device=device)
+        return wanted, _Counted(self, work, (wanted, result))
 
     def barrier(self) -> None:
         """Returns when every rank has called it; not traffic worth counting."""
