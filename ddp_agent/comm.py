@@ -158,7 +158,7 @@ class Comm:
             return [other.to(tensor.device) for other in received]
 
     def _under_way(self, work: dist.Work, result: Tensor, device: torch.device) -> tuple[Tensor, Pending]:
-        """On a GPU gloo reduces and broadcasts, all else it does with tensors on the CPU: those come back to `device`."""
+        """On a GPU gloo reduces and broadcasts; all else it does on the CPU, and the result goes back to `device`."""
         if result.device == device:
             return result, _Counted(self, work)
         wanted = torch.empty_like(result, device=device)

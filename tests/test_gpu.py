@@ -1,4 +1,4 @@
-"""On a GPU: every mode with one rank on NCCL and with two that share the GPU through gloo, and no waiting of the host."""
+"""On a GPU: every mode with one rank on NCCL and with two that share the GPU through gloo; the host never waits."""
 
 import json
 import os
