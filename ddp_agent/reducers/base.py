@@ -20,9 +20,11 @@ class Reducer(ABC):
 
     `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
     never parameters: what it drops from those is gone.
+    `remembers`: it must be given the same numbers at the same places in every call (see `for_tensor`).
     """
 
     exact: ClassVar[bool]
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -23,6 +23,15 @@ class AllReduce(SyncStrategy):
 
     gradients: OverlappedGradients = field(init=False, repr=False)
 
+    def refusal(self, reducer: Reducer) -> str | None:
+        if reducer.remembers:
+            return (
+                f"{type(self).__name__} averages DDP's buckets, which are regrouped after the first backward, so the "
+                f"error feedback of {reducer} would land on other parameters after a resume; use sync=compressed with "
+                f"it, or reducer=bf16 here"
+            )
+        return super().refusal(reducer)
+
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
         self.gradients = OverlappedGradients(model, reducer, topology.world)
