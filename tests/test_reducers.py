@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddp_agent.build import problems
 from ddp_agent.comm import Comm, CommStats
-from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK
+from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK, quantised, topk
 from ddp_agent.sync import AllReduce, DiLoCo, ParameterUpdate
 
 SHAPES = [torch.Size(shape) for shape in ((5, 4), (7,), (3, 2, 2), (2,), (4, 5))]
@@ -229,6 +229,40 @@ def test_signs_that_agree_arrive_with_the_magnitude_of_their_block(size: int, re
 def test_signs_are_a_majority(ranks3: RankPool) -> None:
     for tensor, result in ranks3.run(signs, True):
         torch.testing.assert_close(result, tensor / 3, rtol=1e-5, atol=0)
+
+
+def many(kind: str) -> Tensor:
+    """Enough for the selection by a sample: ordinary, one with NaN, and ones that the sample misjudges."""
+    size = 2_000_003
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(0)).abs()
+    if kind == "nan":
+        tensor[[5, 77_777]] = math.nan
+    elif kind == "equal":
+        tensor.fill_(0.5)
+    elif kind == "sample too large":
+        tensor[:: size // topk.SAMPLE] += 100
+    elif kind == "sample too small":
+        tensor[:: size // topk.SAMPLE] = 0
+    return tensor
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "nan", "equal", "sample too large", "sample too small"])
+@pytest.mark.parametrize("count", [1, 200, 20_000, 300_000, 2_000_003])
+def test_the_largest_of_many_are_the_largest(kind: str, count: int) -> None:
+    magnitudes = many(kind)
+    found = topk._largest(magnitudes, count)
+    assert len(found.unique()) == count
+    expected = magnitudes.topk(count).values
+    torch.testing.assert_close(magnitudes[found].sort(descending=True).values, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_codes_in_pieces_are_codes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (partial(Int8, block=8), partial(Int8, block=100), Sign):
+        tensor = torch.randn(5003, generator=torch.Generator().manual_seed(0))
+        whole = averaged(make(), tensor, Comm())
+        with monkeypatch.context() as patch:
+            patch.setattr(quantised, "PIECE", 1100)
+            assert torch.equal(averaged(make(), tensor, Comm()), whole)
 
 
 # What is no number must not become one.

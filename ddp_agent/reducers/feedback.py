@@ -44,12 +44,14 @@ class ErrorFeedback(Reducer, ABC):
         # From a checkpoint it comes on the CPU.
         self.residual = torch.zeros_like(flat) if self.residual is None else self.residual.to(flat)
         self._check_size("residual", self.residual, flat.numel())
-        flat.add_(self.residual)
-        return self.transmit(flat, self.residual, comm)
+        return self.transmit(flat, self.residual.add_(flat), comm)
 
     @abstractmethod
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
-        """Begins averaging the flat `tensor`. When finished, it holds the mean, and `residual` what was not sent."""
+        """Begins averaging `residual`, which is the input and what was not sent before; all are flat.
+
+        When finished, `tensor` holds the mean, and `residual` what was still not sent.
+        """
 
     def unsent(self, comm: Comm) -> Tensor:
         """What this rank still owes, flat: the mean of it over ranks is what is missing in the results so far."""

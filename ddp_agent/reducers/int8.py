@@ -19,13 +19,15 @@ class Int8(Quantised):
     def block_length(self) -> int:
         return self.block
 
-    def encode(self, blocks: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def code_bytes(self) -> int:
+        return self.block
+
+    def encode(self, blocks: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Rounded to multiples of scale = largest magnitude / 127."""
         low, high = blocks.aminmax(dim=-1)
         scales = (torch.maximum(high, -low) / 127).to(torch.float32)
-        scales.masked_fill_(
-            ~scales.isfinite(), torch.nan
-        )  # an infinite one would turn the zeros of its block to NaN only
+        scales.masked_fill_(~scales.isfinite(), torch.nan)  # times any code it stays NaN
         # A subnormal scale is too coarse: quotients would exceed 127. Its block waits in the residual.
         scales.masked_fill_(scales < torch.finfo(torch.float32).tiny, 0)
         divisors = scales.masked_fill(scales == 0, 1)

@@ -44,11 +44,11 @@ class PowerSGD(ErrorFeedback):
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
         pieces = self._pieces(self.shapes or [tensor.shape])
         low = [piece for piece in pieces if piece.rank]
-        # Half precision is too narrow to orthogonalise in. In wider types all parts are views of `tensor` itself.
-        precise = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        # Half precision is too narrow to orthogonalise in. In wider types all parts are views of the residual itself.
+        precise = residual.to(torch.promote_types(residual.dtype, torch.float32))
         whole = [(piece.rows, piece.cols) for piece in pieces]
         exact, matrices = _divided(pieces, _cut(precise, whole))
-        _, owed = _divided(pieces, _cut(residual, whole))
+        exact_results, results = _divided(pieces, _cut(tensor, whole))
         packed = _flat(precise, [*exact, *map(torch.mm, matrices, self._bases(low, precise))])
         pending = comm.start_all_reduce_(packed)
 
@@ -59,17 +59,18 @@ class PowerSGD(ErrorFeedback):
             lefts = [_orthonormal(mean) for mean in means[len(exact) :]]
             flat_rights = _flat(precise, [matrix.T @ left for matrix, left in zip(matrices, lefts, strict=True)])
             rights = _cut(flat_rights, [(piece.cols, piece.rank) for piece in low])
-            residual.zero_()
-            for matrix, left, right, owes in zip(matrices, lefts, rights, owed, strict=True):
-                owes.copy_(torch.addmm(matrix, left, right.T, alpha=-1))
+            for matrix, left, right in zip(matrices, lefts, rights, strict=True):
+                matrix.addmm_(left, right.T, alpha=-1)
+            for part in exact:
+                part.zero_()
+            residual.copy_(precise)
             if low:
                 comm.all_reduce_(flat_rights)
                 flat_rights.mul_(1 / comm.size)
-            for matrix, left, right in zip(matrices, lefts, rights, strict=True):
-                torch.mm(left, right.T, out=matrix)
-            for part, mean in zip(exact, means, strict=False):
-                part.copy_(mean)
-            tensor.copy_(precise)
+            for result, left, right in zip(results, lefts, rights, strict=True):
+                result.copy_(left @ right.T)
+            for result, mean in zip(exact_results, means, strict=False):
+                result.copy_(mean)
             # Orthonormal, so that the next call also looks where this one's matrices had nothing (their gradients are
             # often of low rank): otherwise even a full rank would miss what is new. The span is the same.
             self.basis = _flat(precise, [_orthonormal(right) for right in rights])

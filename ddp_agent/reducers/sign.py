@@ -18,17 +18,21 @@ class Sign(Quantised):
     def block_length(self) -> int:
         return BLOCK
 
-    def encode(self, blocks: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def code_bytes(self) -> int:
+        return BLOCK // 8
+
+    def encode(self, blocks: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Scale = mean magnitude. Bit i of byte j says whether number 128 i + j is positive or zero."""
-        magnitudes = torch.linalg.vector_norm(blocks, ord=1, dim=-1)
+        scales = torch.linalg.vector_norm(blocks, ord=1, dim=-1) / BLOCK
+        scales[-1] *= BLOCK / last
         bits = (blocks >= 0).view(torch.uint8).unflatten(-1, (8, -1))
-        codes = bits[..., 0, :].clone()
+        codes = bits[:, 0].clone()
         for i in range(1, 8):
-            codes |= bits[..., i, :] << i
-        return codes, (magnitudes / lengths.clamp(min=1)).to(torch.float32)
+            codes |= bits[:, i] << i
+        return codes, scales.to(torch.float32)
 
     def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
         places = torch.tensor([[1 << i] for i in range(8)], dtype=torch.uint8, device=codes.device)
-        positive = (codes.unsqueeze(-2) & places).flatten(-2) > 0
-        scales = scales.unsqueeze(-1)
-        return torch.where(positive, scales, -scales)
+        positive = (codes.unsqueeze(1) & places).flatten(1) > 0
+        return positive.to(scales.dtype).mul_(2).sub_(1).mul_(scales.unsqueeze(-1))
