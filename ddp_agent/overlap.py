@@ -11,7 +11,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_agent.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers import Dense, Reducer
+from ddp_agent.reducers.base import Finish
 
 
 class OverlappedGradients:
@@ -25,6 +26,9 @@ class OverlappedGradients:
     def __init__(self, model: nn.Module, reducer: Reducer, comm: Comm) -> None:
         self.module: nn.Module = model
         self._ddp: DistributedDataParallel | None = None
+        self._reducer = reducer
+        self._parts: dict[tuple[int, ...], Reducer] = {}  # for the parameters of a bucket, if the reducer remembers
+        self._settled = False
         self._started: list[Finish] = []
         if comm.group is None:
             return
@@ -45,7 +49,7 @@ class OverlappedGradients:
 
         # DDP compares this annotation with exactly this type.
         def start(_: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-            self._started.append(reducer.start(bucket.buffer(), comm))
+            self._started.append(self._of(bucket).start(bucket.buffer(), comm))
             done: Future[Tensor] = Future(devices=devices)
             done.set_result(bucket.buffer())
             return done
@@ -60,4 +64,18 @@ class OverlappedGradients:
         """Leaves the mean gradients in `.grad`."""
         for finish in self._started:
             finish()
+            self._settled = True
         self._started.clear()
+
+    def _of(self, bucket: GradBucket) -> Reducer:
+        """What averages this bucket. DDP regroups them after the first backward, so that one is averaged exactly; the
+        second finds the groups that stay. A resume must have run both before it loads a state (`Trainer.rehearse`)."""
+        if not self._reducer.remembers:
+            return self._reducer
+        if not self._settled:
+            return Dense()
+        parameters = bucket.parameters()
+        key = tuple(map(id, parameters))
+        if key not in self._parts:
+            self._parts[key] = self._reducer.for_tensor([parameter.shape for parameter in parameters])
+        return self._parts[key]

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from configs import files, node
 from rank_pool import RankPool
 from torch import nn
 
@@ -18,6 +19,7 @@ from ddp_agent.bench import bare, step, sync, yardsticks
 from ddp_agent.bench.__main__ import main
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, take_turns
+from ddp_agent.build import build
 from ddp_agent.comm import Comm
 from ddp_agent.datasets.article import Article
 from ddp_agent.runtime import Runtime
@@ -96,18 +98,53 @@ def averaging_rows(models: tuple[str, ...]) -> list[Any]:
 
 
 def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: RankPool) -> None:
+    """Of two ranks: an all-reduce sends its payload over the wire, an all-to-all half of it, an all-gather all."""
     numbers, tensors, buffers, integers = 2 * 9 + 2 + 2 + 9 + 3 + 3, 6, 2 + 2 + 3 + 3, 2
+    int8, sign = 4 + 256, 4 + 1024 // 8  # one block for each rank, of which one is padding
+    # PowerSGD would gain nothing: 2 (2 + 9) numbers for a matrix of 2 x 9, 2 (3 + 3) for one of 3 x 3.
     sent = {
-        "raw all_reduce of one flat tensor": (4 * numbers, 1),
-        sync.OURS: (4 * (numbers + buffers) + 8 * integers, 2),
-        "torch average_parameters": (4 * numbers, 1),
-        "all_reduce of each tensor": (4 * numbers, tensors),
+        "raw all_reduce of one flat tensor": (4 * numbers, 4 * numbers, 1),
+        sync.OURS: (4 * (numbers + buffers) + 8 * integers, 4 * (numbers + buffers) + 8 * integers, 2),
+        "torch average_parameters": (4 * numbers, 4 * numbers, 1),
+        "all_reduce of each tensor": (4 * numbers, 4 * numbers, tensors),
+        "reducer Dense()": (4 * numbers, 4 * numbers, 1),
+        "reducer Cast(dtype='bf16')": (2 * numbers, 2 * numbers, 1),
+        "reducer Cast(dtype='fp16')": (2 * numbers, 2 * numbers, 1),
+        "reducer Int8(block=256)": (3 * int8, 2 * int8, 2),
+        "reducer Sign()": (3 * sign, 2 * sign, 2),
+        "reducer TopK(ratio=0.01)": (4 + 4, 4 + 4, 1),
+        "reducer PowerSGD(rank=2, min_compression=1.0)": (4 * numbers, 4 * numbers, 1),
     }
     rows, _ = ranks2.run(averaging_rows, ("one", "two"))
     assert [(row["model"], row["averaged_by"]) for row in rows] == [(m, name) for m in ("one", "two") for name in sent]
-    assert [(row["payload_bytes"], row["calls"]) for row in rows] == [*sent.values()] * 2
+    assert [(row["payload_bytes"], row["wire_bytes"], row["calls"]) for row in rows] == [*sent.values()] * 2
+    assert all(row["wire_ratio"] == row["wire_bytes"] / (4 * numbers) for row in rows)
     assert all(row["ms"] >= row["best_ms"] > 0 for row in rows)
     assert [row["ratio"] for row in rows if "raw" in row["averaged_by"]] == [1.0, 1.0]
+    assert [row["target"] for row in rows] == [sync.TARGET if row["averaged_by"] == sync.OURS else None for row in rows]
+
+
+def test_the_reducers_measured_are_those_of_the_configuration() -> None:
+    configured = [build("reducer", node("reducer", name)) for name in files("reducer")]
+    assert sorted(map(repr, sync.reducers())) == sorted(map(repr, configured))
+
+
+def counted_twice() -> list[tuple[Any, ...]]:
+    """What c10d saw, and what Comm counted."""
+    found = []
+    for reducer in sync.reducers():
+        comm, counter = Comm.world(), yardsticks.CollectiveCounter()
+        with counter:
+            reducer.mean_(torch.randn(40, 50), comm)
+        stats = comm.stats
+        found.append((counter.calls, counter.payload_bytes, counter.wire_bytes))
+        found.append((stats.calls, stats.payload_bytes, pytest.approx(stats.wire_bytes, abs=stats.calls)))
+    return found
+
+
+def test_the_counters_agree(ranks3: RankPool) -> None:
+    for found in ranks3.run(counted_twice):
+        assert found[::2] == found[1::2]
 
 
 def torchvision_rows() -> list[Any]:
@@ -116,7 +153,12 @@ def torchvision_rows() -> list[Any]:
 
 def test_sync_takes_torchvision_models_by_name(ranks2: RankPool) -> None:
     rows, _ = ranks2.run(torchvision_rows)
-    assert {(row["model"], row["payload_bytes"]) for row in rows} == {("squeezenet1_1", 4 * 1_235_496)}
+    raw = 4 * 1_235_496
+    payloads = {row["averaged_by"]: row["payload_bytes"] for row in rows}
+    assert {row["model"] for row in rows} == {"squeezenet1_1"}
+    assert {payloads[name] for name in payloads if not name.startswith("reducer")} == {raw}
+    shares = {row["averaged_by"].split()[1]: row["wire_ratio"] for row in rows if "reducer" in row["averaged_by"]}
+    assert shares["Int8(block=256)"] <= 0.27 and shares["TopK(ratio=0.01)"] <= 0.025 and shares["Dense()"] == 1
 
 
 def average_with(broken: str) -> str:
@@ -133,6 +175,7 @@ def average_with(broken: str) -> str:
     [
         *(f"bench.yardsticks.{name}_" for name in ("flat_sum", "torch_mean", "tensorwise_mean")),
         "sync.LocalSGD.after_step",
+        "reducers.base.Reducer.mean_",
     ],
 )
 def test_what_does_not_average_is_not_timed(ranks2: RankPool, broken: str) -> None:

@@ -78,6 +78,8 @@ def _shown(key: str, value: str | float | int | None) -> str:
         return value
     if key.endswith("_bytes"):
         return human_bytes(value)
+    if key.endswith("_ratio"):
+        return f"{value:.4f}"
     if key == "target" or key.startswith("ratio"):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"

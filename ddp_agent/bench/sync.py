@@ -14,12 +14,12 @@ from ddp_agent.bench.arguments import at_least
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, stopwatch, take_turns
 from ddp_agent.comm import Comm
-from ddp_agent.reducers import Dense
+from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK
 from ddp_agent.runtime import Runtime, seed_everything
 from ddp_agent.sync import LocalSGD
 from ddp_agent.topology import Topology
 
-SUMMARY = "averaging a model's parameters: this tree, torch, a collective per tensor, and the raw all_reduce"
+SUMMARY = "averaging a model: this tree, torch, a collective per tensor, the raw all_reduce, and every reducer"
 OURS = "this tree: LocalSGD, buffers too"
 TARGET = 1.15
 
@@ -49,11 +49,13 @@ def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: 
     rows: list[Row] = []
     for name, create in models.items():
         seed_everything(0, ranks.rank)
-        rows += _rows(name, contenders(create().to(ranks.device)), repeats, ranks.device)
+        model = create().to(ranks.device)
+        through = reduced([parameter.shape for parameter in model.parameters()], ranks.device)
+        rows += _rows(name, [*contenders(model), *through], repeats, ranks.device)
     return Outcome(
-        title="Averaging the parameters of a model, once",
+        title="Averaging the parameters of a model, or through a reducer their changes, once",
         how=f"medians of {repeats} alternating rounds, time of the slowest rank; ratio: to the raw collective, in the "
-        "same round; bytes and calls as c10d saw them",
+        "same round; bytes and calls as c10d saw them, on the wire with bandwidth-optimal algorithms",
         machine=Machine.here(ranks),
         rows=rows,
     )
@@ -61,13 +63,18 @@ def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: 
 
 @dataclass(frozen=True)
 class Contender:
-    """`average` makes `tensors()` their mean over ranks; with `sums` only their sum."""
+    """`average` makes `tensors()` their mean over ranks; with `sums` only their sum; but for what is `unsent`.
+
+    A mean is right when it is off by less than `tolerance` of the terms, in the root of the mean square.
+    """
 
     name: str
     tensors: Callable[[], Sequence[Tensor]]
     average: Callable[[], None]
     sums: bool = False
     target: float | None = None
+    unsent: Callable[[], Tensor] | None = None
+    tolerance: float = 1e-5
 
 
 def contenders(model: nn.Module) -> list[Contender]:
@@ -98,6 +105,30 @@ def ours(model: nn.Module) -> Contender:
     return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(1), target=TARGET)
 
 
+def reducers() -> list[Reducer]:
+    """With the values of conf/reducer."""
+    casts = [Cast(dtype="bf16"), Cast(dtype="fp16")]
+    return [Dense(), *casts, Int8(), Sign(), TopK(ratio=0.01), PowerSGD(rank=2)]
+
+
+def reduced(shapes: Sequence[torch.Size], device: torch.device) -> list[Contender]:
+    """Every reducer averages one tensor of these shapes, and keeps what it remembers of it from round to round."""
+    flat = torch.empty(sum(shape.numel() for shape in shapes), device=device)
+    pieces = [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+    return [_reduced(reducer, reducer.for_tensor(shapes), flat, pieces) for reducer in reducers()]
+
+
+def _reduced(reducer: Reducer, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
+    comm = Comm.world()
+    return Contender(
+        f"reducer {reducer}",
+        lambda: pieces,
+        lambda: own.mean_(flat, comm),
+        unsent=(lambda: own.unsent(comm)) if isinstance(own, ErrorFeedback) else None,
+        tolerance=1e-2 if isinstance(own, Cast) else 1e-5,
+    )
+
+
 def _rows(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
     comm = Comm.world()
     shapes = [tensor.shape for tensor in contenders[0].tensors()]
@@ -112,12 +143,18 @@ def _rows(model: str, contenders: Sequence[Contender], repeats: int, device: tor
     turns = {contender.name: functools.partial(timed, contender) for contender in contenders}
     timings = take_turns(turns, repeats, comm)
     return [
-        _row(model, contender, timings[contender.name], counter)
+        _row(model, contender, timings[contender.name], counter, counted[0])
         for contender, counter in zip(contenders, counted, strict=True)
     ]
 
 
-def _row(model: str, contender: Contender, timing: Timing, counter: yardsticks.CollectiveCounter) -> Row:
+def _row(
+    model: str,
+    contender: Contender,
+    timing: Timing,
+    counter: yardsticks.CollectiveCounter,
+    yardstick: yardsticks.CollectiveCounter,
+) -> Row:
     return {
         "model": model,
         "averaged_by": contender.name,
@@ -128,6 +165,8 @@ def _row(model: str, contender: Contender, timing: Timing, counter: yardsticks.C
         "ratio_q3": timing.ratio_q3,
         "target": contender.target,
         "payload_bytes": counter.payload_bytes,
+        "wire_bytes": round(counter.wire_bytes),
+        "wire_ratio": counter.wire_bytes / yardstick.wire_bytes,
         "calls": counter.calls,
     }
 
@@ -146,10 +185,18 @@ def _checked(contender: Contender, weights: Sequence[Tensor], comm: Comm) -> yar
     counter = yardsticks.CollectiveCounter()
     with counter:
         contender.average()
-    expected = torch.cat([tensor.reshape(-1) for tensor in weights])
+    expected, found = _flat(weights), _flat(contender.tensors())
     with comm.uncounted():
         comm.all_reduce_(expected)
-    found = torch.cat([tensor.reshape(-1) for tensor in contender.tensors()])
-    if not torch.allclose(found if contender.sums else found * comm.size, expected, rtol=1e-4, atol=1e-6):
+        if contender.unsent:
+            unsent = contender.unsent()
+            comm.all_reduce_(unsent)
+            found += unsent / comm.size
+    error = (found if contender.sums else found * comm.size) - expected
+    if not error.norm() <= contender.tolerance * comm.size * _flat(weights).norm():
         raise RuntimeError(f"{contender.name} did not leave the mean over ranks")
     return counter
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

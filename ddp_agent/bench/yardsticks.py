@@ -40,15 +40,28 @@ def ddp(model: nn.Module) -> nn.Module:
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Counts the all-reduces and broadcasts inside it where c10d gets them: a check of `CommStats`, too."""
+    """Counts the collectives inside it where c10d gets them: a check of `CommStats`, too."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls = 0
         self.payload_bytes = 0
+        self.wire_bytes = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
+            ranks = dist.get_world_size()
+            match func._schema.name.removeprefix("c10d::"):
+                case "allgather_":  # these two take their output first, the others what they change
+                    sent, factor = args[1], float(ranks - 1)
+                case "alltoall_base_":
+                    sent, factor = [args[1]], (ranks - 1) / ranks
+                case "allreduce_":
+                    sent, factor = args[0], 2 * (ranks - 1) / ranks
+                case _:
+                    sent, factor = args[0], 1.0
+            payload = sum(tensor.nbytes for tensor in sent)
             self.calls += 1
-            self.payload_bytes += sum(tensor.nbytes for tensor in args[0])
+            self.payload_bytes += payload
+            self.wire_bytes += payload * factor
         return func(*args, **(kwargs or {}))

@@ -19,8 +19,8 @@ class Reducer(ABC):
     """Averages a flat tensor over the ranks of a `Comm`.
 
     `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
-    never parameters: what it drops from those is gone. `remembers`: it keeps something of a tensor for the next time,
-    and so must be given the same tensor again.
+    never parameters: what it drops from those is gone.
+    `remembers`: it must be given the same numbers at the same places in every call (see `for_tensor`).
     """
 
     exact: ClassVar[bool]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddp_agent.overlap import OverlappedGradients
-from ddp_agent.reducers.base import Reducer
+from ddp_agent.reducers import PowerSGD, Reducer
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.policies import merge_buffers_
 from ddp_agent.topology import Topology
@@ -26,6 +26,9 @@ class AllReduce(SyncStrategy):
     @property
     def reduces_in_backward(self) -> bool:
         return True
+
+    def refusal(self, reducer: Reducer) -> str | None:
+        return None if isinstance(reducer, PowerSGD) else super().refusal(reducer)
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
