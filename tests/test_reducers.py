@@ -520,12 +520,27 @@ def test_parts_share_the_values_and_nothing_else() -> None:
     assert replace(one).residual is None
 
 
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_comes_out_once_and_not_for_ever(name: str, bad: float) -> None:
+    """fp16 gradients overflow now and then: a residual that kept the infinity would spoil all later steps."""
+    reducer = MAKE[name]()
+    results = []
+    for step in range(4):
+        given = torch.randn(6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        if step == 1:
+            given[2, 3] = bad
+        reducer.mean_(given, Comm())
+        results.append(bool(given.isfinite().all()))
+    assert results == [True, False, True, True]
+
+
 @pytest.mark.parametrize("reducer", [Dense(), Cast(dtype="bf16"), *(make() for make in MAKE.values())])
 def test_who_remembers(reducer: Reducer) -> None:
     remembers = isinstance(reducer, ErrorFeedback)
     assert (reducer.remembers, reducer.for_tensor(SHAPES) is reducer) == (remembers, not remembers)
     refused = AllReduce().refusal(reducer)
-    assert (refused is not None) == remembers
+    assert (refused is not None) == (remembers and not isinstance(reducer, PowerSGD))  # see test_sync, resume
     assert refused is None or ("use sync=compressed" in refused and str(reducer) in refused)
     assert DiLoCo(period=1).refusal(reducer) is ParameterUpdate(period=1).refusal(reducer) is None
 

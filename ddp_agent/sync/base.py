@@ -54,7 +54,8 @@ class SyncStrategy:
         if self.reduces_in_backward and reducer.remembers:
             return (
                 f"{type(self).__name__} averages DDP's buckets inside backward, and DDP regroups them after the first: "
-                f"what {reducer} keeps of one would come back to other parameters; use sync=compressed"
+                f"what {reducer} keeps of one would come back to other parameters; use sync=compressed with it, or "
+                f"reducer=bf16"
             )
         return None
 
