@@ -1,4 +1,4 @@
-"""Parts of a model's parameters that are synchronised at different times."""
+"""Parts of a model's parameters that are synchronised at different times, and what of each is under way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+
+from ddp_agent.comm import Comm
+from ddp_agent.reducers.base import Finish, Reducer
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,61 @@ class Fragment:
         return sum(stop - start for start, stop in self.spans)
 
     def of(self, flat: Tensor) -> list[Tensor]:
+        """Its spans of `flat`, as views."""
         return [flat[start:stop] for start, stop in self.spans]
 
     def split(self, own: Tensor) -> list[Tensor]:
         """A tensor of `numel` elements, cut as `of` cuts the flat one."""
         pieces: tuple[Tensor, ...] = own.split([stop - start for start, stop in self.spans])
         return list(pieces)
+
+
+class Stream:
+    """A fragment's changes on their way to their mean over ranks, at most one at a time, and its outer state."""
+
+    def __init__(self, fragment: Fragment, reducer: Reducer, anchor: Tensor, momentum: Tensor) -> None:
+        """`anchor` and `momentum` are of all parameters; the stream works on its spans of them, in place."""
+        self.fragment = fragment
+        self.anchors, self.momenta = fragment.of(anchor), fragment.of(momentum)
+        self.applied_step = 0
+        self._reducer = reducer.for_tensor(fragment.shapes)
+        self._packed = anchor.new_empty(fragment.numel)
+        self.pseudo_gradients = fragment.split(self._packed)  # of each span
+        self._finish: Finish | None = None
+
+    @property
+    def under_way(self) -> bool:
+        return self._finish is not None
+
+    def start(self, parameters: Tensor, comm: Comm) -> None:
+        """Begins averaging what has changed since the anchor."""
+        for change, anchor, now in zip(self.pseudo_gradients, self.anchors, self.fragment.of(parameters), strict=True):
+            torch.sub(anchor, now, out=change)
+        self._finish = self._reducer.start(self._packed, comm)
+
+    def finish(self, step: int) -> None:
+        """Waits; `pseudo_gradients` then are the mean, to be applied after `step`."""
+        assert self._finish is not None
+        self._finish()
+        self._finish, self.applied_step = None, step
+
+    def arrived(self) -> Tensor | None:
+        """A copy of the mean that is under way, when it is there; None when none is."""
+        if self._finish is None:
+            return None
+        self._finish()
+        self._finish = _nothing
+        return self._packed.clone()
+
+    def restore(self, applied_step: int, arrived: Tensor | None) -> None:
+        self.applied_step, self._finish = applied_step, None
+        if arrived is not None:
+            self._packed.copy_(arrived)
+            self._finish = _nothing
+
+
+def _nothing() -> None:
+    """The rest of an all-reduce that is finished."""
 
 
 def equal_cuts(shapes: Sequence[torch.Size], count: int) -> list[Fragment]:

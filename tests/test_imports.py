@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.topology": ["comm"],
     "ddp_agent.reducers*": ["reducers*", "comm", "fields", "flat"],
     "ddp_agent.overlap": ["reducers*", "comm"],
-    "ddp_agent.fragments": [],
+    "ddp_agent.fragments": ["reducers*", "comm"],
     "ddp_agent.uneven": ["sync.base", "reducers*", "comm"],
     "ddp_agent.sync*": [
         "sync*",

@@ -8,23 +8,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from ddp_agent.fragments import Fragment, by_modules, equal_cuts
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.fragments import Stream, by_modules, equal_cuts
+from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import Periodic
 from ddp_agent.sync.diloco import outer_sgd_
 from ddp_agent.sync.policies import merge_buffers_, merge_optimizer_state_
 from ddp_agent.topology import Topology
-
-
-@dataclass
-class _Stream:
-    """A fragment and what of it is under way."""
-
-    fragment: Fragment
-    reducer: Reducer
-    pseudo_gradient: Tensor
-    applied_step: int = 0
-    finish: Finish | None = None  # of an all-reduce that was started and not yet applied
 
 
 @dataclass(kw_only=True, eq=False)
@@ -46,7 +35,7 @@ class StreamingDiLoCo(Periodic):
 
     anchor: Tensor = field(init=False, repr=False)
     momentum: Tensor = field(init=False, repr=False)
-    _streams: list[_Stream] = field(init=False, repr=False)
+    _streams: list[Stream] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,10 +69,7 @@ class StreamingDiLoCo(Periodic):
         else:
             names = [name for name, _ in model.named_parameters()]
             fragments = by_modules(names, self.flat.shapes, self.fragments)
-        self._streams = [
-            _Stream(fragment, reducer.for_tensor(fragment.shapes), self.anchor.new_empty(fragment.numel))
-            for fragment in fragments
-        ]
+        self._streams = [Stream(fragment, reducer, self.anchor, self.momentum) for fragment in fragments]
         return model
 
     @torch.no_grad()
@@ -91,14 +77,12 @@ class StreamingDiLoCo(Periodic):
         spacing = self.current_period // self.count
         passed = step - self.synced_step
         if (passed + self.delay) % spacing == 0 and passed + self.delay <= self.current_period:
-            self._take(self._streams[(passed + self.delay) // spacing - 1])
+            self._streams[(passed + self.delay) // spacing - 1].start(self.flat.parameters, self.topology.world)
         if passed % spacing == 0:
             stream = self._streams[passed // spacing - 1]
             self._apply(stream, step)
-            for parameters, anchor in zip(*map(stream.fragment.of, (self.flat.parameters, self.anchor)), strict=True):
-                parameters.mul_(self.alpha).add_(anchor, alpha=1 - self.alpha) if self.alpha else parameters.copy_(
-                    anchor
-                )
+            for own, anchor in zip(stream.fragment.of(self.flat.parameters), stream.anchors, strict=True):
+                own.mul_(self.alpha).add_(anchor, alpha=1 - self.alpha) if self.alpha else own.copy_(anchor)
         if passed == self.current_period:
             self._end_period(step)
 
@@ -106,26 +90,17 @@ class StreamingDiLoCo(Periodic):
     def flush(self, step: int) -> None:
         """What is under way is applied, then what has changed since its fragment was; all ranks end at the anchor."""
         changed = [stream for stream in self._streams if stream.applied_step < step]
-        for stream in sorted(changed, key=lambda stream: stream.finish is None):
-            if stream.finish is None:
-                self._take(stream)
+        for stream in sorted(changed, key=lambda stream: not stream.under_way):
+            if not stream.under_way:
+                stream.start(self.flat.parameters, self.topology.world)
             self._apply(stream, step)
         self.flat.parameters.copy_(self.anchor)
         if step > self.synced_step:
             self._end_period(step)
 
-    def _take(self, stream: _Stream) -> None:
-        own = stream.fragment.split(stream.pseudo_gradient)
-        for change, anchor, now in zip(own, *map(stream.fragment.of, (self.anchor, self.flat.parameters)), strict=True):
-            torch.sub(anchor, now, out=change)
-        stream.finish = stream.reducer.start(stream.pseudo_gradient, self.topology.world)
-
-    def _apply(self, stream: _Stream, step: int) -> None:
-        assert stream.finish is not None
-        stream.finish()
-        stream.finish, stream.applied_step = None, step
-        own = stream.fragment.split(stream.pseudo_gradient)
-        for change, anchor, momentum in zip(own, *map(stream.fragment.of, (self.anchor, self.momentum)), strict=True):
+    def _apply(self, stream: Stream, step: int) -> None:
+        stream.finish(step)
+        for anchor, momentum, change in zip(stream.anchors, stream.momenta, stream.pseudo_gradients, strict=True):
             outer_sgd_(anchor, momentum, change, self.outer_lr, self.outer_momentum, self.nesterov)
         self.syncs += 1
 
@@ -137,30 +112,16 @@ class StreamingDiLoCo(Periodic):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Of a fragment under way the mean is saved, when it has arrived: a resume applies it on time."""
-        arrived: dict[str, Tensor] = {}
-        for number, stream in enumerate(self._streams):
-            if stream.finish is not None:
-                stream.finish()
-                stream.finish = _nothing
-                arrived[str(number)] = stream.pseudo_gradient.clone()
+        """Of a fragment under way the mean is saved, once it has arrived: a resume applies it on time."""
         return super().state_dict() | {
             "anchor": self.anchor.clone(),
             "momentum": self.momentum.clone(),
-            "applied_steps": [stream.applied_step for stream in self._streams],
-            "arrived": arrived,
+            "streams": [[stream.applied_step, stream.arrived()] for stream in self._streams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.anchor.copy_(state["anchor"])
         self.momentum.copy_(state["momentum"])
-        for number, (stream, applied_step) in enumerate(zip(self._streams, state["applied_steps"], strict=True)):
-            mean = state["arrived"].get(str(number))
-            stream.applied_step, stream.finish = applied_step, None if mean is None else _nothing
-            if mean is not None:
-                stream.pseudo_gradient.copy_(mean)
-
-
-def _nothing() -> None:
-    """An all-reduce that is finished."""
+        for stream, (applied_step, arrived) in zip(self._streams, state["streams"], strict=True):
+            stream.restore(applied_step, arrived)
