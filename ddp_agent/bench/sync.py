@@ -105,23 +105,30 @@ def ours(model: nn.Module) -> Contender:
     return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(1), target=TARGET)
 
 
-def reducers() -> list[Reducer]:
-    """With the values of conf/reducer."""
-    casts = [Cast(dtype="bf16"), Cast(dtype="fp16")]
-    return [Dense(), *casts, Int8(), Sign(), TopK(ratio=0.01), PowerSGD(rank=2)]
+def reducers() -> dict[str, Reducer]:
+    """As in conf/reducer."""
+    return {
+        "dense": Dense(),
+        "bf16": Cast(dtype="bf16"),
+        "fp16": Cast(dtype="fp16"),
+        "int8": Int8(),
+        "sign": Sign(),
+        "topk": TopK(ratio=0.01),
+        "powersgd": PowerSGD(rank=2),
+    }
 
 
 def reduced(shapes: Sequence[torch.Size], device: torch.device) -> list[Contender]:
     """Every reducer averages one tensor of these shapes, and keeps what it remembers of it from round to round."""
     flat = torch.empty(sum(shape.numel() for shape in shapes), device=device)
     pieces = [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
-    return [_reduced(reducer, reducer.for_tensor(shapes), flat, pieces) for reducer in reducers()]
+    return [_reduced(name, reducer.for_tensor(shapes), flat, pieces) for name, reducer in reducers().items()]
 
 
-def _reduced(reducer: Reducer, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
+def _reduced(name: str, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
     comm = Comm.world()
     return Contender(
-        f"reducer {reducer}",
+        f"reducer={name}",
         lambda: pieces,
         lambda: own.mean_(flat, comm),
         unsent=(lambda: own.unsent(comm)) if isinstance(own, ErrorFeedback) else None,
