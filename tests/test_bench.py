@@ -15,7 +15,7 @@ from configs import files, node
 from rank_pool import RankPool
 from torch import nn
 
-from ddp_agent.bench import bare, step, sync, yardsticks
+from ddp_agent.bench import bare, overlap, step, sync, yardsticks
 from ddp_agent.bench.__main__ import main
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, take_turns
@@ -23,6 +23,7 @@ from ddp_agent.build import build
 from ddp_agent.comm import Comm
 from ddp_agent.datasets.article import Article
 from ddp_agent.runtime import Runtime
+from ddp_agent.sync import AllReduce, DiLoCo, Independent, StreamingDiLoCo
 from ddp_agent.topology import Topology
 
 MLP_PARAMETERS = 10 * 32 + 32 + 32 * 2 + 2
@@ -41,6 +42,37 @@ def this_rank() -> Runtime:
         device=torch.device("cpu"),
         backend="gloo",
     )
+
+
+# Overlap
+
+
+def rounds_of_overlap() -> tuple[list[int], bool]:
+    """How often each mode synchronised in two rounds of a period, and whether any fragment is left under way."""
+    streaming = StreamingDiLoCo(period=4, fragments=2, delay=1)
+    modes = [Independent(), streaming, DiLoCo(period=4), AllReduce()]
+    for mode in modes:
+        run = overlap._loop(mode, 2, this_rank())
+        run(4)
+        run(4)
+    return [mode.syncs for mode in modes], any(stream.under_way for stream in streaming._streams)
+
+
+def test_a_round_of_overlap_is_a_whole_period(ranks2: RankPool) -> None:
+    """Else a round would pay for what another one began."""
+    assert ranks2.run(rounds_of_overlap) == [([0, 4, 2, 8], False)] * 2
+
+
+def test_overlap_measures_every_mode_against_independence(ranks2: RankPool) -> None:
+    arguments = Namespace(period=4, delay=1, batch=2, repeats=1)
+    for outcome in ranks2.run(measure_overlap, arguments):
+        assert [row["sync"] for row in outcome.rows] == ["independent", "streaming_diloco", "diloco", "allreduce"]
+        assert outcome.rows[0]["ratio"] == 1.0
+        assert all(row["throughput_percent"] == pytest.approx(100 / row["ratio"]) for row in outcome.rows)
+
+
+def measure_overlap(arguments: Namespace) -> Outcome:
+    return overlap.measure(arguments, this_rank())
 
 
 # Taking turns

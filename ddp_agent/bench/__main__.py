@@ -1,7 +1,7 @@
-"""python -m ddp_agent.bench sync | step: starts its own ranks, prints a table and says what was measured on what.
+"""python -m ddp_agent.bench sync | step | overlap: prints a table and says what was measured on what.
 
-Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a module of this package that
-has the three names of `Bench` and is listed in BENCHES.
+It starts its own ranks. Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a
+module of this package that has the three names of `Bench` and is listed in BENCHES.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ddp_agent.bench.arguments import at_least, new_file
 from ddp_agent.bench.outcome import Outcome
 from ddp_agent.runtime import Runtime
 
-BENCHES = ("sync", "step")
+BENCHES = ("sync", "step", "overlap")
 
 
 class Bench(Protocol):
