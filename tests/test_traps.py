@@ -89,6 +89,19 @@ def test_a_resume_in_the_middle_of_a_period_does_not_start_it_again(ranks2: Rank
     assert ranks2.run(keeps_its_place, name) == [[1, 1]] * 2
 
 
+def begins_late(name: str) -> list[int]:
+    loop = Loop(ALL[name]())
+    loop.step = 500
+    return [loop.run(1).sync.syncs for _ in range(9)]
+
+
+@pytest.mark.parametrize("name", [*PERIODIC, "hierarchical", "streaming_diloco"])
+def test_a_loop_that_does_not_begin_with_step_1_is_synchronised_all_the_same(ranks2: RankPool, name: str) -> None:
+    counts = ranks2.run(begins_late, name)
+    assert counts[0] == counts[1]
+    assert counts[0][-1] - counts[0][0] >= 2
+
+
 def two_optimizers() -> list[int]:
     """A generator and a critic: each mode belongs to one model and one optimizer, and is given the step."""
     loops = [Loop(LocalSGD(period=3)), Loop(LocalSGD(period=3))]

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,9 +101,9 @@ def contenders(model: nn.Module) -> list[Contender]:
 
 
 def ours(model: nn.Module) -> Contender:
-    sync = LocalSGD(period=1)
+    sync, steps = LocalSGD(period=1), itertools.count(1)
     sync.setup(model, torch.optim.SGD(model.parameters()), Topology.create(), Dense())
-    return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(1), target=TARGET)
+    return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(next(steps)), target=TARGET)
 
 
 def reducers() -> dict[str, Reducer]:
@@ -149,6 +150,8 @@ def _rows(model: str, contenders: Sequence[Contender], repeats: int, device: tor
 
     turns = {contender.name: functools.partial(timed, contender) for contender in contenders}
     timings = take_turns(turns, repeats, comm)
+    for contender in contenders:  # it still averaged at the end
+        _checked(contender, weights, comm)
     return [
         _row(model, contender, timings[contender.name], counter, counted[0])
         for contender, counter in zip(contenders, counted, strict=True)

@@ -171,7 +171,7 @@ class Paced(SyncStrategy):
         return 0
 
     def after_step(self, step: int) -> None:
-        if step == self.synced_step + self.current_period:
+        if step >= self.synced_step + self.current_period:  # later only where a loop does not begin with step 1
             self._synchronise(step)
 
     def flush(self, step: int) -> None:

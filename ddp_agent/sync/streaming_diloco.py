@@ -74,6 +74,8 @@ class StreamingDiLoCo(Periodic):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
+        if step > self.synced_step + self.current_period:  # a loop that does not begin with step 1
+            self._begin_period(step - 1)
         spacing = self.current_period // self.count
         passed = step - self.synced_step
         if (passed + self.delay) % spacing == 0 and passed + self.delay <= self.current_period:
