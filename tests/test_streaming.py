@@ -1,18 +1,18 @@
 """streaming_diloco: the definition worked out by hand, what it is a case of, and how a model is cut into fragments."""
 
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from loops import DTYPE, Loop, alone, apart, mlp, sgd, train
 from rank_pool import RankPool
+from test_sync import REDUCERS
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from ddp_agent.comm import Comm
 from ddp_agent.fragments import by_modules, equal_cuts
-from ddp_agent.reducers import Cast, Dense
+from ddp_agent.reducers import Dense
 from ddp_agent.reducers.base import Finish
 from ddp_agent.sync import DiLoCo, StreamingDiLoCo
 
@@ -75,22 +75,22 @@ def test_the_definition_worked_out_by_hand(ranks2: RankPool, delay: int, alpha: 
             assert tuple(anchors) == ANCHORS[delay]
 
 
-def measure_one_fragment(dtype: str | None, **changed: Any) -> bool:
+def measure_one_fragment(name: str, **changed: Any) -> bool:
     """Whether one fragment without delay ends in DiLoCo's bits, in the middle of a period and after the flush."""
-    reducer = partial(Cast, dtype=dtype) if dtype else Dense
+    reducer = REDUCERS[name]
     streaming = Loop(StreamingDiLoCo(period=4, fragments=1, **changed), reducer=reducer(), optimizer=sgd(momentum=0.9))
     diloco = Loop(DiLoCo(period=4), reducer=reducer(), optimizer=sgd(momentum=0.9))
     same = torch.equal(streaming.run(10).weights, diloco.run(10).weights)
     return same and torch.equal(streaming.flush().weights, diloco.flush().weights)
 
 
-@pytest.mark.parametrize("dtype", [None, "bf16", "fp16"])
-def test_one_fragment_without_delay_is_diloco(ranks3: RankPool, dtype: str | None) -> None:
-    assert ranks3.run(measure_one_fragment, dtype) == [True] * 3
+@pytest.mark.parametrize("name", REDUCERS)
+def test_one_fragment_without_delay_is_diloco(ranks3: RankPool, name: str) -> None:
+    assert ranks3.run(measure_one_fragment, name) == [True] * 3
 
 
 def measure_controls() -> list[bool]:
-    return [measure_one_fragment(None, delay=1), measure_one_fragment(None, alpha=0.5)]
+    return [measure_one_fragment("dense", delay=1), measure_one_fragment("dense", alpha=0.5)]
 
 
 def test_control_delay_and_alpha_are_something_else(ranks2: RankPool) -> None:
