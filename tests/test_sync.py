@@ -419,12 +419,13 @@ def test_accumulation_changes_neither_the_result_nor_the_traffic(ranks2: RankPoo
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_gradients_in_buckets_have_no_place_for_error_feedback(name: str) -> None:
-    """DDP regroups its buckets after the first backward: a resumed residual would land on other parameters."""
+    """DDP regroups its buckets after the first backward: a resumed residual would land on other parameters. PowerSGD
+    waits until they stay; see test_traps."""
     model, reducer = mlp(), REDUCERS[name]()
-    if not reducer.remembers:
+    if not reducer.remembers or name == "powersgd":
         AllReduce().setup(model, sgd()(model.parameters()), alone(), reducer)
         return
-    with pytest.raises(ValueError, match=r"use sync=compressed with it, or reducer=bf16 here"):
+    with pytest.raises(ValueError, match=r"use sync=compressed with it, or reducer=bf16"):
         AllReduce().setup(model, sgd()(model.parameters()), alone(), reducer)
 
 

@@ -247,12 +247,13 @@ def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
         "bytes": ["payload_bytes", "wire_bytes"],
         "exposed seconds": ["exposed_comm_s"],
         "consensus distance": ["consensus_distance"],
+        "period": ["period"],
     }
 
 
 MEASURED = [
     "train_loss", "test_loss", "test_loss_local", "test_top.1", "test_top51", "test_top.1/by_seconds",
-    "test_top.1/by_megabytes", "payload_bytes", "wire_bytes", "exposed_comm_s", "consensus_distance", "lr",
+    "test_top.1/by_megabytes", "payload_bytes", "wire_bytes", "exposed_comm_s", "consensus_distance", "lr", "period",
 ]  # fmt: skip
 
 
