@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddp_agent import export, runtime
+from ddp_agent import export, link, runtime
 from ddp_agent.build import build
 from ddp_agent.config import Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
@@ -83,7 +83,10 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
             scores = trainer.fit()
         with trainer.sync.eval_weights():
             write_model(trainer, settings, task, directory, ranks)
-        summary = summarise(trainer, settings, task, scores) | {"init_sha256": init_sha256}
+        summary = summarise(trainer, settings, task, scores) | {
+            "nodes": ranks.world_size // ranks.local_world_size,
+            "init_sha256": init_sha256,
+        }
         if ranks.rank == 0:
             directory.write_summary(summary)
             trainer.tracker.finish(summary, hparams(settings, ranks.world_size))
@@ -206,6 +209,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "syncs": trainer.sync.syncs,
         "payload_bytes": costs["payload_bytes"],
         "wire_bytes": costs["wire_bytes"],
+        **link.summary(trainer.link),
         "consensus_distance": trainer.consensus_distance,
         "target": options.target,
         **asdict(trainer.standing),

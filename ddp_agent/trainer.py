@@ -28,6 +28,7 @@ from ddp_agent.datasets.base import Task
 from ddp_agent.ema import EMA
 from ddp_agent.errors import NonFiniteError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
+from ddp_agent.link import Link
 from ddp_agent.loader import Batch, SampleOrder, micro_batches
 from ddp_agent.options import Options
 from ddp_agent.random_streams import RandomStreams
@@ -66,7 +67,8 @@ class Trainer:
     def __post_init__(self) -> None:
         options, world = self.options, self.topology.world
         self.step = 0
-        self.clock = Clock()
+        self.link = Link.from_environment()
+        self.clock = Clock(self.link)
         self.standing = Standing()
         self.order = SampleOrder(len(self.task.train), options.seed)  # type: ignore[arg-type]
         self.micro_batch = options.global_batch_size // (options.accumulation_steps * world.size)
@@ -322,6 +324,7 @@ class Trainer:
             "comm": asdict(self.topology.world.settle()),
             "loss_sum": self.loss_sum,
             "logged": [self.logged_step, self.logged_s],
+            "link_bytes": self.link.training_bytes if self.link else None,
             **{name: part.state_dict() for name, part in self.parts().items()},
         }
 
@@ -333,5 +336,7 @@ class Trainer:
             setattr(self.topology.world.stats, name, value)
         self.loss_sum.copy_(state["loss_sum"])
         self.logged_step, self.logged_s = state["logged"]
+        if self.link:
+            self.link.training_bytes = state.get("link_bytes")
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
