@@ -18,17 +18,38 @@ from torch import Tensor
 
 Op = Literal["sum", "min", "max"]
 
+# 65,536 collectives of which nobody asked who came late take 10 MB; of those beyond nobody will know.
+MAX_WAITS = 2**16
+
 _OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+Stamp = float | torch.cuda.Event
 
 
 @dataclass
 class CommStats:
-    """Traffic of one rank since the start; `blocked_s` is how long its compute stood still for it."""
+    """Traffic of one rank since the start; `blocked_s` is how long its compute stood still for it, `straggler_s` the
+    part of that in which it waited for ranks that came later, as far as `stragglers.settle_` has been called."""
 
     calls: int = 0
     payload_bytes: int = 0
     wire_bytes: int = 0
     blocked_s: float = 0.0
+    straggler_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Wait:
+    """When this rank launched a counted collective, and from when to when it stood still for it.
+
+    `senders`: ranks of the group that it could wait for, None: all of them.
+    """
+
+    launched: Stamp
+    began: Stamp | None = None
+    ended: Stamp | None = None
+    senders: Sequence[int] | None = None
 
 
 class Pending(Protocol):
@@ -47,13 +68,16 @@ class _Done:
 class _Counted:
     """`arrival`: where the result is wanted, and where it arrives, when these differ."""
 
-    def __init__(self, comm: "Comm", work: dist.Work, arrival: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, comm: "Comm", work: dist.Work, launch: Wait | None, arrival: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self._comm = comm
         self._work = work
+        self._launch = launch
         self._arrival = arrival
 
     def wait(self) -> None:
-        with self._comm.blocked():
+        with self._comm.blocked(self._launch):
             self._work.wait()
             if self._arrival:
                 wanted, arrived = self._arrival
@@ -75,6 +99,8 @@ class Comm:
         nccl = group is not None and dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._waits: list[Wait] = []
+        self._zero: tuple[float, torch.cuda.Event] | None = None
         self._counting = True
 
     @classmethod
@@ -96,16 +122,16 @@ class Comm:
         """Begins an all-reduce that goes on while this rank computes; `tensor` must rest until `wait`."""
         if self.group is None:
             return _Done()
-        self._count(tensor, 2 * (self.size - 1) / self.size)
+        launch = self._launch(tensor, 2 * (self.size - 1) / self.size)
         work = dist.all_reduce(tensor, _OPS[op], group=self.group, async_op=True)
-        return _Counted(self, work)
+        return _Counted(self, work, launch)
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
         """`source` is a rank of this group."""
         if self.group is None:
             return
-        self._count(tensor, 1.0 if self.rank == source and self.size > 1 else 0.0)
-        with self.blocked():
+        launch = self._launch(tensor, 1.0 if self.rank == source and self.size > 1 else 0.0)
+        with self.blocked(launch):
             dist.broadcast(tensor, group=self.group, group_src=source)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -118,21 +144,21 @@ class Comm:
         """After `wait`, row r of the first is rank r's tensor; this rank's must rest until then."""
         if self.group is None:
             return tensor.clone().unsqueeze(0), _Done()
-        self._count(tensor, self.size - 1)
+        launch = self._launch(tensor, self.size - 1)
         mine = tensor.to(self.device)
         gathered = mine.new_empty(self.size, *tensor.shape)
         work = dist.all_gather(list(gathered.unbind(0)), mine, group=self.group, async_op=True)
-        return self._under_way(work, gathered, tensor.device)
+        return self._under_way(work, launch, gathered, tensor.device)
 
     def start_all_to_all(self, tensor: Tensor) -> tuple[Tensor, Pending]:
         """Row r of `tensor` goes to rank r; after `wait`, row r of the first is what rank r sent here."""
         if self.group is None:
             return tensor.clone(), _Done()
-        self._count(tensor, (self.size - 1) / self.size)
+        launch = self._launch(tensor, (self.size - 1) / self.size)
         mine = tensor.to(self.device)
         received = torch.empty_like(mine)
         work = dist.all_to_all_single(received, mine, group=self.group, async_op=True)
-        return self._under_way(cast(dist.Work, work), received, tensor.device)
+        return self._under_way(cast(dist.Work, work), launch, received, tensor.device)
 
     def exchange(self, tensor: Tensor, receivers: Sequence[int], senders: Sequence[int]) -> list[Tensor]:
         """Sends `tensor` to each of `receivers` and returns what each of `senders` sent, in their order.
@@ -143,8 +169,7 @@ class Comm:
             return []
         mine = tensor.to(self.device)
         received = [torch.empty_like(mine) for _ in senders]
-        for _ in receivers:
-            self._count(tensor, 1.0)
+        launch = self._launch(tensor, 1.0, messages=len(receivers), senders=senders)
         operations = [
             *(dist.P2POp(dist.isend, mine, group=self.group, group_peer=peer) for peer in receivers),
             *(
@@ -152,17 +177,19 @@ class Comm:
                 for peer, other in zip(senders, received, strict=True)
             ),
         ]
-        with self.blocked():
+        with self.blocked(launch):
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
             return [other.to(tensor.device) for other in received]
 
-    def _under_way(self, work: dist.Work, result: Tensor, device: torch.device) -> tuple[Tensor, Pending]:
+    def _under_way(
+        self, work: dist.Work, launch: Wait | None, result: Tensor, device: torch.device
+    ) -> tuple[Tensor, Pending]:
         """On a GPU gloo reduces and broadcasts; all else it does on the CPU, and the result goes back to `device`."""
         if result.device == device:
-            return result, _Counted(self, work)
+            return result, _Counted(self, work, launch)
         wanted = torch.empty_like(result, device=device)
-        return wanted, _Counted(self, work, (wanted, result))
+        return wanted, _Counted(self, work, launch, (wanted, result))
 
     def barrier(self) -> None:
         """Returns when every rank has called it; not traffic worth counting."""
@@ -181,20 +208,20 @@ class Comm:
             self._counting = before
 
     @contextmanager
-    def blocked(self) -> Iterator[None]:
+    def blocked(self, launch: Wait | None = None) -> Iterator[None]:
         """Books the time inside as time this rank's compute stood still for communication."""
         if not self._counting:
             yield
-        elif self.device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
+            return
+        began = self._stamp()
+        yield
+        ended = self._stamp()
+        if launch:
+            launch.began, launch.ended = began, ended
+        if isinstance(began, float) and isinstance(ended, float):
+            self.stats.blocked_s += ended - began
         else:
-            started = time.perf_counter()
-            yield
-            self.stats.blocked_s += time.perf_counter() - started
+            self._events.append((cast(torch.cuda.Event, began), cast(torch.cuda.Event, ended)))
 
     def settle(self) -> CommStats:
         """The counters, with the time of CUDA events added. Waits for the GPU: call it at logging intervals."""
@@ -204,9 +231,43 @@ class Comm:
         self._events.clear()
         return self.stats
 
-    def _count(self, tensor: Tensor, wire_factor: float) -> None:
-        if self._counting:
-            payload = tensor.numel() * tensor.element_size()
-            self.stats.calls += 1
-            self.stats.payload_bytes += payload
-            self.stats.wire_bytes += round(payload * wire_factor)
+    def take_waits(self) -> list[Wait]:
+        """This group's counted collectives since the last call, the first `MAX_WAITS` of them, in launch order."""
+        waits, self._waits = self._waits, []
+        return waits
+
+    def seconds(self, stamp: Stamp) -> float:
+        """When it was, by this process's `time.perf_counter`. Waits for an event of the GPU."""
+        if isinstance(stamp, float):
+            return stamp
+        if self._zero is None:
+            zero = torch.cuda.Event(enable_timing=True)
+            zero.record()
+            zero.synchronize()
+            self._zero = (time.perf_counter(), zero)
+        stamp.synchronize()
+        host_s, zero = self._zero
+        return host_s + float(zero.elapsed_time(stamp)) / 1e3
+
+    def _stamp(self) -> Stamp:
+        """Now: for the host, or where a GPU's compute stream will be when all that is queued has been done."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _launch(
+        self, tensor: Tensor, wire_factor: float, messages: int = 1, senders: Sequence[int] | None = None
+    ) -> Wait | None:
+        """Counts a collective that is about to begin."""
+        if not self._counting:
+            return None
+        payload = tensor.numel() * tensor.element_size()
+        self.stats.calls += messages
+        self.stats.payload_bytes += messages * payload
+        self.stats.wire_bytes += messages * round(payload * wire_factor)
+        launch = Wait(self._stamp(), senders=senders)
+        if len(self._waits) < MAX_WAITS:
+            self._waits.append(launch)
+        return launch

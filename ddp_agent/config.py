@@ -14,7 +14,7 @@ from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.fields import Parameter, coerce, fits, parameters
 from ddp_agent.optimizers import SGD, AdamW
-from ddp_agent.options import Options
+from ddp_agent.options import UNTRACED_STEPS, Options
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
@@ -80,7 +80,13 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     if _size(task.test) == 0:
         found.append("dataset: found no test samples")
     built = {"sync": settings.sync, "schedule": settings.schedule}
-    found += _length_problems(built, options.total_steps(samples))
+    total_steps = options.total_steps(samples)
+    found += _length_problems(built, total_steps)
+    if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
+        found.append(
+            f"profile_steps: found {options.profile_steps} after {UNTRACED_STEPS} that are not traced, expected at "
+            f"most the run's {total_steps} steps together"
+        )
     if found:
         raise ConfigError(found)
 

@@ -14,6 +14,9 @@ FileName = Annotated[
     ),
 ]
 
+# First steps allocate, tune and compile: they are not what a step costs.
+UNTRACED_STEPS = 7
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -29,6 +32,7 @@ class Options:
     checkpoint_every: PositiveInt | None
     keep_checkpoints: PositiveInt
     consensus_every: PositiveInt | None
+    consensus_per_layer: bool
     log_every: PositiveInt
     resume: Path | None
     device: Literal["auto", "cpu", "cuda"]
@@ -42,6 +46,7 @@ class Options:
     data_root: Path | None
     nproc_per_node: PositiveInt | None
     ranks_per_node: PositiveInt | None
+    profile_steps: PositiveInt | None
     timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13
     trusted_packages: list[str]
 

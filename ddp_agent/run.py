@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddp_agent import export, link, runtime
+from ddp_agent import environment, export, link, runtime
 from ddp_agent.build import build
 from ddp_agent.config import Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
@@ -27,6 +27,15 @@ from ddp_agent.tracking import History, Tracker
 from ddp_agent.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+# Of the diagnostics, what was measured last is worth a place in the summary.
+DIAGNOSTICS = (
+    "consensus_relative",
+    "change_cosine",
+    "gradient_cosine",
+    "pseudo_gradient_norm",
+    "critical_batch_samples",
+)
 
 
 class Context(Protocol):
@@ -79,7 +88,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
     with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
         trainer.tracker.describe(trainer.module, settings.cfg)
-        with trainer.progress:
+        with trainer.progress, tracing(trainer, directory):
             scores = trainer.fit()
         with trainer.sync.eval_weights():
             write_model(trainer, settings, task, directory, ranks)
@@ -170,6 +179,15 @@ def resume(trainer: Trainer, settings: Settings, directory: RunDirectory, ranks:
     return source, step
 
 
+def tracing(trainer: Trainer, directory: RunDirectory) -> AbstractContextManager[None]:
+    if trainer.options.profile_steps is None:
+        return nullcontext()
+    from ddp_agent.profiling import traced  # takes half a second to import
+
+    path = directory.path / f"trace.rank{trainer.topology.world.rank}.json.gz"
+    return traced(trainer, trainer.options.profile_steps, path)
+
+
 def write_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
     name, arguments = settings.model["name"], {k: v for k, v in settings.model.items() if k != "name"}
     description = {
@@ -203,19 +221,23 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "samples": samples,
         "params": trainer.sync.flat.parameters.numel(),
         "metric_name": task.metric_name,
+        "higher_is_better": task.higher_is_better,
         "test_metric": scores.metric,
         "test_loss": scores.loss,
         **times,
         "syncs": trainer.sync.syncs,
+        "collectives": trainer.topology.world.stats.calls,
         "payload_bytes": costs["payload_bytes"],
         "wire_bytes": costs["wire_bytes"],
         **link.summary(trainer.link),
+        **dict.fromkeys(DIAGNOSTICS),
+        **{key: value for key, value in trainer.diagnostics.latest.items() if key in DIAGNOSTICS},
         "consensus_distance": trainer.consensus_distance,
         "target": options.target,
         **asdict(trainer.standing),
         "samples_per_s": samples / times["train_s"],
-        "torch_version": torch.__version__,
-        "device": device_name(trainer.device),
+        "peak_memory_bytes": largest(environment.peak_memory_bytes(trainer.device), trainer.topology),
+        **environment.describe(trainer.device),
         "data_sha256": task.sha256,
         "order_sha256": trainer.order.sha256(options.global_batch_size),
     }
@@ -230,6 +252,14 @@ def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
     train_s = list(times).index("train_s")
     worst = max(range(world.size), key=lambda rank: gathered[rank][train_s])
     return dict(zip(times, gathered[worst], strict=True))
+
+
+def largest(count: int, topology: Topology) -> int:
+    world = topology.world
+    with world.uncounted():
+        among = torch.tensor([count], device=world.device)
+        world.all_reduce_(among, "max")
+    return int(among)
 
 
 def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
@@ -248,7 +278,3 @@ def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

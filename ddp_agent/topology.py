@@ -32,6 +32,11 @@ class Topology:
             )
         return cls(world=world, ranks_per_node=size)
 
+    @property
+    def comms(self) -> list[Comm]:
+        """The groups in use so far, the same on every rank."""
+        return [self.world, *(self.__dict__[name] for name in ("node", "across") if name in self.__dict__)]
+
     @cached_property
     def node(self) -> Comm:
         """The ranks of this rank's node."""

@@ -225,9 +225,15 @@ class TensorBoardMirror:
             },
             "communication": {
                 "bytes": chart("payload_bytes", "wire_bytes"),
-                "exposed seconds": chart("exposed_comm_s"),
-                "consensus distance": chart("consensus_distance"),
+                "exposed seconds": chart("exposed_comm_s", "straggler_wait_s"),
                 "period": chart("period"),
+            },
+            "ranks": {
+                "consensus distance": chart("consensus_distance"),
+                "relative to the weights": chart("consensus_relative"),
+                "cosine between ranks": chart("change_cosine", "gradient_cosine"),
+                "mean change of a period": chart("pseudo_gradient_norm"),
+                "critical batch in samples": chart("critical_batch_samples"),
             },
         }
 

@@ -5,7 +5,7 @@ A step, with what may hook in where:
     schedule -> lr
     for each micro-batch:   sync.backward_context [ forward, loss, backward ]
     sync.before_step        gradients become what the optimizer shall see
-    clip, optimizer.step
+    clip, optimizer.step    (diagnostics look at gradients before, at parameters after)
     sync.after_step         parameters become what the next step starts from
     log, evaluate, checkpoint when due
 """
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent import checkpoint
+from ddp_agent import checkpoint, stragglers
 from ddp_agent.clock import Clock
 from ddp_agent.console import ConsoleProgress, NullProgress
 from ddp_agent.datasets.base import Task
+from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
 from ddp_agent.errors import NonFiniteError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
@@ -80,6 +81,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.ema = EMA(self.module, options.ema_decay) if options.ema_decay is not None else None
         self.evaluator = Evaluator(self.task, world, self.device)
+        self.diagnostics = Diagnostics(
+            self.module,
+            self.sync,
+            self.clock,
+            lambda step, values: self.tracker.log(step, values),
+            samples=self.micro_batch * options.accumulation_steps,
+            every=options.consensus_every,
+            per_layer=options.consensus_per_layer,
+        )
         self.loss_sum = torch.zeros((), device=self.device)
         self.logged_step, self.logged_s = 0, 0.0
         self.consensus_distance = 0.0  # before the last synchronisation
@@ -87,6 +97,7 @@ class Trainer:
     def fit(self) -> Scores:
         """Runs the steps that are left and returns the consensus model's scores."""
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
+        diagnostics = self.diagnostics
         accumulation = options.accumulation_steps
         eval_every = options.eval_every or self.steps_per_epoch
         parameters = list(self.module.parameters())
@@ -95,6 +106,7 @@ class Trainer:
         self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
         for step in range(self.step + 1, self.total_steps + 1):
             self.set_lr(step)
+            diagnostics.begin(step)
             for micro in range(1, accumulation + 1):
                 clock.enter("data")
                 inputs, target = next(batches)
@@ -104,11 +116,11 @@ class Trainer:
                     self.scaler.scale(loss).backward()
                 self.loss_sum += loss.detach()
             sync.before_step(step)
+            diagnostics.gradients(step)
             self.clip()
             self.scaler.step(optimizer)
             self.scaler.update()
-            if options.consensus_every and step % options.consensus_every == 0:
-                self.measure_consensus(step)
+            diagnostics.parameters(step)
             sync.after_step(step)
             for parameter in parameters:  # optimizer.zero_grad does the same in 5 times the time
                 parameter.grad = None
@@ -206,19 +218,25 @@ class Trainer:
     def costs(self) -> dict[str, float]:
         """Time and traffic of this rank so far."""
         stats = self.topology.world.settle()
-        traffic = {"syncs": self.sync.syncs, "payload_bytes": stats.payload_bytes, "wire_bytes": stats.wire_bytes}
-        return self.clock.read(stats.blocked_s) | traffic
+        return {
+            **self.clock.read(stats.blocked_s),
+            "straggler_wait_s": stats.straggler_s,
+            "syncs": self.sync.syncs,
+            "payload_bytes": stats.payload_bytes,
+            "wire_bytes": stats.wire_bytes,
+        }
 
-    def measure_consensus(self, step: int) -> None:
-        self.clock.enter("eval")
-        self.tracker.log(step, {"consensus_distance": self.sync.consensus_distance()})
-        self.clock.enter("compute")
+    def settle_stragglers(self) -> None:
+        """A collective: `straggler_wait_s` is as of the last evaluation or checkpoint."""
+        for comm in self.topology.comms:
+            stragglers.settle_(comm)
 
     def evaluate(self, step: int) -> Scores:
         """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
         self.settle()
         self.clock.enter("eval")
-        values = {"consensus_distance": self.sync.consensus_distance()}
+        self.settle_stragglers()
+        values = {} if self.options.consensus_every else {"consensus_distance": self.sync.consensus_distance()}
         if self.options.evaluate_own and self.topology.world.rank == 0:
             values |= self.named("own_test_{}", self.evaluator(self.module, self.autocast, alone=True))
         with self.sync.eval_weights():
@@ -272,6 +290,7 @@ class Trainer:
         self.finite_loss()
         self.settle()
         self.clock.enter("checkpoint")
+        self.settle_stragglers()
         checkpoint.save(
             self.run_dir / "checkpoints",
             self.step,
@@ -312,6 +331,7 @@ class Trainer:
             "reducer": self.reducer,
             "clock": self.clock,
             "standing": self.standing,
+            "diagnostics": self.diagnostics,
         }
         return parts | ({"ema": self.ema} if self.ema else {}) | {"random": RandomStreams(self.device)}
 

@@ -42,7 +42,7 @@ def test_the_default_is_kept_as_it_is_written() -> None:
 
 @pytest.mark.parametrize(("group", "name"), EVERY_YAML)
 def test_every_yaml_composes_parses_and_is_kept(group: str, name: str, tmp_path: Path) -> None:
-    chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
+    chosen = [f"+{group}={name}" if group == "experiment" else f"{group}={name}"]
     if group in ("reducer", "cadence"):
         chosen.append("sync=parameter_update")  # which takes any
     found = settings(*chosen, f"data_root='{tmp_path}'", world_size=2)
@@ -205,6 +205,14 @@ def test_parts_longer_than_the_epochs_are_refused_once_the_data_is_known() -> No
         "schedule.warmup_steps: found 99, expected at most the run's 20 steps",
     ]
     check_against_data(parsed(config(*typed[:2], "sync.switch_step=20", sync="post_local_sgd")), task(100), 2)
+
+
+def test_a_trace_longer_than_the_run_is_refused() -> None:
+    typed = ["epochs=2", "global_batch_size=10"]
+    assert data_refusal(parsed(config(*typed, "profile_steps=14")), train=100) == [
+        "profile_steps: found 14 after 7 that are not traced, expected at most the run's 20 steps together"
+    ]
+    check_against_data(parsed(config(*typed, "profile_steps=13")), task(100), 2)
 
 
 def test_fewer_samples_than_a_batch_or_ranks_are_refused() -> None:

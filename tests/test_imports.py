@@ -65,12 +65,17 @@ MAY_IMPORT: dict[str, list[str]] = {
     # The loop and what it is made of.
     "ddp_agent.runtime": ["place", "errors"],
     "ddp_agent.link": ["errors"],
+    "ddp_agent.stragglers": ["comm"],
+    "ddp_agent.diagnostics": ["clock", "comm", "sync.base"],
+    "ddp_agent.environment": [],
+    "ddp_agent.profiling": ["clock", "options", "trainer"],
     "ddp_agent.loader": ["datasets.base", "errors"],
     "ddp_agent.ema": ["comm", "flat"],
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.trainer": [
         *("clock", "console", "tracking", "checkpoint", "loader", "evaluate", "ema", "errors", "options", "schedules"),
         *("comm", "topology", "datasets.base", "sync.base", "reducers*", "standing", "random_streams", "link"),
+        *("stragglers", "diagnostics"),
     ],
     "ddp_agent.run": ["*"],
     # Starting: knows how to begin and refuse, and of the rest only what `train.py` hands over.

@@ -245,15 +245,22 @@ def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
         "by seconds of training": ["test_top.1/by_seconds"],
         "by megabytes handed to collectives": ["test_top.1/by_megabytes"],
         "bytes": ["payload_bytes", "wire_bytes"],
-        "exposed seconds": ["exposed_comm_s"],
-        "consensus distance": ["consensus_distance"],
+        "exposed seconds": ["exposed_comm_s", "straggler_wait_s"],
         "period": ["period"],
+        "consensus distance": ["consensus_distance"],
+        "relative to the weights": ["consensus_relative"],
+        "cosine between ranks": ["gradient_cosine", "change_cosine"],
+        "mean change of a period": ["pseudo_gradient_norm"],
+        "critical batch in samples": ["critical_batch_samples"],
     }
 
 
 MEASURED = [
     "train_loss", "test_loss", "test_loss_local", "test_top.1", "test_top51", "test_top.1/by_seconds",
-    "test_top.1/by_megabytes", "payload_bytes", "wire_bytes", "exposed_comm_s", "consensus_distance", "lr", "period",
+    "test_top.1/by_megabytes", "payload_bytes", "wire_bytes", "exposed_comm_s", "straggler_wait_s",
+    "consensus_distance",
+    "consensus_relative", "gradient_cosine", "change_cosine", "pseudo_gradient_norm", "critical_batch_samples", "lr",
+    "period", "change_cosine/0.weight",
 ]  # fmt: skip
 
 

@@ -92,6 +92,10 @@ class SyncStrategy:
         """Around forward and backward of a micro-batch."""
         return nullcontext()
 
+    def due(self, step: int) -> bool:
+        """Whether the ranks' parameters are brought together after `step`; True where every step is like the other."""
+        return True
+
     def before_step(self, step: int) -> None:
         """Gradients of all micro-batches are complete; clipping and the optimizer come next."""
 
@@ -170,8 +174,11 @@ class Paced(SyncStrategy):
         """How many steps have passed when the first period begins."""
         return 0
 
+    def due(self, step: int) -> bool:
+        return step >= self.synced_step + self.current_period  # later only where a loop does not begin with step 1
+
     def after_step(self, step: int) -> None:
-        if step >= self.synced_step + self.current_period:  # later only where a loop does not begin with step 1
+        if self.due(step):
             self._synchronise(step)
 
     def flush(self, step: int) -> None:
