@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore  # typed there, and only there
 
 from ddp_agent.errors import ConfigError
-from ddp_agent.place import Place
+from ddp_agent.place import EARLIER_ATTEMPTS, Place
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
@@ -51,13 +51,13 @@ class Rendezvous:
 
     @functools.cached_property
     def attempt(self) -> int:
-        """0, then 1, 2, … after restarts; the same on all ranks. Waits until all have come.
+        """0, then 1, 2, … after restarts, those of a sweep's job included; the same on all ranks. Waits for all.
 
         TORCHELASTIC_RESTART_COUNT does not do: on several nodes only the node that failed counts. So rank 0
         counts, and answers each rank under a key that only this process of that rank can have asked for.
         """
         if self.place.rank == 0:
-            attempt = self.store.add("attempts", 1) - 1
+            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
             self._answer_others(attempt)
             return attempt
         question = uuid.uuid4().hex

@@ -18,7 +18,7 @@ from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.launch import LaunchContext, relaunch, sweep, worker
 from ddp_agent.launch.command import main
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
-from ddp_agent.place import Place
+from ddp_agent.place import EARLIER_ATTEMPTS, Place
 
 ROOT = Path(__file__).parents[1]
 
@@ -446,6 +446,40 @@ def test_a_failed_job_is_told_and_the_others_run(
     assert "job 0" not in said
     assert "job 3" not in said
     assert (tmp_path / "multirun" / "3" / "summary.json").exists()
+
+
+def reports(sweep_dir: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sweep_dir.glob("*/report.json")}
+
+
+def test_an_interrupted_sweep_goes_on(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of three jobs one finished, one was stopped, one had not begun."""
+    sweep_dir = tmp_path / "multirun"
+    assert sweep_over(configs, job, monkeypatch, "seed=0,3") == 0
+    for name, state in (("0", "finished"), ("1", "running")):
+        (sweep_dir / name / "status.json").write_text(json.dumps({"status": state}))
+        (sweep_dir / name / "report.json").unlink()
+    capfd.readouterr()
+    assert sweep_over(configs, job, monkeypatch, "seed=0,3,4") == 0
+    found = reports(sweep_dir)
+    assert set(found) == {"1", "2"}
+    assert [found[name]["environment"][EARLIER_ATTEMPTS] for name in ("1", "2")] == ["1", "0"]
+    assert f"job 0 (seed=0): finished before, in {sweep_dir / '0'}" in capfd.readouterr().out
+
+
+def test_another_sweeps_directory_is_not_taken(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert sweep_over(configs, job, monkeypatch, "seed=0") == 0
+    (tmp_path / "multirun" / "0" / "report.json").unlink()
+    assert sweep_over(configs, job, monkeypatch, "seed=3") == 1
+    assert not reports(tmp_path / "multirun")
+    assert "holds a job of another sweep (seed=0)" in capfd.readouterr().err
+    (tmp_path / "multirun" / "0" / "job.json").write_text("{")
+    assert sweep_over(configs, job, monkeypatch, "seed=0") == 1
+    assert "job.json cannot be read" in capfd.readouterr().err
 
 
 def test_a_sweeper_that_optimises_sees_the_best_metric(

@@ -2,6 +2,9 @@
 
 Each job has processes of its own, so nothing of one (a process group, a CUDA context, a leak, a crash) meets the
 next, and every Hydra launcher works: what it runs is an ordinary function that starts a program and waits.
+
+A sweep that was interrupted goes on with the same command and `hydra.sweep.dir=<its directory>`: jobs that finished
+are not run again, one that was stopped continues from its newest checkpoint.
 """
 
 import json
@@ -28,10 +31,12 @@ from omegaconf.errors import OmegaConfBaseException
 from ddp_agent.errors import ConfigError
 from ddp_agent.launch.composition import RUN_DIR, RUN_TIME, VERSION_BASE, Configs, explain
 from ddp_agent.launch.relaunch import read_status
-from ddp_agent.place import Place, without_torchrun
+from ddp_agent.place import EARLIER_ATTEMPTS, Place, without_torchrun
+from ddp_agent.run_directory import write_atomically
 
 GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
 _FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
+JOB_FILE = "job.json"  # what a job was told: with it alone a directory may be taken up again
 _LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
 
 
@@ -51,8 +56,14 @@ class Job:
         run_dir = Path(job.runtime.output_dir)
         overrides = list(job.overrides.task)
         name = f"job {job.job.num} ({shlex.join(overrides)})"
+        attempts = _earlier_attempts(run_dir, overrides, name)
+        if attempts and read_status(run_dir).get("status") == "finished":
+            print(f"{name}: finished before, in {run_dir}", flush=True)
+            return _objective(run_dir)
+        write_atomically(run_dir / JOB_FILE, json.dumps({"overrides": overrides, "attempts": attempts + 1}) + "\n")
         print(f"{name}: {run_dir}", flush=True)
-        code = _run([*self.command, *overrides, f"hydra.job.num={job.job.num}"], run_dir, job.runtime.cwd)
+        command = [*self.command, *overrides, f"hydra.job.num={job.job.num}"]
+        code = _run(command, run_dir, job.runtime.cwd, attempts)
         if code != 0:
             raise JobFailedError(_report(f"{name} failed: {_reason(run_dir, code)}"))
         return _objective(run_dir)
@@ -74,6 +85,25 @@ def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> i
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
         return 0
+
+
+def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:
+    """How often this job has been started in its directory. Another job's directory is left as it is."""
+    try:
+        told = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
+        earlier, attempts = list(told["overrides"]), int(told["attempts"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobFailedError(_report(f"{name} not started: {run_dir / JOB_FILE} cannot be read ({error})")) from error
+    if earlier != list(overrides):
+        raise JobFailedError(
+            _report(
+                f"{name} not started: {run_dir} holds a job of another sweep ({shlex.join(earlier)}); "
+                "choose another hydra.sweep.dir, or type that sweep's command"
+            )
+        )
+    return attempts
 
 
 def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
@@ -108,9 +138,9 @@ def _first_job(overrides: Sequence[str]) -> list[str]:
     return first
 
 
-def _run(command: Sequence[str], run_dir: Path, cwd: str) -> int:
+def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
     """In a process group of its own: Ctrl-C then reaches the job once, from here, as a request to save and stop."""
-    environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir)}
+    environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir), EARLIER_ATTEMPTS: str(attempts)}
     environment.pop(RUN_TIME, None)  # the sweep's
     process = subprocess.Popen(command, env=environment, cwd=cwd, process_group=0)
     try:
@@ -142,6 +172,7 @@ def _summarise(failures: Path, first: JobFailedError) -> int:
     lines = failures.read_text(encoding="utf-8").splitlines() if failures.exists() else []
     told = [json.loads(line) for line in lines] or [str(first)]
     print(f"\nfailed in this sweep: {len(told)}", *told, sep="\n  ", file=sys.stderr)
+    print("to run what is left: the same command with hydra.sweep.dir=<this sweep's directory>", file=sys.stderr)
     return 1
 
 
