@@ -1,17 +1,17 @@
 """Run directories as they were left: finished, failed, or killed halfway through a line."""
 
-import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# What makes runs of one seed comparable: the same weights at the start, data, and order of samples.
-HASHES = ("init_sha256", "data_sha256", "order_sha256")
-# What a row of the table stands for; its runs differ in the seed.
-SETTING = ("dataset", "model", "world_size", "sync", "reducer", "period")
+from ddp_agent.report.files import Record, flat, json_lines, json_object, number, plain, text_of, yaml_value
+
+# Words in a metric's name by which more of it is worse or better, for runs that do not say so themselves.
+_FALLING = {"loss", "error", "rmse", "mse", "mae", "perplexity", "nats", "bits", "bpc", "wer", "cer"}
+_NEEDED = {"sync": str, "metric_name": str, "seed": int, "steps": int}
 
 
 class ReportError(Exception):
@@ -20,120 +20,117 @@ class ReportError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """With a `problem`, the reason it cannot be tabulated, `summary` is empty."""
+    """With a `problem`, the reason it cannot be compared, `summary` is empty.
+
+    `name` tells the run from all others of a report; `config` is flat. `evaluations` and `periods` (steps and H) are
+    what metrics.jsonl holds of them, `lines_cut` how many of its lines are not whole.
+    """
 
     path: Path
-    summary: dict[str, Any]
+    name: str
+    summary: Mapping[str, Any]
+    config: Mapping[str, str]
+    asked: str
+    evaluations: tuple[Record, ...] = ()
+    periods: tuple[tuple[int, float], ...] = ()
+    lines_cut: int = 0
     problem: str | None = None
+
+    @property
+    def seed(self) -> int:
+        return int(self.summary["seed"])
+
+    @property
+    def mode(self) -> str:
+        return plain(self.summary["sync"])
 
     @property
     def metric(self) -> str:
         return f"test_{self.summary['metric_name']}"
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl with a value on every axis, which one that was cut short has not."""
-        needed = {"step", "train_s", "payload_bytes", self.metric}
-        records = map(_parsed, _text(self.path / "metrics.jsonl").splitlines())
-        return [record for record in records if needed <= record.keys() and record[self.metric] is not None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs of one setting. `name` tells it from others that differ in what no summary says."""
-
-    setting: dict[str, Any]
-    runs: list[Run]
-    name: str | None = None
-
     @property
-    def label(self) -> str:
-        details = [
-            self.setting["reducer"],
-            self.setting["period"] and f"period {self.setting['period']}",
-            self.name,
-        ]
-        return f"{self.setting['sync']} ({', '.join(str(detail) for detail in details if detail)})"
+    def higher_is_better(self) -> bool:
+        said = self.summary.get("higher_is_better")
+        return said if isinstance(said, bool) else not _FALLING & set(re.split(r"[^a-z]+", self.metric.lower()))
+
+    def value(self, key: str) -> float | None:
+        return number(self.summary.get(key))
 
 
 def find_runs(directories: Iterable[Path]) -> list[Run]:
-    """Raises ReportError when a directory is missing or holds no runs."""
-    found: dict[Path, Run] = {}
+    """In the order of their names, numbers by value. Raises ReportError for a directory that holds none."""
+    found: dict[Path, Path] = {}
     for directory in directories:
         if not directory.is_dir():
             raise ReportError(f"{directory}: no such directory")
-        runs = {path.resolve(): _read(path) for path in _run_directories(directory)}
-        if not runs:
+        paths = list(_run_directories(directory))
+        if not paths:
             raise ReportError(f"{directory}: no runs in it (a run has a summary.json or a status.json)")
-        found.update(runs)
-    return list(found.values())
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    names = distinguishing(list(found))
+    return [replace(_read(path), name=plain(name)) for path, name in zip(found.values(), names, strict=True)]
 
 
 def _run_directories(top: Path) -> Iterator[Path]:
     for name, folders, files in os.walk(top):
-        folders.sort()
+        folders.sort(key=_by_number)
         if {"summary.json", "status.json"} & set(files):
             folders.clear()
             yield Path(name)
 
 
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def distinguishing(paths: list[Path]) -> list[str]:
+    """The last parts of each path, as many as it takes for all to differ."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def _read(path: Path) -> Run:
-    status, summary = _parsed(_text(path / "status.json")), _parsed(_text(path / "summary.json"))
+    tree, overrides = yaml_value(path / ".hydra" / "config.yaml"), yaml_value(path / ".hydra" / "overrides.yaml")
+    run = Run(
+        path=path,
+        name="",
+        summary={},
+        config=dict(flat(tree)) if isinstance(tree, dict) else {},
+        asked=plain(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
+    )
+    status, summary = json_object(text_of(path / "status.json")), json_object(text_of(path / "summary.json"))
     state = status.get("status", summary.get("status"))
     if state != "finished":
         details = [f"{key} {status[key]}" for key in ("rank", "step", "reason") if status.get(key) is not None]
-        return Run(path, {}, ", ".join([str(state or "no readable status"), *details]))
-    missing = [key for key in ("sync", "seed", "metric_name", "test_metric") if summary.get(key) is None]
+        return replace(run, problem=plain(", ".join([str(state or "no readable status"), *details])))
+    missing = [key for key, kind in _NEEDED.items() if not _is(summary.get(key), kind)]
+    missing += ["test_metric"] if number(summary.get("test_metric")) is None else []
     if missing:
-        return Run(path, {}, f"finished, but its summary.json is damaged or lacks {', '.join(missing)}")
-    return Run(path, summary)
+        return replace(run, problem=f"finished, but its summary.json is damaged or lacks {', '.join(missing)}")
+    return _with_metrics(replace(run, summary=summary))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def check_comparable(runs: Sequence[Run]) -> None:
-    """Raises ReportError with every key in which runs differ that must agree, and which run has what."""
-    problems = _differences("metric_name", runs, "")
-    for seed in sorted({str(run.summary["seed"]) for run in runs}):
-        same_seed = [run for run in runs if str(run.summary["seed"]) == seed]
-        for key in HASHES:
-            problems += _differences(key, same_seed, f" of seed {seed}")
-    if problems:
-        raise ReportError("\n".join(problems))
-
-
-def _differences(key: str, runs: Sequence[Run], which: str) -> list[str]:
-    paths: defaultdict[str, list[str]] = defaultdict(list)
-    for run in runs:
-        paths[str(run.summary.get(key))[:12]].append(str(run.path))
-    if len(paths) == 1:
-        return []
-    lines = [f"  {value:12}  {', '.join(names)}" for value, names in paths.items()]
-    return [f"{key} differs, so these runs{which} cannot be compared:", *lines]
-
-
-def rows(runs: Iterable[Run]) -> list[Row]:
-    groups: defaultdict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (str(run.summary["seed"]), run.path)):
-        groups[tuple(run.summary.get(key) for key in SETTING)].append(run)
-    return [row for setting in sorted(groups, key=str) for row in _rows_of(setting, groups[setting])]
-
-
-def _rows_of(setting: tuple[Any, ...], runs: list[Run]) -> list[Row]:
-    """A seed that occurs twice was run with two configurations: a mean over them would mean nothing."""
-    named = dict(zip(SETTING, setting, strict=True))
-    if max(Counter(str(run.summary["seed"]) for run in runs).values()) == 1:
-        return [Row(named, runs)]
-    return [Row(named, [run], run.path.name) for run in runs]
+def _with_metrics(run: Run) -> Run:
+    """An evaluation has the test metric as a key; its value is null when it was not finite."""
+    records, lines_cut = json_lines(run.path / "metrics.jsonl")
+    records = [record for record in records if _is(record.get("step"), int)]
+    evaluations = {record["step"]: record for record in records if run.metric in record}
+    last = run.summary["steps"]
+    if last not in evaluations:
+        problem = f"finished, but its metrics.jsonl is damaged or lacks the evaluation at step {last}"
+        return replace(run, summary={}, problem=problem)
+    periods = [(record["step"], period) for record in records if (period := number(record.get("period"))) is not None]
+    return replace(
+        run,
+        evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
+        periods=tuple(sorted(periods)),
+        lines_cut=lines_cut,
+    )
