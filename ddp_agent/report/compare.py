@@ -1,0 +1,141 @@
+"""From runs to numbers: means over seeds, differences within seeds, and when a target was reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ddp_agent.report.files import number
+from ddp_agent.report.interval import Estimate, estimate, paired_difference
+from ddp_agent.report.result import PARTS, Line, Point, Reached, Result, Verdict
+from ddp_agent.report.rows import Row, choose_baseline
+from ddp_agent.report.runs import ReportError, Run
+
+# Of each run; those of a row are averaged when all of them have it.
+COSTS: Mapping[str, Callable[[Run], float | None]] = {
+    **{
+        key: lambda run, key=key: run.value(key)  # type: ignore[misc]
+        for key in (
+            "wire_bytes", "payload_bytes", "link_bytes", "syncs", "collectives", "train_s", "wall_s", "samples_per_s",
+            "consensus_distance", "consensus_relative", "change_cosine", "gradient_cosine", "pseudo_gradient_norm",
+            "critical_batch_samples", "peak_memory_bytes", "best_metric", "test_loss",
+        )
+    },
+    "exposed_comm_percent": lambda run: _share(run, "exposed_comm_s"),
+    "straggler_wait_percent": lambda run: _share(run, "straggler_wait_s"),
+}  # fmt: skip
+
+
+def _share(run: Run, key: str) -> float | None:
+    """In percent of the training time."""
+    part, whole = run.value(key), run.value("train_s")
+    return None if part is None or not whole else 100 * part / whole
+
+
+def compare(rows: Sequence[Row], failed: Sequence[Run], *, baseline: str | None, target: float | None) -> Result:
+    """Raises ReportError for a baseline that is not there, and for a target that was asked for and nobody reached."""
+    first = choose_baseline(rows, baseline)
+    target = _target(rows, target)
+    lines = [_line(row, first, target) for row in [first, *(row for row in rows if row is not first)]]
+    return Result(lines, failed, target)
+
+
+def _target(rows: Sequence[Row], asked: float | None) -> float | None:
+    runs = [run for row in rows for run in row.runs]
+    if asked is None:
+        targets = {run.value("target") for run in runs}
+        return targets.pop() if len(targets) == 1 else None
+    if all(to_target(run, asked) is None for run in runs):
+        best = max if runs[0].higher_is_better else min
+        value, name = best((value, run.name) for run in runs for value in _values(run))
+        raise ReportError(f"--target {asked:g}: no run reached it; the best evaluation is {value:g} (run {name})")
+    return asked
+
+
+def _values(run: Run) -> list[float]:
+    return [value for record in run.evaluations if (value := number(record[run.metric])) is not None]
+
+
+def to_target(run: Run, target: float) -> Mapping[str, float | None] | None:
+    """The costs of the first evaluation at or beyond it; never extrapolated."""
+    for record in run.evaluations:
+        value = number(record[run.metric])
+        if value is not None and (value >= target if run.higher_is_better else value <= target):
+            return {key: number(record.get(key)) for key in ("step", "train_s", "wire_bytes")}
+    return None
+
+
+def _line(row: Row, first: Row, target: float | None) -> Line:
+    metric, theirs = _over_seeds(row, "test_metric"), _over_seeds(first, "test_metric")
+    assert metric and theirs, "runs without the metric are not compared"
+    difference = None if row is first else paired_difference(metric.by_seed, theirs.by_seed)
+    verdict, why = ("baseline", "") if row is first else _judged(difference, row.runs[0].higher_is_better)
+    return Line(
+        row=row,
+        metric=metric,
+        difference=difference,
+        verdict=verdict,  # type: ignore[arg-type]
+        why=why,
+        costs={name: _mean_of(row, value_of) for name, value_of in COSTS.items()},
+        parts_s=_parts(row),
+        reached=None if target is None else _reached(row, target),
+        points=_points(row),
+    )
+
+
+def _judged(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdict, str]:
+    if difference is None:
+        return "no verdict", "no seed in common"
+    if difference.low is None or difference.high is None:
+        return "no verdict", "one seed"
+    seeds = f"n={difference.n} seeds"
+    if difference.low <= 0 <= difference.high:
+        return "no difference shown", seeds
+    if difference.low == difference.high:
+        return "no verdict", f"all {difference.n} differences are equal"
+    return ("better" if (difference.mean > 0) == higher_is_better else "worse"), seeds
+
+
+def _over_seeds(row: Row, key: str) -> Estimate | None:
+    return _mean_of(row, lambda run: run.value(key))
+
+
+def _mean_of(row: Row, value_of: Callable[[Run], float | None]) -> Estimate | None:
+    """None unless every run has it: a mean over some of the seeds would not be the row's."""
+    values = {run.seed: value for run in row.runs if (value := value_of(run)) is not None}
+    return estimate(values) if len(values) == len(row.runs) else None
+
+
+def _reached(row: Row, target: float) -> Reached:
+    found = {run.seed: costs for run in row.runs if (costs := to_target(run, target)) is not None}
+
+    def mean_of(key: str) -> Estimate | None:
+        return _mean_of(row, lambda run: found.get(run.seed, {}).get(key))
+
+    return Reached(len(found), len(row.runs), mean_of("step"), mean_of("train_s"), mean_of("wire_bytes"))
+
+
+def _parts(row: Row) -> dict[str, float]:
+    """Means over the seeds, by PARTS. Where waiting was not told from moving bytes, both are "communication"."""
+    keys = ("data_s", "compute_s", "exposed_comm_s", "straggler_wait_s", "eval_s", "checkpoint_s")
+    means = [mean.mean if (mean := _over_seeds(row, key)) else None for key in keys]
+    data_s, compute_s, exposed_s, waited_s, eval_s, checkpoint_s = means
+    moving_s = None if exposed_s is None or waited_s is None else max(exposed_s - waited_s, 0.0)
+    together_s = exposed_s if waited_s is None else None
+    values = (data_s, compute_s, moving_s, waited_s, together_s, eval_s, checkpoint_s)
+    return {part: value for part, value in zip(PARTS, values, strict=True) if value is not None}
+
+
+def _points(row: Row) -> list[Point]:
+    """All runs were evaluated after the same steps, so a mean of seconds or bytes is one over equal progress."""
+    return [_point(row, at) for at in range(len(row.runs[0].evaluations))]
+
+
+def _point(row: Row, at: int) -> Point:
+    def mean_of(key: str) -> Estimate | None:
+        return _mean_of(row, lambda run: number(run.evaluations[at].get(key)))
+
+    train_s, wire_bytes = mean_of("train_s"), mean_of("wire_bytes")
+    return Point(
+        step=row.runs[0].evaluations[at]["step"],
+        train_s=train_s.mean if train_s else None,
+        wire_bytes=wire_bytes.mean if wire_bytes else None,
+        metric=mean_of(row.runs[0].metric),
+    )

@@ -1,0 +1,101 @@
+"""report.json: everything that the report shows, as numbers.
+
+    generator, files      whose directory this is, and which files in it
+    metric, higher_is_better, target, baseline, confidence, comparisons (how many differences have an interval)
+    answer, notes         the sentences of the page
+    shared                what all runs have in common: dataset, model, ranks, samples …
+    rows                  the baseline first; of each
+        label, mode, reducer, period (text: H, or the range a cadence went through), cadence, seeds, runs (directories)
+        metric            an estimate: mean, low, high (of the 95 % interval; null with one seed), n, by_seed
+        difference        an estimate, to the baseline over the common seeds; null for the baseline itself
+        verdict, why      better | worse | no difference shown | no verdict | baseline
+        to_target         null without a target; reached (runs), of (runs), and steps, seconds, wire_bytes: estimates,
+                          null unless all seeds reached it
+        costs             estimates or null: wire_bytes, syncs, train_s, samples_per_s, exposed_comm_percent and
+                          straggler_wait_percent (both of train_s), consensus_distance, peak_memory_bytes …
+        parts_s           mean seconds of data, compute, moving bytes, waiting for stragglers, evaluation, checkpoints;
+                          "communication" in place of the middle two where runs did not tell them apart
+        curve             step, train_s, wire_bytes (means), metric (estimate): one object an evaluation
+        settings          the flat config, without what does not change the training
+    config_differences    of each key in which rows differ, what each row has
+    environment           of each key the values, of each value the runs
+    failed                run, asked (its overrides), reason
+
+Bytes are of rank 0, times of the slowest rank; those in `curve` and `to_target`, taken during a run, of rank 0.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ddp_agent.report.answer import answer
+from ddp_agent.report.facts import config_differences, environment, shared
+from ddp_agent.report.folder import GENERATOR
+from ddp_agent.report.interval import CONFIDENCE, Estimate
+from ddp_agent.report.notes import notes
+from ddp_agent.report.result import Line, Point, Reached, Result
+
+
+def document(result: Result, files: Iterable[str]) -> str:
+    content = {
+        "generator": GENERATOR,
+        "files": sorted(files),
+        "metric": result.runs[0].metric,
+        "higher_is_better": result.higher_is_better,
+        "target": result.target,
+        "baseline": result.baseline.label,
+        "confidence": CONFIDENCE,
+        "comparisons": len(result.compared),
+        "answer": answer(result),
+        "notes": notes(result),
+        "shared": shared(result.runs),
+        "rows": [_row(line) for line in result.lines],
+        "config_differences": config_differences([line.row for line in result.lines]),
+        "environment": environment(result.runs),
+        "failed": [{"run": str(run.path), "asked": run.asked, "reason": run.problem} for run in result.failed],
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _row(line: Line) -> dict[str, Any]:
+    return {
+        "label": line.label,
+        "mode": line.row.mode,
+        "reducer": line.row.reducer,
+        "period": line.row.period,
+        "cadence": line.row.settings.get("cadence"),
+        "seeds": line.row.seeds,
+        "runs": [str(run.path) for run in line.row.runs],
+        "metric": _estimate(line.metric),
+        "difference": _estimate(line.difference),
+        "verdict": line.verdict,
+        "why": line.why,
+        "to_target": _to_target(line.reached),
+        "costs": {name: _estimate(cost) for name, cost in line.costs.items()},
+        "parts_s": line.parts_s,
+        "curve": [_point(point) for point in line.points],
+        "settings": line.row.settings,
+    }
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    by_seed = {str(seed): value for seed, value in estimate.by_seed.items()}
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n, "by_seed": by_seed}
+
+
+def _to_target(reached: Reached | None) -> dict[str, Any] | None:
+    if reached is None:
+        return None
+    means = {"steps": reached.step, "seconds": reached.train_s, "wire_bytes": reached.wire_bytes}
+    return {"reached": reached.runs, "of": reached.of, **{name: _estimate(mean) for name, mean in means.items()}}
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "step": point.step,
+        "train_s": point.train_s,
+        "wire_bytes": point.wire_bytes,
+        "metric": _estimate(point.metric),
+    }

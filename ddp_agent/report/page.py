@@ -1,0 +1,151 @@
+"""report/index.html: one file that needs no network, no script and no other file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib.resources import files
+
+from ddp_agent.report.answer import answer
+from ddp_agent.report.appendix import computed_section, differences_section, environment_section, failed_section
+from ddp_agent.report.facts import shared
+from ddp_agent.report.figures import Chart, inline_svgs
+from ddp_agent.report.marks import interval, interval_scale, swatch
+from ddp_agent.report.markup import Cells, section, table, text
+from ddp_agent.report.notes import notes
+from ddp_agent.report.palette import DARK, PARTS
+from ddp_agent.report.result import Line, Result
+from ddp_agent.report.sheets import Sheet, sheets
+from ddp_agent.report.shown import verdict
+from ddp_agent.report.split import parts_in
+
+_FORBID_ALL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(result: Result, charts: Sequence[Chart], names: Iterable[str]) -> str:
+    """`names` are those of the files beside it."""
+    title = _title(result)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="ddp_agent.report">
+<meta http-equiv="Content-Security-Policy" content="{_FORBID_ALL}">
+<link rel="icon" href="data:,">
+<title>{text(title)}</title>
+<style>
+{style()}</style>
+</head>
+<body>
+<header>
+<h1>{text(title)}</h1>
+<p class="facts">{_facts(result)}</p>
+</header>
+<main>
+{_answer(result)}
+{_tables(result)}
+{"".join(_chart(chart, result) for chart in charts)}
+{differences_section(result)}
+{environment_section(result)}
+{failed_section(result)}
+{computed_section(result)}
+</main>
+<footer>
+<p>Beside this page: {", ".join(f'<a href="{text(name)}">{text(name)}</a>' for name in sorted(names))}.
+Made by <code>python -m ddp_agent.report</code>.</p>
+</footer>
+</body>
+</html>
+"""
+
+
+def style() -> str:
+    """With the figures' colours, which follow the screen's."""
+    light = "".join(f"  --c-{colour[1:]}: {colour};\n" for colour in DARK)
+    dark = "".join(f"  --c-{colour[1:]}: {other};\n" for colour, other in DARK.items())
+    sheet = files("ddp_agent.report").joinpath("page.css").read_text(encoding="utf-8")
+    return f":root {{\n{light}}}\n@media screen and (prefers-color-scheme: dark) {{\n:root {{\n{dark}}}\n}}\n{sheet}"
+
+
+def _title(result: Result) -> str:
+    facts = shared(result.runs)
+    what = " on ".join(facts[key] for key in ("model", "dataset") if facts.get(key, "not recorded") != "not recorded")
+    return f"Which way to synchronise {what}?" if what else "Which way to synchronise?"
+
+
+def _facts(result: Result) -> str:
+    nouns = {"params": "parameter", "world_size": "rank", "nodes": "node", "samples": "sample", "steps": "step"}
+    facts = shared(result.runs)
+    said = [_counted(facts[key], noun) for key, noun in nouns.items() if facts.get(key, "").isdecimal()]
+    seeds = sorted({run.seed for run in result.runs})
+    several = f"seeds {', '.join(map(str, seeds))}"
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        several = f"seeds {seeds[0]}–{seeds[-1]}"
+    return text(" · ".join([*said, several if len(seeds) > 1 else f"seed {seeds[0]}"]))
+
+
+def _counted(value: str, noun: str) -> str:
+    return f"{int(value):,} {noun}{'s' * (value != '1')}"
+
+
+def _answer(result: Result) -> str:
+    paragraphs = "\n".join(f"<p>{text(paragraph)}</p>" for paragraph in answer(result))
+    return f'<section class="answer" aria-labelledby="answer">\n<h2 id="answer">Answer</h2>\n{paragraphs}\n</section>'
+
+
+def _tables(result: Result) -> str:
+    quality, *others = sheets(result)
+    drawn = [section(quality.title, table(quality.title, _quality_columns(result, quality)) + _notes(result))]
+    drawn += [section(sheet.title, table(sheet.title, _columns(sheet))) for sheet in others]
+    return "\n".join(drawn)
+
+
+def _columns(sheet: Sheet) -> list[Cells]:
+    first, *others = (
+        Cells(text(column.name), list(map(text, column.cells)), "number" if column.numeric else "")
+        for column in sheet.columns
+    )
+    marked = [
+        f'<span class="mode">{swatch(place)}<span>{cell.replace("_", "_<wbr>")}</span></span>'
+        for place, cell in enumerate(first.cells)
+    ]
+    return [replace(first, cells=marked), *others]
+
+
+def _quality_columns(result: Result, sheet: Sheet) -> list[Cells]:
+    """With the intervals drawn to a common scale, before the verdicts that follow from them."""
+    *columns, verdicts = _columns(sheet)
+    pills = [_pill(line) for line in result.lines]
+    scale = interval_scale(result)
+    if scale:
+        drawn = [interval(line, scale, higher_is_better=result.higher_is_better) for line in result.lines]
+        columns.append(Cells("← worse · better →", drawn))
+    return [*columns, replace(verdicts, cells=pills)]
+
+
+def _pill(line: Line) -> str:
+    kind = f" {line.verdict}" if line.verdict in ("better", "worse") else ""
+    return f'<span class="verdict{kind}">{text(verdict(line))}</span>'
+
+
+def _notes(result: Result) -> str:
+    items = "".join(f"<li>{text(note)}</li>\n" for note in notes(result))
+    return f'<ul class="notes">\n{items}</ul>\n' if items else ""
+
+
+def _chart(chart: Chart, result: Result) -> str:
+    panels = "\n".join(inline_svgs(chart))
+    return section(
+        chart.title,
+        f'{_legend(chart, result)}<figure>\n<div class="panels">\n{panels}\n</div>\n'
+        f"<figcaption>{text(chart.caption)}</figcaption>\n</figure>\n",
+    )
+
+
+def _legend(chart: Chart, result: Result) -> str:
+    if chart.name == "time_split":
+        entries = [f'<i style="background:var(--c-{PARTS[part][1:]})"></i>{text(part)}' for part in parts_in(result)]
+    else:
+        lines = [(place, line) for place, line in enumerate(result.lines) if chart.shows(line)]
+        entries = [f"{swatch(place)}{text(line.label)}" for place, line in lines]
+    return f'<ul class="legend">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>\n'
