@@ -90,7 +90,7 @@ MAY_IMPORT: dict[str, list[str]] = {
 ONLY_IN: dict[str, list[str]] = {
     "hydra": ["ddp_agent.launch.*"],
     "omegaconf": ["ddp_agent.launch.*"],
-    "yaml": ["ddp_agent.launch.*"],
+    "yaml": ["ddp_agent.launch.*", "ddp_agent.report.files"],
     "torch.distributed": [
         *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.bench.*"),
         *("ddp_agent.launch.worker", "ddp_agent.launch.relaunch"),  # torchrun, and errors of its store
