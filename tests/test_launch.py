@@ -264,6 +264,49 @@ def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
         worker._world_size({"nproc_per_node": 3}, place)
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ["--standalone", "--nproc_per_node=3"]),
+        ({relaunch.NODES: "2"}, ["--nproc_per_node=3"]),  # the rest torchrun reads from PET_NODE_RANK and so on
+    ],
+)
+def test_torchrun_is_told_of_the_ranks_of_this_node(
+    environment: dict[str, str], expected: list[str], configs: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.main", told.append)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    worlds: list[int] = []
+    relaunch.run(configs, lambda context: worlds.append(context.world_size), Path("t.py"), [], ["nproc_per_node=3"])
+    assert told == [[*expected, "t.py"]]
+    assert worlds == [3 * int(environment.get(relaunch.NODES, 1))]
+
+
+@pytest.mark.parametrize("wrong", ["1:4", "0", "two"])
+def test_a_number_of_nodes_that_is_none_is_refused(
+    wrong: str, configs: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(relaunch.NODES, wrong)
+    with pytest.raises(ConfigError, match=f"{relaunch.NODES}: found '{wrong}', expected an integer >= 1"):
+        relaunch.run(configs, accept, Path("t.py"), [], [])
+
+
+def test_a_command_may_take_over_what_was_checked_and_run_it_on_every_node(
+    configs: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda file, command: became.append([file, *command]))
+    monkeypatch.setattr(relaunch, "_torchrun", lambda *arguments: 0)
+    monkeypatch.setenv(relaunch.ON_NODES, "everywhere 'a b'")
+    with pytest.raises(ConfigError):
+        relaunch.run(configs, accept, Path("t.py"), ["sed=1"], ["sed=1"])
+    relaunch.run(configs, accept, Path("t.py"), ["seed=1"], ["seed=1"])
+    assert became == [["everywhere", "everywhere", "a b", sys.executable, "t.py", "seed=1"]]
+    assert relaunch.ON_NODES not in os.environ, "the nodes would start nodes"
+
+
 def type_in(monkeypatch: pytest.MonkeyPatch, project: Path, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", [str(project / "train.py"), *arguments])
 

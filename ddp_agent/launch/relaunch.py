@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.run_directory import RunDirectory
 
+ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
+NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
 PREEMPTED = 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
@@ -18,10 +21,14 @@ SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the
 
 def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], overrides: Sequence[str]) -> int:
     try:
-        context = configs.compose(overrides).checked(check, _nproc_per_node)
+        context = configs.compose(overrides).checked(check, lambda cfg: _nproc_per_node(cfg) * _nodes())
     except RefusedError as refusal:
         _tell_sweep(str(refusal))
         raise
+    if on_nodes := os.environ.pop(ON_NODES, None):
+        sys.stdout.flush()
+        command = [*shlex.split(on_nodes), sys.executable, str(script), *arguments]
+        os.execvp(command[0], command)
     return _torchrun(context, script, arguments)
 
 
@@ -34,6 +41,13 @@ def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
     if count < 1:
         raise ConfigError(f"nproc_per_node: found {wanted!r}, expected an integer >= 1")
     return count
+
+
+def _nodes() -> int:
+    found = os.environ.get(NODES, "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise ConfigError(f"{NODES}: found {found!r}, expected an integer >= 1")
+    return int(found)
 
 
 def _gpus(cfg: Mapping[str, Any]) -> int:
@@ -50,9 +64,11 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    nodes = _nodes()
+    rendezvous = ["--standalone"] if nodes == 1 else []
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
     try:
-        torchrun(["--standalone", f"--nproc_per_node={context.world_size}", str(script), *arguments])
+        torchrun([*rendezvous, f"--nproc_per_node={context.world_size // nodes}", str(script), *arguments])
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         if first.exitcode not in SAID_BY_RANK:
