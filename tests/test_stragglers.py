@@ -9,7 +9,7 @@ from rank_pool import RankPool
 
 from ddp_agent import comm as comm_module
 from ddp_agent import stragglers
-from ddp_agent.comm import Comm, CommStats
+from ddp_agent.comm import Comm, CommStats, Wait
 from ddp_agent.stragglers import clock_ahead_s, settle_
 
 NAP_S = 0.2
@@ -75,36 +75,45 @@ def test_clocks_are_compared(ranks2: RankPool) -> None:
     assert rank_1 == pytest.approx(50, abs=NAP_S / 2)
 
 
-def hide() -> CommStats:
-    """Rank 1 launches late, but rank 0 computes longer than that."""
+def settled_stamps(stamps: list[tuple[float, float, float]], senders: list[list[int]] | None = None) -> float:
+    """Of one collective: when each rank launched it, began to wait for it, and went on."""
     comm = Comm.world()
-    comm.barrier()
-    late(comm, rank=1)
-    pending = comm.start_all_reduce_(torch.ones(10))
-    if comm.rank == 0:
-        time.sleep(2 * NAP_S)
-    pending.wait()
-    return settled(comm)
+    launched, began, ended = map(float, stamps[comm.rank])
+    comm._waits = [Wait(launched, began, ended, senders=senders[comm.rank] if senders else None)]
+    return settled(comm).straggler_s
 
 
-def test_a_straggler_hidden_behind_compute_costs_nothing(ranks2: RankPool) -> None:
-    rank_0, _ = ranks2.run(hide)
-    assert rank_0.straggler_s < NAP_S / 2
-
-
-def exchange_in_pairs() -> CommStats:
-    comm = Comm.world()
-    comm.barrier()
-    late(comm, rank=3)
-    peer = [comm.rank ^ 1]
-    comm.exchange(torch.ones(10), peer, peer)
-    return settled(comm)
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ([(10, 10, 15), (14, 14, 15)], [4, 0]),  # bytes moved for the last second
+        ([(10, 10, 15), (14, 14, 20)], [4, 0]),
+        ([(10, 13, 15), (14, 14, 15)], [1, 0]),  # rank 0 computed until 13
+        ([(10, 17, 18), (14, 14, 15)], [0, 0]),  # and here longer than rank 1 was late
+        ([(10, 11, 12), (14, 14, 15)], [1, 0]),  # never more than it stood still
+    ],
+)
+def test_waiting_ends_when_the_last_rank_has_launched(
+    ranks2: RankPool, stamps: list[tuple[float, float, float]], expected: list[float]
+) -> None:
+    assert ranks2.run(settled_stamps, stamps) == pytest.approx(expected)
 
 
 def test_only_a_sender_is_waited_for(ranks4: RankPool) -> None:
-    waited = [stats.straggler_s for stats in ranks4.run(exchange_in_pairs)]
-    assert waited[2] > NAP_S / 2
-    assert max(waited[0], waited[1], waited[3]) < NAP_S / 2
+    stamps = [(10.0, 10.0, 15.0)] * 3 + [(14.0, 14.0, 15.0)]
+    assert ranks4.run(settled_stamps, stamps, [[1], [0], [3], [2]]) == pytest.approx([0, 0, 4, 0])
+    assert ranks4.run(settled_stamps, stamps) == pytest.approx([4, 4, 4, 0])  # control
+
+
+def exchanged() -> list[Any]:
+    comm = Comm.world()
+    comm.exchange(torch.ones(1), [comm.rank ^ 1], [comm.rank ^ 1])
+    comm.all_reduce_(torch.ones(1))
+    return [wait.senders for wait in comm.take_waits()]
+
+
+def test_an_exchange_remembers_its_senders(ranks2: RankPool) -> None:
+    assert ranks2.run(exchanged) == [[[1], None], [[0], None]]
 
 
 def settle_twice() -> list[float]:
