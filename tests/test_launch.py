@@ -540,6 +540,17 @@ def test_a_sweeper_that_optimises_sees_the_best_metric(
     assert seen == [0.25]
 
 
+def test_optuna_finds_its_way(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install -e '.[optuna]'")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    assert sweep_over(configs, job, monkeypatch, *search, "hydra.sweeper.direction=maximize", "seed=range(3,9)") == 0
+    assert set(reports(tmp_path / "multirun")) == {"0", "1", "2"}
+    results = (tmp_path / "multirun" / "optimization_results.yaml").read_text()
+    assert "best_value: 0.25" in results, "what the jobs' summaries say"
+
+
 SLOW_JOB = """
 import os, signal, sys, time
 from pathlib import Path
