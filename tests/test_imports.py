@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.launch*": ["launch*", "place", "runtime", "run_directory", "build", "catalogue", "errors"],
     # Tools of their own.
     "ddp_agent.report*": ["report*"],
+    "ddp_agent.plan*": ["plan*", "report.files", "report.rows", "report.runs", "console"],
     "ddp_agent.bench*": ["*"],
     "train": ["launch", "run_directory", "config", "run"],
 }
@@ -98,7 +99,7 @@ ONLY_IN: dict[str, list[str]] = {
     "torchvision": ["ddp_agent.models.*", "ddp_agent.datasets.*", "ddp_agent.bench.*"],
     "torch.utils.tensorboard": ["ddp_agent.tracking"],
     "matplotlib": ["ddp_agent.report.*"],
-    "rich": ["ddp_agent.console", "ddp_agent.report.*", "ddp_agent.bench.*"],
+    "rich": ["ddp_agent.console", "ddp_agent.report.*", "ddp_agent.plan.*", "ddp_agent.bench.*"],
     "safetensors": ["ddp_agent.export"],
 }
 
@@ -106,7 +107,8 @@ ONLY_IN: dict[str, list[str]] = {
 ONLY_WHEN_NEEDED = ["torchvision", "torch.utils.tensorboard", "PIL"]
 
 # Without torch: a help text, a refusal and a report must not wait seconds for it.
-WITHOUT_TORCH = ["ddp_agent.report*", "ddp_agent.launch.composition", "ddp_agent.launch.command", "ddp_agent.launch"]
+WITHOUT_TORCH = ["ddp_agent.report*", "ddp_agent.plan*"]
+WITHOUT_TORCH += ["ddp_agent.launch.composition", "ddp_agent.launch.command", "ddp_agent.launch"]
 WITHOUT_TORCH += [f"ddp_agent.{leaf}" for leaf in ("errors", "fields", "build", "catalogue", "place", "run_directory")]
 
 

@@ -1,0 +1,133 @@
+"""python -m ddp_agent.plan RUNS… --rate 100mbit --latency 20ms --ranks 4,64: what another link would cost, and advice.
+
+Fits compute, latency, bandwidth and stragglers from finished runs, predicts every mode they measured, and recommends
+one within a stated loss of quality where runs support that. Says how far off it is on runs it was not fitted on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ddp_agent.plan import arguments as types
+from ddp_agent.plan.check import leaving_each_out, of_holdout
+from ddp_agent.plan.fit import Link, algorithms, fit
+from ddp_agent.plan.measured import Measured, check_same_task, labels_of, measure, read, why_not
+from ddp_agent.plan.outcome import BASELINE, Outcome, Question, plan
+from ddp_agent.plan.predict import Model
+from ddp_agent.report.runs import ReportError, Run
+
+
+def main(typed: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(typed)
+    if (arguments.ranks_per_node is None) != (arguments.node_rate is None):
+        parser.error("--ranks-per-node and --node-rate: found one, expected both or neither")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        outcome, unusable = _outcome(arguments)
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for run in unusable:
+        console.print(f"not used: {run.path}: {why_not(run)}", soft_wrap=True, markup=False, highlight=False)
+    outcome.show(console)
+    if arguments.json:
+        try:
+            arguments.json.write_text(json.dumps(outcome.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"--json {arguments.json}: cannot be written ({error.strerror})", file=sys.stderr)
+            return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ddp_agent.plan", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="runs, or sweeps of runs, to fit from")
+    link = parser.add_argument_group("the link and the ranks to predict for")
+    link.add_argument("--rate", type=types.rate, help="of the link between nodes, such as 100mbit (as measured)")
+    link.add_argument("--latency", type=types.duration, default=0.0, help="that the link adds to a message: 20ms (0)")
+    link.add_argument("--ranks", type=types.counts, metavar="N,N", help="such as 4,64,1024 (as measured)")
+    link.add_argument("--ranks-per-node", type=types.count, metavar="N", help="that share a link (1)")
+    link.add_argument("--node-rate", type=types.rate, metavar="RATE", help="between ranks of a node, such as 200gbit")
+    link.add_argument("--period", type=types.counts, metavar="H,H", help="also predict periods that were not run")
+    link.add_argument(
+        "--scaling", choices=("weak", "strong"), default="weak",
+        help="among more ranks the micro-batch stays (weak, the default) or the global batch does (strong)",
+    )  # fmt: skip
+    link.add_argument(
+        "--algorithm", choices=("ring", "tree", "fastest"),
+        help="of all-reduce; ring is all that gloo has, and the default for runs on CPU; NCCL takes the fastest",
+    )  # fmt: skip
+    quality = parser.add_argument_group("the recommendation")
+    quality.add_argument("--loss", type=types.loss, default=0.005, help="of the test metric that is acceptable (0.005)")
+    quality.add_argument("--baseline", default=BASELINE, help="mode or setting that it is counted from (allreduce)")
+    quality.add_argument("--target", type=types.finite, help="test metric to reach (what the runs' own target was)")
+    model = parser.add_argument_group("the model")
+    model.add_argument(
+        "--compute", type=Path, nargs="+", default=[], metavar="DIR",
+        help="independent runs whose compute a step holds among as many ranks",
+    )  # fmt: skip
+    model.add_argument("--holdout", type=Path, nargs="+", default=[], metavar="DIR", help="runs to test the model on")
+    parser.add_argument("--json", type=types.new_file, metavar="FILE", help="also write all numbers there")
+    return parser
+
+
+def _outcome(arguments: argparse.Namespace) -> tuple[Outcome, list[Run]]:
+    (runs, unusable), (given, ungiven), (held, unheld) = (
+        read(directories) if directories else ([], [])
+        for directories in (arguments.directories, arguments.compute, arguments.holdout)
+    )
+    _check_apart(runs, held)
+    check_same_task([*runs, *given, *held])
+    labels = labels_of([*runs, *given, *held])
+    measured, holdout = measure(runs, labels), measure(held, labels)
+    among = algorithms(measured, arguments.algorithm)
+    model = Model(
+        costs=fit(measured, among),
+        among=among,
+        local={each.ranks: each for each in reversed(measured) if each.setting.mode == "independent"},
+        given=_given(measure(given, labels)),
+        scaling=arguments.scaling,
+    )
+    ranks = arguments.ranks or sorted({each.ranks for each in measured if each.ranks > 1})
+    _check_ranks(ranks, arguments.ranks_per_node, model.given, [each.ranks for each in holdout])
+    link = Link(arguments.rate, arguments.latency, arguments.ranks_per_node or 1, arguments.node_rate)
+    checked = of_holdout(model, measured, holdout, link) if holdout else leaving_each_out(measured, among)
+    question = Question(link, ranks, arguments.period or [], arguments.baseline, arguments.loss, arguments.target)
+    return plan(model, measured, question, checked), [*unusable, *ungiven, *unheld]
+
+
+def _check_apart(runs: Sequence[Run], held: Sequence[Run]) -> None:
+    paths = {run.path.resolve() for run in runs}
+    if again := [run for run in held if run.path.resolve() in paths]:
+        raise ReportError(f"--holdout {again[0].path}: found among the runs to fit from, expected others")
+
+
+def _given(independent: Sequence[Measured]) -> Mapping[int, Measured]:
+    for each in independent:
+        if each.setting.mode != "independent":
+            raise ReportError(
+                f"--compute {each.runs[0].path}: found a run of sync={each.setting.mode}, expected sync=independent, "
+                "whose steps are compute alone"
+            )
+    return {each.ranks: each for each in independent}
+
+
+def _check_ranks(
+    ranks: Sequence[int], ranks_per_node: int | None, given: Mapping[int, Measured], held: Sequence[int]
+) -> None:
+    for count in given:
+        if count not in (*ranks, *held):
+            expected = ", ".join(map(str, dict.fromkeys([*ranks, *held])))
+            raise ReportError(f"--compute: found an independent run on {count} ranks, expected one on {expected}")
+    for count in ranks if ranks_per_node else ():
+        if ranks_per_node and count > ranks_per_node and count % ranks_per_node:
+            raise ReportError(f"--ranks: found {count}, expected a multiple of --ranks-per-node {ranks_per_node}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

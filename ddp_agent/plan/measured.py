@@ -1,0 +1,193 @@
+"""Finished runs as the model sees them: one setting on one link among so many ranks, means over its runs, per step."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from ddp_agent.report.files import plain
+from ddp_agent.report.rows import differing_keys, settings_of
+from ddp_agent.report.runs import ReportError, Run, find_runs
+
+# Of a setting they are another measurement: how many ranks there were, and how much work each had.
+_NOT_A_SETTING = ("global_batch_size", "accumulation_steps", "ranks_per_node", "device")
+_MUST_AGREE = ("dataset", "model", "data_sha256", "params", "metric_name")
+_NEEDED = ("world_size", "samples", "train_s", "data_s", "compute_s", "exposed_comm_s", "wire_bytes", "payload_bytes")
+
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    key: Key
+    label: str
+
+    @property
+    def values(self) -> dict[str, str]:
+        return dict(self.key)
+
+    @property
+    def mode(self) -> str:
+        return self.values["sync"]
+
+    @property
+    def reducer(self) -> str:
+        return self.values.get("reducer", "dense")
+
+    def number(self, name: str) -> int | None:
+        """Of the mode's own settings."""
+        text = self.values.get(f"sync.{name}", "")
+        return int(text) if text.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, bytes and collectives are a step's. `rate_bits_per_s` is None where the link is not known.
+
+    `straggler_s` is None where runs did not tell waiting from moving bytes.
+    """
+
+    setting: Setting
+    ranks: int
+    ranks_per_node: int
+    rate_bits_per_s: float | None
+    batch: float
+    local_s: float  # data and compute
+    exposed_s: float
+    straggler_s: float | None
+    syncs: float
+    collectives: float | None
+    payload_bytes: float
+    wire_bytes: float
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        return self.setting.label
+
+    @property
+    def step_s(self) -> float:
+        return self.local_s + self.exposed_s
+
+    @property
+    def moving_s(self) -> float:
+        """Of the exposed communication, what is not known to be waiting."""
+        return max(0.0, self.exposed_s - (self.straggler_s or 0.0))
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.batch / self.step_s
+
+    @property
+    def where(self) -> tuple[int, float | None, float]:
+        """All that a model changes."""
+        return self.ranks, self.rate_bits_per_s, self.batch
+
+
+def read(directories: Sequence[Path]) -> tuple[list[Run], list[Run]]:
+    """Runs that can be used, and those that cannot, with their problems. Raises ReportError when there are none."""
+    runs = find_runs(directories)
+    usable = [run for run in runs if run.problem is None and not _lacking(run)]
+    if not usable:
+        reasons = [f"  {run.path}: {why_not(run)}" for run in runs]
+        raise ReportError("\n".join(["no finished run to fit from:", *reasons]))
+    return usable, [run for run in runs if run not in usable]
+
+
+def why_not(run: Run) -> str:
+    return run.problem or f"its summary.json lacks {', '.join(_lacking(run))}"
+
+
+def _lacking(run: Run) -> list[str]:
+    """Also what is 0 and must not be: a run that took no step has no time a step."""
+    counts = ("samples", "world_size", "train_s")
+    return [key for key in _NEEDED if run.value(key) is None or (key in counts and not run.value(key))]
+
+
+def check_same_task(runs: Sequence[Run]) -> None:
+    """Raises ReportError when runs trained different things: their seconds and metrics have nothing in common."""
+    for key in _MUST_AGREE:
+        having: defaultdict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            having[plain(run.summary.get(key))[:12]].append(run)
+        if len(having) > 1:
+            lines = [f"  {value}: {', '.join(str(run.path) for run in those)}" for value, those in having.items()]
+            raise ReportError("\n".join([f"{key} differs, so one model cannot describe these runs:", *lines]))
+
+
+def measure(runs: Sequence[Run], labels: Mapping[Key, str]) -> list[Measured]:
+    """In the order of the runs. `labels`: see `labels_of`."""
+    groups: defaultdict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        where = (run.value("world_size"), _nodes(run), run.value("link_rate_bits_per_s"), _batch(run))
+        groups[_key(run), *where].append(run)
+    return [_mean(Setting(_key(group[0]), labels[_key(group[0])]), group) for group in groups.values()]
+
+
+def _key(run: Run) -> Key:
+    settings = settings_of(run)
+    grouped = settings.get("ranks_per_node", "null") if run.mode == "hierarchical" else "null"
+    kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
+    return tuple(sorted((kept | ({"ranks_per_node": grouped} if grouped != "null" else {})).items()))
+
+
+def _batch(run: Run) -> float:
+    return float(run.summary["samples"]) / int(run.summary["steps"])
+
+
+def _nodes(run: Run) -> int:
+    return int(run.value("nodes") or 1)
+
+
+def _mean(setting: Setting, runs: Sequence[Run]) -> Measured:
+    first = runs[0]
+    ranks = int(first.summary["world_size"])
+
+    def per_step(*keys: str) -> float:
+        return mean(sum(float(run.summary[key]) for key in keys) / int(run.summary["steps"]) for run in runs)
+
+    def if_known(key: str) -> float | None:
+        return per_step(key) if all(run.value(key) is not None for run in runs) else None
+
+    return Measured(
+        setting=setting,
+        ranks=ranks,
+        ranks_per_node=max(1, ranks // _nodes(first)),
+        rate_bits_per_s=first.value("link_rate_bits_per_s"),
+        batch=_batch(first),
+        local_s=per_step("data_s", "compute_s"),
+        exposed_s=per_step("exposed_comm_s"),
+        straggler_s=if_known("straggler_wait_s"),
+        syncs=if_known("syncs") or 0.0,
+        collectives=if_known("collectives"),
+        payload_bytes=per_step("payload_bytes"),
+        wire_bytes=per_step("wire_bytes"),
+        runs=tuple(runs),
+    )
+
+
+def labels_of(runs: Iterable[Run]) -> dict[Key, str]:
+    """Mode, H and reducer; where that is not enough, what else differs among those it does not tell apart."""
+    alike: defaultdict[str, dict[Key, Mapping[str, str]]] = defaultdict(dict)
+    for key in map(_key, runs):
+        alike[_short(dict(key))][key] = dict(key)
+    labels: dict[Key, str] = {}
+    for short, group in alike.items():
+        names = differing_keys(list(group.values()))
+        for key, values in group.items():
+            labels[key] = " ".join(
+                [short, *(f"{name.removeprefix('sync.')}={values.get(name, '–')}" for name in names)]
+            )
+    return labels
+
+
+def _short(values: Mapping[str, str]) -> str:
+    named: list[tuple[str, Callable[[str], str]]] = [
+        ("sync.period", lambda period: f"H={period}"),
+        ("sync.global_period", lambda period: f"H={values.get('sync.node_period', '1')},{period}"),
+        ("reducer", lambda reducer: "" if reducer == "dense" else reducer),
+        ("cadence", lambda cadence: "" if cadence == "fixed" else cadence),
+    ]
+    parts = [shown(values[name]) for name, shown in named if values.get(name, "null") != "null"]
+    return " ".join([values["sync"], *(part for part in parts if part)])

@@ -1,0 +1,141 @@
+"""Which mode is recommended: the fastest whose measured quality is good enough, none without a measurement."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned_runs import World, speed, write
+
+from ddp_agent.plan.__main__ import main
+
+WORLD = World()
+QUALITY = {"allreduce": 0.910, "local_sgd H=8": 0.907, "diloco H=16 int8": 0.880, "compressed int8": 0.911}
+
+
+def experiment(path: Path, *, n: int = 2, seeds: int = 1, quality: dict[str, float] = QUALITY, **changes: Any) -> Path:
+    for label, metric in quality.items():
+        for seed in range(seeds):
+            there = path / f"{label} {n} {seed}"
+            write(there, WORLD, label, n, seed=seed, **{"test_metric": metric + 0.001 * seed} | changes)
+    return path
+
+
+def plan(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
+    file = tmp_path / "plan.json"
+    assert main([*map(str, arguments), "--rate", "100mbit", "--json", str(file)]) == 0
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def advice(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
+    (found,) = plan(tmp_path, *arguments)["advice"]
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mode", "lost"),
+    [("0.05", "diloco H=16 int8", 0.030), ("0.005", "local_sgd H=8", 0.003), ("0", "compressed int8", -0.001)],
+)
+def test_the_fastest_within_the_loss(tmp_path: Path, loss: str, mode: str, lost: float) -> None:
+    found = advice(tmp_path, experiment(tmp_path / "runs"), "--loss", loss)
+    assert (found["setting"], found["loss"]) == (mode, pytest.approx(lost))
+    assert found["fastest"] == "diloco H=16 int8"
+    slow = replace(WORLD, rate=1e8)
+    assert found["speedup"] == pytest.approx(speed(slow, mode, 2) / speed(slow, "allreduce", 2))
+
+
+def test_of_a_metric_that_goes_down_less_is_better(tmp_path: Path) -> None:
+    runs = experiment(tmp_path / "runs", higher_is_better=False)
+    assert advice(tmp_path, runs, "--loss", "0")["setting"] == "diloco H=16 int8"
+
+
+def test_another_baseline(tmp_path: Path) -> None:
+    runs = experiment(tmp_path / "runs")
+    found = advice(tmp_path, runs, "--loss", "0.001", "--baseline", "local_sgd")
+    assert (found["setting"], found["speedup"], found["loss"]) == ("local_sgd H=8", 1.0, 0.0)
+    assert "the baseline itself" in found["said"]
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "one seed"), (3, "means of 3 seeds")])
+def test_it_says_on_how_many_seeds_it_rests(tmp_path: Path, seeds: int, words: str) -> None:
+    found = advice(tmp_path, experiment(tmp_path / "runs", seeds=seeds))
+    assert found["seeds"] == seeds and words in found["said"]
+
+
+def test_for_numbers_of_ranks_that_were_not_run_there_is_no_data(tmp_path: Path) -> None:
+    outcome = plan(tmp_path, experiment(tmp_path / "runs"), "--ranks", "2,4")
+    two, four = outcome["advice"]
+    assert two["setting"] == "local_sgd H=8"
+    assert four["setting"] is None and four["fastest"] == "diloco H=16 int8"
+    assert four["said"].startswith("4 ranks: no data") and "allreduce" in four["said"]
+    assert {each["test_metric"] for each in outcome["predictions"] if each["ranks"] == 4} == {None}
+
+
+def test_a_mode_that_was_not_run_on_so_many_ranks_is_not_recommended(tmp_path: Path) -> None:
+    """The baseline was run on 4 with this batch, and one mode; another only on 2."""
+    runs = experiment(tmp_path / "runs")
+    experiment(tmp_path / "runs", n=4, quality={"allreduce": 0.91, "compressed int8": 0.909})
+    assert advice(tmp_path, runs, "--ranks", "4")["setting"] == "compressed int8"
+
+
+def test_quality_with_another_batch_is_another_quality(tmp_path: Path) -> None:
+    """On 4 ranks with a quarter of the micro-batch; predicted is the whole of it."""
+    runs = experiment(tmp_path / "runs")
+    there = write(tmp_path / "there", replace(WORLD, micro_batch=8), "independent", 4)
+    outcome = plan(tmp_path, runs, "--ranks", "2,4", "--compute", there)
+    assert [each["setting"] for each in outcome["advice"]] == ["local_sgd H=8", None]
+
+
+def test_a_shorter_run_says_nothing_of_quality(tmp_path: Path) -> None:
+    """Of a mode that was run for half the budget, only the time is used."""
+    runs = experiment(tmp_path / "runs", quality={"allreduce": 0.91, "compressed int8": 0.908})
+    write(runs / "short", WORLD, "local_sgd H=8", steps=40, test_metric=0.95)
+    found = advice(tmp_path, runs)
+    assert (found["setting"], found["fastest"]) == ("compressed int8", "local_sgd H=8")
+
+
+def test_without_the_usual_baseline_there_are_predictions_alone(tmp_path: Path) -> None:
+    runs = experiment(tmp_path / "runs", quality={"local_sgd H=8": 0.9, "compressed int8": 0.9})
+    found = plan(tmp_path, runs)
+    assert found["advice"][0]["setting"] is None and len(found["predictions"]) == 2
+
+
+# Time to a target
+
+
+def test_time_to_target_is_steps_times_step_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluations after 40 and 80 steps, of half and of all the accuracy: 0.4545 is reached after 40 or after 80."""
+    runs = experiment(tmp_path / "runs")
+    found = plan(tmp_path, runs, "--target", "0.4545", "--loss", "1")
+    slow = replace(WORLD, rate=1e8)
+    times = {each["setting"]: each["time_to_target_s"] for each in found["predictions"]}
+    for label, steps in {"allreduce": 40, "compressed int8": 40, "local_sgd H=8": 80, "diloco H=16 int8": 80}.items():
+        assert times[label] == pytest.approx(steps * 64 / speed(slow, label, 2))
+    assert found["advice"][0]["setting"] == min(times, key=lambda label: times[label])
+    assert "time to 0.4545" in capsys.readouterr().out
+
+
+def test_a_target_that_one_seed_misses_is_not_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = experiment(tmp_path / "runs", seeds=2)  # 0.907 and 0.908; 0.910 and 0.911
+    found = plan(tmp_path, runs, "--target", "0.9075", "--loss", "1")
+    times = {each["setting"]: each["time_to_target_s"] for each in found["predictions"]}
+    assert times["local_sgd H=8"] is times["diloco H=16 int8"] is None and times["allreduce"] is not None
+    assert found["advice"][0]["setting"] == "compressed int8"
+    output = capsys.readouterr().out
+    assert "in 1 of 2 runs" in output
+
+
+def test_a_target_that_nobody_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(tmp_path, experiment(tmp_path / "runs"), "--target", "0.99")
+    assert {each["time_to_target_s"] for each in found["predictions"]} == {None}
+    assert found["advice"][0]["setting"] is None
+    output = capsys.readouterr().out
+    assert output.count("not reached") == len(QUALITY) and "reached 0.99" in output
+
+
+def test_the_runs_own_target_is_used_when_they_agree(tmp_path: Path) -> None:
+    assert plan(tmp_path, experiment(tmp_path / "runs", target=0.9))["target"] == 0.9
+    write(tmp_path / "runs" / "other", WORLD, "easgd H=8", target=0.5)
+    assert plan(tmp_path, tmp_path / "runs")["target"] is None
