@@ -1,172 +1,226 @@
-"""The report: right numbers, fair comparisons only, and no run dropped without a word."""
+"""The report as a command: fair comparisons only, no run dropped without a word, nothing of others overwritten."""
 
-import io
 import json
+import resource
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
-from rich.console import Console
+from rank_pool import RankPool
+from report_cases import cells, make_run, make_sweep, metrics, result_of, told
+from runs import mode, run
 
-from ddp_agent.report.__main__ import main, report
-from ddp_agent.report.figure import draw
-from ddp_agent.report.runs import HASHES, find_runs, rows
-from ddp_agent.report.table import comparison
+from ddp_agent.report import __main__ as command
+from ddp_agent.report.__main__ import main
+from ddp_agent.report.fair import OF_A_SEED, OF_ALL
+from ddp_agent.report.runs import find_runs
 
-
-def make_run(path: Path, *, status: dict[str, Any] | None = None, **changes: Any) -> Path:
-    summary = {
-        "status": "finished", "dataset": "digits", "model": "mlp", "world_size": 2, "sync": "allreduce",
-        "reducer": "dense", "seed": 0, "metric_name": "accuracy", "test_metric": 0.9, "train_s": 2.0,
-        "payload_bytes": 4_000_000, "syncs": 30, **changes,
-    }  # fmt: skip
-    seed = summary["seed"]
-    summary = {"init_sha256": f"init{seed}", "data_sha256": "data", "order_sha256": f"order{seed}"} | summary
-    path.mkdir(parents=True)
-    (path / "status.json").write_text(json.dumps(status or {"status": "finished"}))
-    (path / "summary.json").write_text(json.dumps(summary))
-    lines = [
-        {
-            "step": s,
-            "train_loss": 1 / s,
-            "test_accuracy": s / 100,
-            "train_s": s / 10,
-            "payload_bytes": 1_000_000 * s,
-        }
-        for s in (10, 20, 30)
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 31, "train_loss": 0.1}])
-    (path / "metrics.jsonl").write_text(text + '{"step": 40, "test_accur')
-    return path
+ROOT = Path(__file__).parents[1]
 
 
-def table_of(*directories: Path) -> list[dict[str, str]]:
-    table = comparison(rows(run for run in find_runs(directories) if not run.problem))
-    columns = {str(column.header): list(map(str, column.cells)) for column in table.columns}
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+@pytest.fixture
+def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes seconds; most tests of the command are about what comes before it."""
+    monkeypatch.setattr(command, "contents", lambda result: {"report.json": b"{}", "index.html": b""})
 
 
-def printed(*directories: Path) -> str:
-    file = io.StringIO()
-    report(directories, Console(file=file, width=140))
-    return file.getvalue()
+def refusal(directory: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says when it refuses; it then leaves everything as it was."""
+    before = sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*"))
+    assert main([str(directory), *options]) == 2
+    assert sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*")) == before
+    return capsys.readouterr().err
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    for name in ("hidden=[a,b]", "hidden=[c,d]"):
-        make_run(tmp_path / name, model="[mlp]")
-    output = printed(tmp_path)
-    for expected in ("hidden=[a,b]", "hidden=[c,d]", "model [mlp]"):
-        assert expected in output
+# What may be compared
 
 
-def test_a_row_is_the_mean_over_seeds_with_the_sample_standard_deviation(tmp_path: Path) -> None:
-    for seed, (accuracy, train_s) in enumerate([(0.90, 1.0), (0.92, 2.0), (0.97, 6.0)]):
-        make_run(tmp_path / f"a{seed}", seed=seed, test_metric=accuracy, train_s=train_s)
-    make_run(tmp_path / "b", sync="diloco", reducer="bf16", period=16, test_metric=0.5, payload_bytes=None)
-    assert table_of(tmp_path) == [
-        # mean 2.79 / 3; squared distances 0.0009 + 0.0001 + 0.0016 = 0.0026; sqrt(0.0026 / 2) = 0.03606
-        {"mode": "allreduce", "reducer": "dense", "period": "–", "seeds": "0, 1, 2", "train_s": "3.00",
-         "test_accuracy": "0.9300 ± 0.0361 (n=3)", "payload MB": "4.00", "syncs": "30"},
-        {"mode": "diloco", "reducer": "bf16", "period": "16", "seeds": "0", "train_s": "2.00",
-         "test_accuracy": "0.5000 (n=1)", "payload MB": "–", "syncs": "30"},
-    ]  # fmt: skip
-
-
-def test_what_differs_between_rows_is_a_column_and_what_is_shared_the_title(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", world_size=2)
-    make_run(tmp_path / "b", world_size=4)
-    assert [row["ranks"] for row in table_of(tmp_path)] == ["2", "4"]
-    assert "dataset digits, model mlp" in printed(tmp_path)
-
-
-def test_one_seed_run_twice_is_not_averaged(tmp_path: Path) -> None:
-    for name, accuracy in (("lr=0.1", 0.9), ("lr=0.2", 0.8)):
-        make_run(tmp_path / name, test_metric=accuracy)
-    assert [(row["run"], row["test_accuracy"]) for row in table_of(tmp_path)] == [
-        ("lr=0.1", "0.9000 (n=1)"),
-        ("lr=0.2", "0.8000 (n=1)"),
-    ]
-
-
-def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "multirun" / "today" / "0")
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "status.json").write_text("{}")
-    assert [found.path for found in find_runs([tmp_path, run, run.parent])] == [run]
-
-
-@pytest.mark.parametrize(
-    ("status", "said"),
-    [
-        (
-            {"status": "failed", "reason": "loss is nan", "rank": 1, "step": 7},
-            "failed, rank 1, step 7, reason loss is nan",
-        ),
-        ({"status": "running"}, "running"),
-        ({"status": "preempted", "step": 5}, "preempted, step 5"),
-        ({}, "finished"),
-    ],
-)
-def test_runs_that_cannot_be_tabulated_are_named_with_the_reason(
-    tmp_path: Path, status: dict[str, Any], said: str
-) -> None:
-    make_run(tmp_path / "good")
-    bad = make_run(tmp_path / "bad", status=status, test_metric=None)
-    output = printed(tmp_path)
-    assert f"not in the table: {bad}: {said}" in output
-    assert "0.9000 (n=1)" in output
-
-
-@pytest.mark.parametrize("damage", ['{"status": "fin', "[]", "", "\x00\xff"])
-def test_a_damaged_run_is_named_and_breaks_nothing(tmp_path: Path, damage: str) -> None:
-    make_run(tmp_path / "good")
-    summary, status = make_run(tmp_path / "summary"), make_run(tmp_path / "status")
-    (summary / "summary.json").write_text(damage)
-    (status / "status.json").write_text(damage)
-    (status / "summary.json").unlink()
-    output = printed(tmp_path)
-    assert f"{summary}: finished, but its summary.json is damaged or lacks sync, seed" in output
-    assert f"{status}: no readable status" in output
-
-
-@pytest.mark.parametrize("key", HASHES)
-def test_runs_of_one_seed_that_started_differently_are_refused(
+@pytest.mark.parametrize("key", OF_A_SEED)
+def test_runs_of_one_seed_that_began_differently_are_refused(
     tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = make_run(tmp_path / "a", sync="allreduce")
-    changes: dict[str, Any] = {key: "another" * 10}
+    changes: dict[str, Any] = {key: "f" * 64}
     b = make_run(tmp_path / "b", sync="diloco", **changes)
-    assert main([str(tmp_path)]) == 2
-    output = capsys.readouterr()
-    assert f"{key} differs, so these runs of seed 0 cannot be compared" in output.err
-    assert str(a) in output.err
-    assert str(b) in output.err
-    assert all(other not in output.err for other in HASHES if other != key)
-    assert not (tmp_path / "report").exists()
-    assert "mode" not in output.out
+    said = refusal(tmp_path, capsys=capsys)
+    assert f"{key} differs, so these runs of seed 0 cannot be compared" in said
+    assert f"ffffffffffff  {b}" in said
+    assert str(a) in said
+    assert said.count(" differs, so these runs") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data_sha256", "other"), ("world_size", 4), ("samples", 480), ("metric_name", "recall"), ("model", "cnn")],
+)
+def test_runs_of_any_seed_must_agree_in_data_ranks_and_budget(
+    tmp_path: Path, key: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = make_run(tmp_path / "a", seed=0)
+    b = make_run(tmp_path / "b", **{"seed": 1, key: value})
+    said = refusal(tmp_path, capsys=capsys)
+    assert f"{key} differs, so these runs cannot be compared" in said
+    assert f"{value}" in said and str(a) in said and str(b) in said
+    assert said.count(" differs, so these runs") == 1
+
+
+def test_evaluation_points_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "a")
+    b = make_run(tmp_path / "b", sync="diloco")
+    lines = (b / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (b / "metrics.jsonl").write_text("".join(lines[1:]))
+    said = refusal(tmp_path, capsys=capsys)
+    assert "the steps of the evaluations differs, so these runs cannot be compared" in said
+    assert f"20, 30      {b}" in said
+
+
+@pytest.mark.parametrize("key", [*OF_A_SEED, *OF_ALL])
+def test_what_is_not_recorded_is_not_taken_to_agree(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing: dict[str, Any] = {key: None}
+    for place, seed in enumerate((0, 1, 1)):
+        make_run(tmp_path / str(place), seed=seed, sync=f"mode{place}", **(missing if seed == 1 else {}))
+    if key == "metric_name":  # without it there is nothing to tabulate: such runs are named one by one
+        assert [found.problem is None for found in find_runs([tmp_path])] == [True, False, False]
+        return
+    said = refusal(tmp_path, capsys=capsys)
+    assert key in said and "not recorded" in said
+
+
+def test_the_same_metric_in_two_directions_is_two_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "a", metric_name="score", higher_is_better=True)
+    make_run(tmp_path / "b", metric_name="score", higher_is_better=False, sync="diloco")
+    assert "the direction of the metric differs" in refusal(tmp_path, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "higher"),
+    [
+        ("accuracy", None, True),
+        ("rmse", None, False),
+        ("nats_per_character", None, False),
+        ("closeness", None, True),  # no word of it is "loss"
+        ("loss", True, True),
+        ("accuracy", False, False),
+    ],
+)
+def test_direction_is_what_the_run_says_or_else_the_name(
+    tmp_path: Path, name: str, said: bool | None, higher: bool
+) -> None:
+    make_run(tmp_path / "a", metric_name=name, higher_is_better=said)
+    assert result_of(tmp_path).higher_is_better is higher
+
+
+def test_a_refusal_names_the_config_keys_that_divide_the_runs_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        for hidden in (32, 64):
+            config = {"model": {"hidden": hidden}, "optimizer": {"lr": 0.1 + seed}, "sync": {"period": 8}}
+            name = f"{hidden}-{seed}"
+            make_run(tmp_path / name, seed=seed, config=config, init_sha256=f"{hidden}")
+    said = refusal(tmp_path, capsys=capsys)
+    assert said.count("and with it model.hidden\n") == 2
+    assert "optimizer.lr" not in said
+    assert "report each of them by itself" in said
 
 
 def test_different_seeds_may_start_differently(tmp_path: Path) -> None:
     make_run(tmp_path / "a", seed=0)
     make_run(tmp_path / "b", seed=1)
-    assert "(n=2)" in printed(tmp_path)
+    assert result_of(tmp_path).baseline.metric.n == 2
 
 
 def test_a_failed_run_does_not_spoil_the_comparison_of_the_others(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", status={"status": "failed"}, data_sha256="other")
-    assert "(n=1)" in printed(tmp_path)
+    assert result_of(tmp_path).baseline.metric.n == 1
 
 
-def test_metrics_of_two_kinds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path / "a", seed=0)
-    make_run(tmp_path / "b", seed=1, metric_name="perplexity")
-    assert main([str(tmp_path)]) == 2
-    assert "metric_name differs" in capsys.readouterr().err
+# Runs that cannot be compared are named
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"status": "failed", "reason": "nan\nat 7", "rank": 1, "step": 7}, "failed, rank 1, step 7, reason nan at 7"),
+        ({"status": "running"}, "running"),
+        ({"status": "preempted", "step": 5}, "preempted, step 5"),
+        ({"status": "finished"}, "finished, but its summary.json is damaged or lacks test_metric"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("without_drawing")
+def test_runs_that_did_not_finish_are_named_with_the_reason(
+    tmp_path: Path, status: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "good")
+    bad = make_run(tmp_path / "bad", status=status, sync="diloco", curve=(0.1, 0.2, None), test_metric=None)
+    assert main([str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert f"not in the tables: {bad}: {said} (sync=diloco seed=0)" in output
+    assert "1 run did not finish or cannot be read" in " ".join(output.split())
+    assert "0.9000" in output
+
+
+@pytest.mark.parametrize("damage", ['{"status": "fin', "[]", "", "\x00\xff", "[" * 100_000, '{"seed": "0"}'])
+def test_a_damaged_run_is_named_and_breaks_nothing(tmp_path: Path, damage: str) -> None:
+    make_run(tmp_path / "good")
+    files = ("summary.json", "status.json", "metrics.jsonl", ".hydra/config.yaml")
+    for place, name in enumerate(files):
+        (make_run(tmp_path / str(place)) / name).write_text(damage)
+    (tmp_path / "1" / "summary.json").unlink()
+    problems = {found.name: found.problem for found in find_runs([tmp_path])}
+    assert problems == {
+        "0": "finished, but its summary.json is damaged or lacks sync, metric_name, seed, steps, test_metric",
+        "1": "no readable status",
+        "2": "finished, but its metrics.jsonl is damaged or lacks the evaluation at step 30",
+        "3": None,
+        "good": None,
+    }
+    assert result_of(tmp_path).failed
+
+
+@pytest.mark.parametrize(
+    "value", ["0.9", True, None, [0.9], float("nan"), float("inf"), 10**400, {"a": 1}], ids=lambda value: str(value)[:9]
+)
+def test_a_value_that_is_no_number_is_none(tmp_path: Path, value: Any) -> None:
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd", sync="diloco", train_s=value, consensus_distance=value)
+    assert cells(result_of(tmp_path), "Cost")["diloco"]["training s"] == "–"
+    (make_run(tmp_path / "worse") / "summary.json").write_text(json.dumps({"status": "finished", "test_metric": value}))
+    assert [found.name for found in result_of(tmp_path).failed] == ["worse"]
+
+
+def test_half_a_line_of_metrics_costs_that_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "test_accur')
+    result = result_of(tmp_path)
+    assert [point.step for point in result.baseline.points] == [10, 20, 30]
+    assert "lines that are not whole, which were passed over, in a." in told(result)
+
+
+def test_a_run_killed_before_its_last_evaluation_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    text = metrics("accuracy", (0.5, 0.7, 0.9))
+    (run / "metrics.jsonl").write_text(text[:-20])
+    (problem,) = [found.problem for found in find_runs([tmp_path])]
+    assert problem == "finished, but its metrics.jsonl is damaged or lacks the evaluation at step 30"
+
+
+def test_aliases_in_a_config_are_not_followed(tmp_path: Path) -> None:
+    """Nine lines of them could stand for a thousand million keys."""
+    run = make_run(tmp_path / "a")
+    names = "abcdefghi"
+    lines = ["a: &a {x: 1}"] + [
+        f"{name}: &{name} {{{', '.join(f'{k}: *{before}' for k in range(9))}}}" for before, name in pairwise(names)
+    ]
+    (run / ".hydra" / "config.yaml").write_text("\n".join(lines))
+    assert "Without .hydra/config.yaml, so known by their summaries alone: a." in told(result_of(tmp_path))
 
 
 def test_bad_directories_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,56 +233,162 @@ def test_bad_directories_are_said_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_failed_runs_alone_are_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "a", status={"status": "failed", "reason": "why"})
-    assert main([str(tmp_path)]) == 2
-    output = capsys.readouterr()
-    assert "why" in output.out
-    assert "no finished run" in output.err
+    assert "no finished run" in refusal(tmp_path, capsys=capsys)
 
 
-def test_a_directory_that_cannot_be_written_still_gives_the_table(
+def test_a_target_that_nobody_reached_is_refused_when_it_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_sweep(tmp_path, {"allreduce": (0.90, 0.91), "diloco": (0.88, 0.93)})
+    said = refusal(tmp_path, "--target", "0.95", capsys=capsys)
+    assert said == "--target 0.95: no run reached it; the best evaluation is 0.93 (run 3)\n"
+
+
+@pytest.mark.parametrize("arguments", [["--target", "high"], ["--target", "nan"], ["--basline", "x"], []])
+def test_wrong_options_are_refused(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "a")
-    (tmp_path / "report").write_text("a file in the way")
-    assert main([str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as refused:
+        main([str(tmp_path), *arguments] if arguments else [])
+    assert refused.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+# Names
+
+
+def test_runs_are_found_at_any_depth_and_once_and_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9", "b/c"):
+        make_run(tmp_path / "sweep" / name)
+    (tmp_path / "sweep" / "9" / "checkpoints").mkdir()
+    (tmp_path / "sweep" / "9" / "checkpoints" / "status.json").write_text("{}")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "sweep")
+    found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "10", link])
+    assert [run.name for run in found] == ["9", "10", "c"]
+
+
+def test_runs_of_one_name_get_names_that_tell_them_apart(tmp_path: Path) -> None:
+    for name in ("monday/0", "tuesday/0", "tuesday/1"):
+        make_run(tmp_path / name)
+    assert [run.name for run in find_runs([tmp_path])] == ["monday/0", "tuesday/0", "tuesday/1"]
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    for name in ("hidden=[a,b]", "hidden=[c,d]"):
+        make_run(tmp_path / name, sync="[bold]mode")
+    output = told(result_of(tmp_path))
+    for expected in ("[bold]mode (hidden=[a,b])", "[bold]mode (hidden=[c,d])"):
+        assert expected in output
+
+
+def test_an_unprintable_name_is_made_printable(tmp_path: Path) -> None:
+    make_run(tmp_path / "a\x1b[2J\udcff", sync="x\ud800\x07y")
+    told(result_of(tmp_path)).encode()
+
+
+# What is written
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_the_report_lies_in_the_first_directory_or_where_it_is_asked_for(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1)
+    assert main([str(a), str(b)]) == 0
+    assert main([str(tmp_path), "--output", str(tmp_path / "x" / "y")]) == 0
+    assert sorted(path.parent for path in tmp_path.rglob("index.html")) == [a / "report", tmp_path / "x" / "y"]
+    assert result_of(a, b).baseline.metric.n == 2  # and a report is not taken for a run
+
+
+def test_a_report_is_written_again_over_its_own_files_only(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, {"local_sgd": (0.8, 0.9)}, periods=(8, 16))
+    assert main([str(sweep)]) == 0
+    report = sweep / "report"
+    written = {path.name for path in report.iterdir()}
+    assert written > {"index.html", "report.json", "curves.png", "curves.svg", "pareto.svg", "period.png", "period.svg"}
+    assert set(json.loads((report / "report.json").read_text())["files"]) == written
+    assert (report / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (report / "notes.txt").write_text("mine")
+    for seed in (0, 1):
+        (sweep / str(seed) / "metrics.jsonl").write_text(metrics("accuracy", (0.5, 0.7, 0.9)))
+    assert main([str(sweep)]) == 0
+    assert {path.name for path in report.iterdir()} == written - {"period.png", "period.svg"} | {"notes.txt"}
+    assert (report / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("without_drawing")
+@pytest.mark.parametrize("index", [None, "{}", '{"generator": "ddp_agent.report", "files": ["../../a", "curves.png"]}'])
+def test_files_of_others_are_not_overwritten(
+    tmp_path: Path, index: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("mine")
+    if index:
+        (site / "report.json").write_text(index)
+    assert "not written by a report" in refusal(tmp_path, "--output", str(site), capsys=capsys)
+    assert (site / "index.html").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("without_drawing")
+@pytest.mark.parametrize("where", ["file/report", "file", "/proc/report", "/dev/null/report"])
+def test_a_directory_that_cannot_be_written_still_gives_the_table(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a")
+    (tmp_path / "file").write_text("in the way")
+    assert main([str(tmp_path), "--output", str(tmp_path / where)]) == 2
     output = capsys.readouterr()
     assert "0.9000" in output.out
-    assert "cannot be written" in output.err
+    assert output.err.startswith(f"{tmp_path / where}: cannot be written (")
+    assert "--output chooses another directory" in output.err
+    assert output.err.count("\n") == 1
 
 
-def test_curves_hold_every_evaluation_on_three_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in (0, 1):
-        make_run(tmp_path / f"a{seed}", seed=seed)
-    make_run(tmp_path / "b", sync="diloco", period=16)
-    saved: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    draw(rows(find_runs([tmp_path])), tmp_path / "curves.png")
-    (figure,) = saved
-    xs = [[10, 20, 30], [1, 2, 3], [10, 20, 30]]
-    for panel, x in zip(figure.axes, xs, strict=True):
-        lines = panel.get_lines()
-        assert len(lines) == 3
-        for line in lines:
-            assert [line.get_xdata(), line.get_ydata()] == [pytest.approx(x), pytest.approx([0.1, 0.2, 0.3])]
-        assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["allreduce (dense)", "diloco (dense, period 16)"]
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the first figure hits it, after the page was written."""
+    sweep, output = make_sweep(tmp_path / "sweep", {"allreduce": (0.8, 0.9)}), tmp_path / "report"
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    for before in ([], ["index.html", "report.json"]):
+        if before:
+            output.mkdir()
+            (output / "index.html").write_text("old")
+            (output / "report.json").write_text('{"generator": "ddp_agent.report", "files": ["index.html"]}')
+        done = subprocess.run(
+            [sys.executable, "-m", "ddp_agent.report", str(sweep), "--output", str(output)],
+            check=False, capture_output=True, text=True, cwd=ROOT, preexec_fn=full,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "cannot be written (File too large)" in done.stderr
+        assert sorted(path.name for path in tmp_path.glob("report/*")) == before
+    assert (output / "index.html").read_text() == "old"
 
 
-def test_the_figure_lies_in_the_first_directory(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1)
-    assert f"curves: {a / 'report' / 'curves.png'}" in printed(a, b)
-    assert (a / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert not (b / "report").exists()
-    assert "(n=2)" in printed(a, b)  # and the report it left is not taken for a run
-
-
-def test_a_report_needs_no_torch(tmp_path: Path) -> None:
-    make_run(tmp_path / "a")
+def test_a_report_needs_no_torch_and_says_nothing_else(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", sync="模式")  # a name that the figures' font lacks
     code = (
         "import sys; from ddp_agent.report.__main__ import main; code = main(sys.argv[1:])\n"
-        "print([name for name in ('torch', 'hydra', 'yaml') if name in sys.modules]); sys.exit(code)"
+        "print([name for name in ('torch', 'hydra', 'omegaconf') if name in sys.modules]); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_real_runs_fill_every_table(ranks2: RankPool, tmp_path: Path) -> None:
+    """What the runs write is what the report reads: no column is empty."""
+    for name in ("allreduce", "local_sgd"):
+        for seed in (0, 1):
+            settings = mode(name, f"seed={seed}", "eval_every=3", "consensus_every=4", "target=0.01")
+            ranks2.run(run, *settings, str(tmp_path / f"{name}{seed}"))
+    result = result_of(tmp_path)
+    assert cells(result, "Quality")["local_sgd"]["H"] == "4"
+    shown = [cells(result, title)["local_sgd"] for title in ("Quality", "Until", "Cost")]
+    assert [cell for row in shown for cell in row.values() if cell == "–"] == []
+    assert [len(row) for row in shown] == [6, 5, 10]
+    assert set(result.baseline.parts_s) == {
+        "data", "compute", "moving bytes", "waiting for stragglers", "evaluation", "checkpoints"
+    }  # fmt: skip
+    assert [point.step for point in result.baseline.points] == [3, 6, 8]

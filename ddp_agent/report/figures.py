@@ -159,6 +159,7 @@ def _drawn(panels: Sequence[Panel], height: float, *, legend: bool = False) -> I
         for panel, each in zip(panels, axes, strict=True):
             if panel.label:
                 panel.label(each)
+        figure.set_layout_engine("none")  # it has its place: each file would find it again
         yield figure
 
 

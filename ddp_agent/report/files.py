@@ -36,14 +36,22 @@ def json_lines(path: Path) -> tuple[list[Record], int]:
 
 
 def yaml_value(path: Path) -> Any:
-    """None when it cannot be read. Hydra writes no aliases; a few lines of them could stand for gigabytes."""
+    """None when it cannot be read."""
     text = text_of(path)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _SafeLoader)):
-            return None
-        return _SafeLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return _SafeLoader(text).get_single_data() if _is_tame(text) else None
+    except (yaml.YAMLError, ValueError):
         return None
+
+
+def _is_tame(text: str) -> bool:
+    """Hydra writes no aliases, of which a few lines could stand for gigabytes, and nothing that is nested deeply."""
+    depth = 0
+    for event in yaml.parse(text, _SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 50 or isinstance(event, yaml.AliasEvent):
+            return False
+    return True
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -19,6 +19,9 @@ def _chance(result: Result) -> Iterator[str]:
             f"{plural(len(result.compared), 'comparison')} with {result.baseline.label}, each at 95 %: "
             "of modes that do not differ at all, about one in twenty would be called better or worse by chance."
         )
+    mode, label = result.baseline.row.mode, result.baseline.label
+    if sum(line.row.mode == mode for line in result.lines) > 1:
+        yield f"Several rows are {mode}; the baseline is {label} (--baseline chooses)."
 
 
 def _gaps(result: Result) -> Iterator[str]:

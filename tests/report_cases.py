@@ -1,0 +1,90 @@
+"""Made-up run directories for the tests of the report."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ddp_agent.report.__main__ import tell
+from ddp_agent.report.compare import compare
+from ddp_agent.report.fair import check_comparable
+from ddp_agent.report.result import Result
+from ddp_agent.report.rows import rows_of
+from ddp_agent.report.runs import find_runs
+from ddp_agent.report.sheets import sheets
+
+STEPS = (10, 20, 30)
+
+
+def make_run(
+    path: Path,
+    *,
+    status: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    curve: Sequence[float | None] | None = None,
+    periods: Sequence[int] = (),
+    **changes: Any,
+) -> Path:
+    """A finished run that ends with `test_metric`; keyword arguments change its summary, None takes a key out.
+
+    `curve` are the metric's values after STEPS, at 0.1 s and 100 kB a step; `config` is merged into .hydra/config.yaml.
+    """
+    summary = {
+        "status": "finished", "dataset": "digits", "model": "mlp", "cadence": "fixed", "world_size": 2,
+        "sync": "allreduce", "reducer": "dense", "seed": 0, "steps": STEPS[-1], "samples": 960,
+        "metric_name": "accuracy", "test_metric": 0.9, "train_s": 3.0, "wire_bytes": 3_000_000, "syncs": 30,
+        **changes,
+    }  # fmt: skip
+    seed, metric = summary["seed"], summary["test_metric"]
+    hashes = {"init_sha256": f"init{seed}", "data_sha256": "data", "order_sha256": f"order{seed}"}
+    summary = {key: value for key, value in (hashes | summary).items() if value is not None}
+    (path / ".hydra").mkdir(parents=True)
+    (path / "status.json").write_text(json.dumps(status or {"status": "finished"}))
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "metrics.jsonl").write_text(
+        metrics(summary.get("metric_name", "accuracy"), curve or (0.5, 0.7, metric), periods)
+    )
+    (path / ".hydra" / "config.yaml").write_text(json.dumps({"seed": seed, **(config or {})}))
+    (path / ".hydra" / "overrides.yaml").write_text(json.dumps([f"sync={summary['sync']}", f"seed={seed}"]))
+    return path
+
+
+def metrics(name: str, curve: Sequence[float | None], periods: Sequence[int] = ()) -> str:
+    lines: list[dict[str, Any]] = [{"step": 5 + place, "period": period} for place, period in enumerate(periods)]
+    lines += [
+        {"step": step, f"test_{name}": value, "train_s": step / 10, "wire_bytes": 100_000 * step}
+        for step, value in zip(STEPS, curve, strict=True)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def make_sweep(path: Path, metrics_by_mode: Mapping[str, Sequence[float]], **changes: Any) -> Path:
+    """One run for each value; its place is the seed."""
+    values = [(mode, seed, value) for mode, row in metrics_by_mode.items() for seed, value in enumerate(row)]
+    for job, (mode, seed, value) in enumerate(values):
+        make_run(path / str(job), sync=mode, seed=seed, test_metric=value, **changes)
+    return path
+
+
+def result_of(*directories: Path, baseline: str | None = None, target: float | None = None) -> Result:
+    runs = find_runs(directories)
+    finished = [run for run in runs if not run.problem]
+    check_comparable(finished)
+    return compare(rows_of(finished), [run for run in runs if run.problem], baseline=baseline, target=target)
+
+
+def told(result: Result) -> str:
+    """What the terminal shows, without line breaks inside sentences."""
+    file = io.StringIO()
+    tell(result, Console(file=file, width=140))
+    return " ".join(file.getvalue().split())
+
+
+def cells(result: Result, title: str) -> dict[str, dict[str, str]]:
+    """Of a table: by row, by column."""
+    (sheet,) = [sheet for sheet in sheets(result) if sheet.title.startswith(title)]
+    names = [column.name for column in sheet.columns]
+    return {row[0]: dict(zip(names, row, strict=True)) for row in sheet.rows}
