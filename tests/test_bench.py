@@ -52,7 +52,7 @@ def rounds_of_overlap() -> tuple[list[int], bool]:
     streaming = StreamingDiLoCo(period=4, fragments=2, delay=1)
     modes = [Independent(), streaming, DiLoCo(period=4), AllReduce()]
     for mode in modes:
-        run = overlap._loop(mode, 2, this_rank())
+        run = overlap.loop(mode, 2, this_rank())
         run(4)
         run(4)
     return [mode.syncs for mode in modes], any(stream.under_way for stream in streaming._streams)

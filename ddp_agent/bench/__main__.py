@@ -1,4 +1,4 @@
-"""python -m ddp_agent.bench sync | step | overlap: prints a table and says what was measured on what.
+"""python -m ddp_agent.bench sync | step | overlap | peers: prints a table and says what was measured on what.
 
 It starts its own ranks. Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a
 module of this package that has the three names of `Bench` and is listed in BENCHES.
@@ -7,7 +7,7 @@ module of this package that has the three names of `Bench` and is listed in BENC
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -23,10 +23,10 @@ from rich.console import Console
 
 from ddp_agent import runtime
 from ddp_agent.bench.arguments import at_least, new_file
-from ddp_agent.bench.outcome import Outcome
+from ddp_agent.bench.outcome import Outcome, write
 from ddp_agent.runtime import Runtime
 
-BENCHES = ("sync", "step", "overlap")
+BENCHES = ("sync", "step", "overlap", "peers")
 
 
 class Bench(Protocol):
@@ -34,22 +34,32 @@ class Bench(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
-    def measure(self, arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
-        """Every rank calls it; what rank 0 returns is shown."""
+    def measure(self, arguments: argparse.Namespace, ranks: Runtime) -> Outcome | Iterable[Outcome]:
+        """Every rank calls it, and runs through what it returns; what rank 0 gets is shown as it comes."""
         ...
 
 
 def main(typed: Sequence[str]) -> int:
     arguments = _parser().parse_args(typed)
     if Place.read() is None:
-        return _under_torchrun(arguments.ranks, typed)
+        return _under_torchrun(arguments.ranks or _one_a_gpu(arguments.device), typed)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     with runtime.start(arguments.device, job="bench") as ranks:
-        outcome = _bench(arguments.bench).measure(arguments, ranks)
-    if ranks.rank == 0:
-        Console(width=None if sys.stdout.isatty() else 140).print(outcome.table())
-        if arguments.json:
-            outcome.write(arguments.json)
+        found = _bench(arguments.bench).measure(arguments, ranks)
+        outcomes = []
+        for outcome in [found] if isinstance(found, Outcome) else found:
+            outcomes.append(outcome)
+            if ranks.rank == 0:
+                console.print(outcome.table())
+    if ranks.rank == 0 and arguments.json:
+        write(outcomes, arguments.json)
     return 0
+
+
+def _one_a_gpu(device: str) -> int:
+    import torch
+
+    return (torch.cuda.device_count() if device == "auto" else 0) or 2
 
 
 def _under_torchrun(ranks: int, typed: Sequence[str]) -> int:

@@ -18,6 +18,16 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
+def multiple_of(unit: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text) if text.isdecimal() else 0
+        if value < unit or value % unit:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of {unit}")
+        return value
+
+    return parse
+
+
 def new_file(text: str) -> Path:
     path = Path(text).absolute()
     if path.is_dir() or not path.parent.is_dir():

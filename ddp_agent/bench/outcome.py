@@ -68,7 +68,13 @@ class Outcome:
         return table
 
     def write(self, path: Path) -> None:
-        write_atomically(path, to_json(asdict(self), indent=2) + "\n")
+        write([self], path)
+
+
+def write(outcomes: Sequence[Outcome], path: Path) -> None:
+    """One as an object, several as a list."""
+    found = [asdict(outcome) for outcome in outcomes]
+    write_atomically(path, to_json(found[0] if len(found) == 1 else found, indent=2) + "\n")
 
 
 def _shown(key: str, value: str | float | int | None) -> str:

@@ -38,7 +38,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
         "diloco": DiLoCo(period=period),
         "allreduce": AllReduce(),
     }
-    loops = {name: _loop(sync, arguments.batch, ranks) for name, sync in modes.items()}
+    loops = {name: loop(sync, arguments.batch, ranks) for name, sync in modes.items()}
 
     def timed(run: Callable[[int], None]) -> Callable[[], float]:
         return lambda: stopwatch(lambda: run(period), ranks.device)
@@ -64,7 +64,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
     )
 
 
-def _loop(sync: SyncStrategy, batch: int, ranks: Runtime) -> Callable[[int], None]:
+def loop(sync: SyncStrategy, batch: int, ranks: Runtime) -> Callable[[int], None]:
     """Trains on, from where the last round ended. Data are random: only time is of interest."""
     seed_everything(0, ranks.rank)
     inputs = torch.randn(batch, *SHAPE, device=ranks.device)

@@ -122,7 +122,7 @@ class Stage:
         model = MLP(input_shape=self.task.input_shape, outputs=self.task.outputs, hidden=(32,)).to(self.device)
         optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
         return Trainer(
-            options=_options(BATCH * self.world.size),
+            options=options_for(BATCH * self.world.size),
             total_steps=0,
             task=self.task,
             module=model,
@@ -156,7 +156,7 @@ def fit(trainer: Trainer, steps: int) -> float:
     return trainer.costs()["train_s"] - before_s
 
 
-def _options(global_batch_size: int) -> Options:
+def options_for(global_batch_size: int) -> Options:
     return Options(
         seed=0,
         epochs=None,
@@ -168,6 +168,7 @@ def _options(global_batch_size: int) -> Options:
         checkpoint_every=None,
         keep_checkpoints=1,
         consensus_every=None,
+        consensus_per_layer=False,
         log_every=LOG_EVERY,
         resume=None,
         device="auto",
@@ -181,6 +182,7 @@ def _options(global_batch_size: int) -> Options:
         data_root=None,
         nproc_per_node=None,
         ranks_per_node=None,
+        profile_steps=None,
         timeout_s=600,
         trusted_packages=[],
     )

@@ -52,7 +52,7 @@ def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: 
         seed_everything(0, ranks.rank)
         model = create().to(ranks.device)
         through = reduced([parameter.shape for parameter in model.parameters()], ranks.device)
-        rows += _rows(name, [*contenders(model), *through], repeats, ranks.device)
+        rows += measured(name, [*contenders(model), *through], repeats, ranks.device)
     return Outcome(
         title="Averaging the parameters of a model, or through a reducer their changes, once",
         how=f"medians of {repeats} alternating rounds, time of the slowest rank; ratio: to the raw collective, in the "
@@ -139,7 +139,7 @@ def _reduced(name: str, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) ->
     )
 
 
-def _rows(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
+def measured(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
     comm = Comm.world()
     shapes = [tensor.shape for tensor in contenders[0].tensors()]
     weights = [torch.randn(shape, device=device) for shape in shapes]  # other ones on each rank

@@ -27,11 +27,11 @@ def torch_mean_(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def tensorwise_mean_(parameters: Iterable[nn.Parameter]) -> None:
+def tensorwise_mean_(tensors: Iterable[Tensor]) -> None:
     """A collective for each tensor, as in most hand-written code and in accelerate's LocalSGD."""
-    for parameter in parameters:
-        dist.all_reduce(parameter)
-        parameter.div_(dist.get_world_size())
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+        tensor.div_(dist.get_world_size())
 
 
 def ddp(model: nn.Module) -> nn.Module:
