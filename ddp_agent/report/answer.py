@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 
 from ddp_agent.report.interval import Estimate
-from ddp_agent.report.result import Line, Result
+from ddp_agent.report.result import Line, Result, Verdict
 from ddp_agent.report.shown import compact, listed, metric_decimals, plural, with_interval
 
 _DEEDS = {"wire_bytes": "sends the fewest bytes", "train_s": "trains fastest"}
 
 
 def answer(result: Result) -> list[str]:
-    """The first paragraph is what was found, the second what cannot be said."""
+    """Paragraphs: what was found, best first, and in the last one what cannot be said."""
     if len(result.lines) == 1:
         found = [_alone(result)]
     elif not result.compared:
         found = [_without_verdicts(result)]
     else:
-        found = [*_apart(result), *_alike(result)]
-    return [" ".join(found), " ".join(_unsaid(result))]
+        found = [*_apart(result, "better"), *_alike(result), *_apart(result, "worse")]
+    return [*found, " ".join(_unsaid(result))]
 
 
 def _alone(result: Result) -> str:
@@ -41,14 +41,11 @@ def _why_none(result: Result) -> str:
     return listed(sorted(reasons))
 
 
-def _apart(result: Result) -> list[str]:
-    decimals, baseline, found = metric_decimals(result), result.baseline.label, []
-    for judgement in ("better", "worse"):
-        lines = [line for line in result.compared if line.verdict == judgement]
-        if lines:
-            each = [f"{line.label} ({_signed(line, decimals)})" for line in lines]
-            found.append(f"{_capital(judgement)} than {baseline} in {result.metric_name}: {listed(each)}.")
-    return found
+def _apart(result: Result, judgement: Verdict) -> list[str]:
+    lines, decimals = [line for line in result.compared if line.verdict == judgement], metric_decimals(result)
+    each = [f"{line.label} ({_signed(line, decimals)})" for line in lines]
+    what = f"{judgement.capitalize()} than {result.baseline.label} in {result.metric_name}"
+    return [f"{what}: {listed(each)}."] if each else []
 
 
 def _signed(line: Line, decimals: int) -> str:
@@ -121,7 +118,3 @@ def _bounds(estimate: Estimate) -> list[float]:
 
 def _labels(lines: Sequence[Line]) -> str:
     return listed([line.label for line in lines])
-
-
-def _capital(word: str) -> str:
-    return word[0].upper() + word[1:]

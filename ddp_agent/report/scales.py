@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 
 
 def fence(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
-    """The range to show: all of it, but on the bad side no further than three quartile distances from the middle half.
+    """The range to show: all of it, but on the bad side no further than five times the middle third from that third.
 
     One mode that diverged, or the first steps from nothing, would press the rest into a line.
     """
     shown = list(values)
     if len(values) > 3:
-        first, _, third = quantiles(values, n=4, method="inclusive")
-        worst = first - 3 * (third - first) if higher_is_better else third + 3 * (third - first)
+        lower, upper = quantiles(values, n=3, method="inclusive")
+        worst = lower - 5 * (upper - lower) if higher_is_better else upper + 5 * (upper - lower)
         shown = [value for value in values if (value >= worst if higher_is_better else value <= worst)]
     low, high = min(shown), max(shown)
     margin = 0.06 * (high - low) or 0.02 * abs(high) or 0.02
