@@ -48,15 +48,17 @@ class Spread:
         return float(1 - noise / self.square[part])
 
 
-def spread(vector: Tensor, comm: Comm, cut: Callable[[Tensor], Sequence[Tensor]]) -> Spread:
-    """`cut` names the parts. An uncounted collective as large as `vector`."""
+def spreads(vectors: Sequence[Tensor], comm: Comm, cut: Callable[[Tensor], Sequence[Tensor]]) -> list[Spread]:
+    """Of vectors of one length, whose parts `cut` names. Two uncounted collectives: all vectors', and a small one."""
     with comm.uncounted():
-        mean = vector.clone()
-        mean_(mean, comm)
-        sums = torch.stack([squares(cut(vector)), squares(cut(mean.sub_(vector)))]).to(comm.device)
+        means = torch.cat(list(vectors))
+        mean_(means, comm)
+        off = [mean.sub_(vector) for mean, vector in zip(means.chunk(len(vectors)), vectors, strict=True)]
+        sums = torch.stack([squares(cut(vector)) for pair in zip(vectors, off, strict=True) for vector in pair])
+        sums = sums.to(comm.device)
         mean_(sums, comm)
-    square, deviation = sums.cpu()
-    return Spread(square, deviation, comm.size)
+    rows = sums.cpu().unbind()
+    return [Spread(square, deviation, comm.size) for square, deviation in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def squares(parts: Sequence[Tensor]) -> Tensor:
@@ -118,15 +120,15 @@ class Diagnostics:
         self._hooks = []
         world = self.sync.topology.world
         zero = torch.zeros((), dtype=torch.float64, device=self.sync.flat.parameters.device)
-        mean = torch.cat([_gradient(parameter).flatten() for parameter in self._trained.values()])
-        own = torch.stack([self._squares.get(p, zero) for p in self._trained.values()]).sum().to(world.device)
+        own = torch.stack([self._squares.get(p, zero) for p in self._trained.values()]).sum()
         self._squares.clear()
+        parts = [_gradient(parameter).flatten() for parameter in self._trained.values()]
+        mean = torch.cat([*parts, own.to(parts[0].dtype).unsqueeze(0)])  # one collective for both
         with world.uncounted():
-            mean_(mean, world)  # where the mode has averaged them already, this changes nothing
-            mean_(own, world)
-        whole = mean.square().sum(dtype=torch.float64).cpu()
-        found = Spread(own.cpu().unsqueeze(0), (own.cpu() - whole).clamp(min=0).unsqueeze(0), world.size)
-        if math.isfinite(own.item()) and own.item() > 0:  # fp16 gradients may overflow: the step is skipped then
+            mean_(mean, world)  # where the mode has averaged gradients already, this changes nothing
+        square, whole = mean[-1:].double().cpu(), squares([mean[:-1]]).cpu()
+        found = Spread(square, (square - whole).clamp(min=0), world.size)
+        if math.isfinite(square.item()) and square.item() > 0:  # fp16 gradients may overflow: the step is skipped then
             self._record(step, {"gradient_cosine": found.cosine(0), **self._critical_batch(found)})
         self.clock.enter("compute")
 
@@ -144,15 +146,15 @@ class Diagnostics:
         self.clock.enter("eval")
         self._wanted = False
         world, flat = self.sync.topology.world, self.sync.flat
-        found = spread(flat.parameters, world, self._cut)
+        vectors = [flat.parameters] if self._origin is None else [flat.parameters, flat.parameters - self._origin]
+        self._origin = None
+        found, *changes = spreads(vectors, world, self._cut)
         values: dict[str, float] = {}
         for part, suffix in enumerate(self._suffixes):
             distance, norm = found.distance(part), found.mean_norm(part)
             values[f"consensus_distance{suffix}"] = distance
             values[f"consensus_relative{suffix}"] = distance / norm if norm else math.nan
-        if self._origin is not None:
-            change = spread(flat.parameters - self._origin, world, self._cut)
-            self._origin = None
+        for change in changes:
             for part, suffix in enumerate(self._suffixes):
                 values[f"change_cosine{suffix}"] = change.cosine(part)
                 values[f"pseudo_gradient_norm{suffix}"] = change.mean_norm(part)

@@ -11,11 +11,11 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from configs import files, node
+from configs import config, files, node
 from rank_pool import RankPool
 from torch import nn
 
-from ddp_agent.bench import bare, overlap, step, sync, yardsticks
+from ddp_agent.bench import bare, diagnostics, overlap, step, sync, yardsticks
 from ddp_agent.bench.__main__ import main
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, take_turns
@@ -23,7 +23,7 @@ from ddp_agent.build import build
 from ddp_agent.comm import Comm
 from ddp_agent.datasets.article import Article
 from ddp_agent.runtime import Runtime
-from ddp_agent.sync import AllReduce, DiLoCo, Independent, StreamingDiLoCo
+from ddp_agent.sync import AllReduce, DiLoCo, Independent, LocalSGD, StreamingDiLoCo
 from ddp_agent.topology import Topology
 
 MLP_PARAMETERS = 10 * 32 + 32 + 32 * 2 + 2
@@ -227,6 +227,30 @@ def test_step_prints_every_loop_in_every_setting(ranks2: RankPool) -> None:
     assert [(row["synchronised"], row["loop"]) for row in rows] == [(s, loop) for s in settings for loop in loops]
     assert all(row["us_a_step"] > 0 and row["ratio"] > 0 for row in rows)
     assert [row["synchronised"] for row in others] == [s for s in settings[1:] for _ in loops]
+
+
+def diagnostics_rows() -> list[Any]:
+    return list(diagnostics.measure(Namespace(steps=16, repeats=1), this_rank()).rows)
+
+
+def test_looks_are_measured_where_there_is_somebody_to_look_at(ranks2: RankPool) -> None:
+    rows = ranks2.run(diagnostics_rows)[0]
+    assert [row["synchronised"] for row in rows] == [setting.name for setting in step.SETTINGS if not setting.alone]
+    for row in rows:
+        assert row["us_a_step"] > 0
+        assert row["share_ratio"] == pytest.approx(row["us_a_look"] / row["us_a_step"] / diagnostics.INTERVAL)
+
+
+def looks(every: int) -> int:
+    trainer = stage().trainer(LocalSGD(period=8), consensus_every=every)
+    step.fit(trainer, 33)
+    return len(trainer.diagnostics.latest)
+
+
+def test_only_one_of_the_two_looks(ranks2: RankPool) -> None:
+    assert ranks2.run(looks, diagnostics.LOOK_EVERY)[0] >= 5
+    assert ranks2.run(looks, step.NEVER) == [0, 0]
+    assert config()["consensus_every"] == diagnostics.INTERVAL
 
 
 def stage() -> step.Stage:

@@ -10,20 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import nn
 
 from ddp_agent.bench import step, yardsticks
 from ddp_agent.bench.job import flat
 from ddp_agent.bench.ours import train_for_ever
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.paused import Paused
+from ddp_agent.bench.pictures import Batch, Pictures, decoded, fashion_cnn, resident, resnet50
 from ddp_agent.bench.rounds import stopwatch, take_turns
 from ddp_agent.comm import Comm
-from ddp_agent.datasets.base import normalise, resident_classification
-from ddp_agent.datasets.fashion_mnist import MEAN, SIZE, STD, FashionMNIST
-from ddp_agent.loader import SampleOrder
-from ddp_agent.models.cnn import CNN
+from ddp_agent.datasets.base import resident_classification
 from ddp_agent.optimizers import SGD
 from ddp_agent.reducers import Dense
 from ddp_agent.runtime import Runtime
@@ -32,26 +29,10 @@ from ddp_agent.sync import AllReduce, Independent, SyncStrategy
 from ddp_agent.topology import Topology
 from ddp_agent.trainer import Trainer
 
-Batch = tuple[Tensor, Tensor]
-
 WORKERS = 4
-BARE_LOOP = "bare loop, resident data"
+BARE_LOOP, DECODING_LOOP = "bare loop, resident data", "the same loop, DataLoader with PIL transforms"
 BARE, DECODING = 0.98, 10.0  # at least so much of the trainer's time
 AGREEMENT = 0.5  # of the change of the parameters, after a round in bf16: a loop that does nothing is off by 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is trained, and on what. `pixels`: the grey images as bytes, for the loop that decodes them."""
-
-    name: str
-    create: Callable[[], nn.Module]
-    inputs: Tensor
-    targets: Tensor
-    batch: int
-    steps: int
-    pixels: Tensor | None = None
-    compiled: bool = True
 
 
 def measure(ranks: Runtime, repeats: int, data_root: Path | None) -> Outcome:
@@ -68,77 +49,51 @@ def measure(ranks: Runtime, repeats: int, data_root: Path | None) -> Outcome:
     )
 
 
-def resnet50() -> Pictures:
-    def create() -> nn.Module:
-        from torchvision import models
-
-        model: nn.Module = models.resnet50(weights=None)
-        return model
-
-    samples = 1024
-    return Pictures(
-        name="ResNet-50, synthetic 224 x 224",
-        create=create,
-        inputs=torch.randn(samples, 3, 224, 224),
-        targets=torch.randint(1000, (samples,)),
-        batch=128,
-        steps=20,
-    )
-
-
-def fashion_cnn(data_root: Path | None) -> Pictures:
-    """As in conf/model/cnn.yaml."""
-    if data_root is None:
-        pixels, targets = torch.randint(256, (60_000, *SIZE), dtype=torch.uint8), torch.randint(10, (60_000,))
-    else:
-        task = FashionMNIST(data_root=data_root, download=False, loss="cross_entropy").load()
-        assert isinstance(task.train, TensorDataset)
-        inputs, targets = task.train.tensors
-        pixels = ((inputs.squeeze(1) * STD + MEAN) * 255).round().to(torch.uint8)
-    return Pictures(
-        name="cnn, Fashion-MNIST" if data_root else "cnn, synthetic 28 x 28",
-        create=lambda: CNN(input_shape=(1, *SIZE), outputs=10, channels=(32, 64), hidden=64),
-        inputs=normalise(pixels, MEAN, STD).unsqueeze(1),
-        targets=targets,
-        batch=256,
-        steps=100,
-        pixels=pixels,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    run: Callable[[int], None]
+    module: nn.Module
+    target: float | None = None
 
 
 def compare(pictures: Pictures, ranks: Runtime, repeats: int, workers: int) -> list[Row]:
-    comm = Comm.world()
     with ExitStack() as until_closed:
-        loops: dict[str, tuple[Callable[[int], None], nn.Module, float | None]] = {}
-        trainer = new_trainer(pictures, ranks)
-        paused = Paused(functools.partial(train_for_ever, trainer), ranks.device)
-        until_closed.callback(paused.close)
-        loops["this tree: trainer"] = paused, trainer.module, None
-        bare = Loop(pictures, ranks, resident(pictures, ranks))
-        loops[BARE_LOOP] = bare, bare.module, BARE
-        if pictures.pixels is not None:
-            decoding = Loop(pictures, ranks, decoded(pictures, ranks, workers))
-            loops["the same loop, DataLoader with PIL transforms"] = decoding, decoding.module, DECODING
-        check_agreement(pictures, {name: (run, module) for name, (run, module, _) in loops.items()}, ranks.device)
+        contenders = dict(create(pictures, ranks, workers, until_closed))
+        check_agreement(pictures, contenders, ranks.device)
 
-        def timed(run: Callable[[int], None]) -> float:
-            return stopwatch(lambda: run(pictures.steps), ranks.device)
+        def timed(contender: Contender) -> float:
+            return stopwatch(lambda: contender.run(pictures.steps), ranks.device)
 
-        turns = {name: functools.partial(timed, run) for name, (run, _, _) in loops.items()}
-        timings = take_turns(turns, repeats, comm)
+        turns = {name: functools.partial(timed, contender) for name, contender in contenders.items()}
+        timings = take_turns(turns, repeats, Comm.world())
     return [
         {
             "model": pictures.name,
             "loop": name,
             "ms_a_step": timing.median_s / pictures.steps * 1e3,
-            "images_per_s": round(pictures.batch * comm.size * pictures.steps / timing.median_s),
+            "images_per_s": round(pictures.batch * ranks.world_size * pictures.steps / timing.median_s),
             "ratio": timing.ratio,
             "ratio_q1": timing.ratio_q1,
             "ratio_q3": timing.ratio_q3,
-            "target": loops[name][2],
+            "target": contenders[name].target,
         }
         for name, timing in timings.items()
     ]
+
+
+def create(
+    pictures: Pictures, ranks: Runtime, workers: int, until_closed: ExitStack
+) -> Iterator[tuple[str, Contender]]:
+    """The first is the yardstick."""
+    trainer = new_trainer(pictures, ranks)
+    paused = Paused(functools.partial(train_for_ever, trainer), ranks.device)
+    until_closed.callback(paused.close)
+    yield "this tree: trainer", Contender(run=paused, module=trainer.module)
+    bare = Loop(pictures, ranks, resident(pictures, ranks))
+    yield BARE_LOOP, Contender(run=bare, module=bare.module, target=BARE)
+    if pictures.pixels is not None:
+        decoding = Loop(pictures, ranks, decoded(pictures, ranks, workers))
+        yield DECODING_LOOP, Contender(run=decoding, module=decoding.module, target=DECODING)
 
 
 def new_module(pictures: Pictures, device: torch.device) -> nn.Module:
@@ -198,66 +153,13 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def resident(pictures: Pictures, ranks: Runtime) -> Iterator[Batch]:
-    inputs = pictures.inputs.to(ranks.device, memory_format=torch.channels_last)
-    targets = pictures.targets.to(ranks.device)
-    for indices in share(pictures, ranks, ranks.device):
-        yield inputs[indices], targets[indices]  # unlike index_select, it keeps channels last
-
-
-def decoded(pictures: Pictures, ranks: Runtime, workers: int) -> Iterator[Batch]:
-    """It reads ahead while others have their turn, about 8 batches of a round."""
-    device = ranks.device
-    assert pictures.pixels is not None
-    loader = DataLoader(
-        Decoded(pictures.pixels, pictures.targets),
-        batch_sampler=(indices.tolist() for indices in share(pictures, ranks, torch.device("cpu"))),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    for inputs, targets in loader:
-        yield (
-            inputs.to(device, non_blocking=True, memory_format=torch.channels_last),
-            targets.to(device, non_blocking=True),
-        )
-
-
-def share(pictures: Pictures, ranks: Runtime, device: torch.device) -> Iterator[Tensor]:
-    """The samples of each step, the same that the trainer takes."""
-    order = SampleOrder(len(pictures.inputs), step.options_for(1).seed, device)
-    for number in itertools.count():
-        yield order.take((number * ranks.world_size + ranks.rank) * pictures.batch, pictures.batch)
-
-
-class Decoded(Dataset[tuple[Tensor, int]]):
-    """As torchvision's FashionMNIST with the transforms of its tutorials."""
-
-    def __init__(self, pixels: Tensor, targets: Tensor) -> None:
-        from torchvision import transforms
-
-        self.pixels = pixels
-        self.targets = targets
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        image = Image.fromarray(self.pixels[index].numpy(), mode="L")
-        return self.transform(image), int(self.targets[index])
-
-
-def check_agreement(
-    pictures: Pictures, loops: Mapping[str, tuple[Callable[[int], None], nn.Module]], device: torch.device
-) -> None:
+def check_agreement(pictures: Pictures, contenders: Mapping[str, Contender], device: torch.device) -> None:
     """Trains a round. RuntimeError when a loop's parameters did not go where the bare loop's went."""
     start = flat(new_module(pictures, device).parameters())
     changes = {}
-    for name, (run, module) in loops.items():
-        run(pictures.steps)
-        changes[name] = flat(module.parameters()) - start
+    for name, contender in contenders.items():
+        contender.run(pictures.steps)
+        changes[name] = flat(contender.module.parameters()) - start
     expected = changes[BARE_LOOP]
     for name, change in changes.items():
         if not (change - expected).norm() <= AGREEMENT * expected.norm():

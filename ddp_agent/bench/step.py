@@ -5,7 +5,7 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ SETTINGS = (
 
 
 def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator[Row]:
-    task = Article(samples=1000, test_samples=1000, features=10, separation=2.3, loss="cross_entropy").load()
+    task = article()
     for number, setting in enumerate(SETTINGS):
         if setting.alone and ranks.rank != 0:
             continue  # and wait for rank 0 at the next setting's first collective
@@ -95,6 +95,10 @@ def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator
             timings = take_turns(turns, repeats, stage.world)
         for name, timing in timings.items():
             yield _row(setting, name, timing, steps)
+
+
+def article() -> Task:
+    return Article(samples=1000, test_samples=1000, features=10, separation=2.3, loss="cross_entropy").load()
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,11 @@ class Stage:
     def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
         return Tracker(run, self.task.metric_name) if run.rank == 0 else NullTracker()
 
-    def trainer(self, sync: SyncStrategy) -> Trainer:
+    def trainer(self, sync: SyncStrategy, consensus_every: int | None = None) -> Trainer:
         model = MLP(input_shape=self.task.input_shape, outputs=self.task.outputs, hidden=(32,)).to(self.device)
         optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
         return Trainer(
-            options=options_for(BATCH * self.world.size),
+            options=replace(options_for(BATCH * self.world.size), consensus_every=consensus_every),
             total_steps=0,
             task=self.task,
             module=model,
