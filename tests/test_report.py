@@ -73,7 +73,7 @@ def test_evaluation_points_must_agree(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = (b / "metrics.jsonl").read_text().splitlines(keepends=True)
     (b / "metrics.jsonl").write_text("".join(lines[1:]))
     said = refusal(tmp_path, capsys=capsys)
-    assert "the steps of the evaluations differs, so these runs cannot be compared" in said
+    assert "the schedule of evaluations differs, so these runs cannot be compared" in said
     assert f"20, 30      {b}" in said
 
 

@@ -229,12 +229,13 @@ def test_each_figure_is_a_png_and_an_svg_that_are_the_same_each_time(tmp_path: P
 
 def test_two_figures_of_one_page_share_no_ids_and_take_their_colours_from_it() -> None:
     svg = (
-        '<?xml version="1.0"?><svg width="9pt" viewBox="0 0 9 9"><metadata>x</metadata><defs><path id="m1"/></defs>'
+        '<?xml version="1.0"?><svg width="9pt" viewBox="0 0 9 9"><metadata>x</metadata><defs><style>* {}</style></defs>'
+        '<defs><path id="m1"/></defs>'
         f'<use xlink:href="#m1" clip-path="url(#m1)" style="fill: {INK}; stroke: {Style(0).colour}"/></svg>'
     )
     assert for_page(svg, prefix="a-", says='"it"') == (
         '<svg role="img" aria-label="&quot;it&quot;" viewBox="0 0 9 9"><title>&quot;it&quot;</title>'
-        '<defs><path id="a-m1"/></defs><use xlink:href="#a-m1" clip-path="url(#a-m1)" '
+        '<defs></defs><defs><path id="a-m1"/></defs><use xlink:href="#a-m1" clip-path="url(#a-m1)" '
         f'style="fill: currentColor; stroke: var(--c-{Style(0).colour[1:]})"/></svg>'
     )
 

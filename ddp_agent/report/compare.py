@@ -1,6 +1,7 @@
 """From runs to numbers: means over seeds, differences within seeds, and when a target was reached."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from ddp_agent.report.files import number
 from ddp_agent.report.interval import Estimate, estimate, paired_difference
@@ -8,25 +9,14 @@ from ddp_agent.report.result import PARTS, Line, Point, Reached, Result, Verdict
 from ddp_agent.report.rows import Row, choose_baseline
 from ddp_agent.report.runs import ReportError, Run
 
-# Of each run; those of a row are averaged when all of them have it.
-COSTS: Mapping[str, Callable[[Run], float | None]] = {
-    **{
-        key: lambda run, key=key: run.value(key)  # type: ignore[misc]
-        for key in (
-            "wire_bytes", "payload_bytes", "link_bytes", "syncs", "collectives", "train_s", "wall_s", "samples_per_s",
-            "consensus_distance", "consensus_relative", "change_cosine", "gradient_cosine", "pseudo_gradient_norm",
-            "critical_batch_samples", "peak_memory_bytes", "best_metric", "test_loss",
-        )
-    },
-    "exposed_comm_percent": lambda run: _share(run, "exposed_comm_s"),
-    "straggler_wait_percent": lambda run: _share(run, "straggler_wait_s"),
-}  # fmt: skip
-
-
-def _share(run: Run, key: str) -> float | None:
-    """In percent of the training time."""
-    part, whole = run.value(key), run.value("train_s")
-    return None if part is None or not whole else 100 * part / whole
+# Keys of a summary of which a row has the mean over its seeds, and shares of the training time in percent.
+_COSTS = (
+    "wire_bytes", "payload_bytes", "link_bytes", "syncs", "collectives", "train_s", "wall_s", "samples_per_s",
+    "consensus_distance", "consensus_relative", "change_cosine", "gradient_cosine", "pseudo_gradient_norm",
+    "critical_batch_samples", "peak_memory_bytes", "best_metric", "test_loss",
+)  # fmt: skip
+_SHARES = {"exposed_comm_percent": "exposed_comm_s", "straggler_wait_percent": "straggler_wait_s"}
+_BASELINE: tuple[Verdict, str] = ("baseline", "")
 
 
 def compare(rows: Sequence[Row], failed: Sequence[Run], *, baseline: str | None, target: float | None) -> Result:
@@ -50,7 +40,8 @@ def _target(rows: Sequence[Row], asked: float | None) -> float | None:
 
 
 def _values(run: Run) -> list[float]:
-    return [value for record in run.evaluations if (value := number(record[run.metric])) is not None]
+    values = [number(record[run.metric]) for record in run.evaluations] + [run.value("test_metric")]
+    return [value for value in values if value is not None]
 
 
 def to_target(run: Run, target: float) -> Mapping[str, float | None] | None:
@@ -66,14 +57,14 @@ def _line(row: Row, first: Row, target: float | None) -> Line:
     metric, theirs = _over_seeds(row, "test_metric"), _over_seeds(first, "test_metric")
     assert metric and theirs, "runs without the metric are not compared"
     difference = None if row is first else paired_difference(metric.by_seed, theirs.by_seed)
-    verdict, why = ("baseline", "") if row is first else _judged(difference, row.runs[0].higher_is_better)
+    verdict, why = _BASELINE if row is first else _judged(difference, row.runs[0].higher_is_better)
     return Line(
         row=row,
         metric=metric,
         difference=difference,
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         why=why,
-        costs={name: _mean_of(row, value_of) for name, value_of in COSTS.items()},
+        costs=_costs(row),
         parts_s=_parts(row),
         reached=None if target is None else _reached(row, target),
         points=_points(row),
@@ -91,6 +82,16 @@ def _judged(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdic
     if difference.low == difference.high:
         return "no verdict", f"all {difference.n} differences are equal"
     return ("better" if (difference.mean > 0) == higher_is_better else "worse"), seeds
+
+
+def _costs(row: Row) -> dict[str, Estimate | None]:
+    shares = {name: _mean_of(row, partial(_share, key=key)) for name, key in _SHARES.items()}
+    return {key: _over_seeds(row, key) for key in _COSTS} | shares
+
+
+def _share(run: Run, key: str) -> float | None:
+    part, whole = run.value(key), run.value("train_s")
+    return None if part is None or not whole else 100 * part / whole
 
 
 def _over_seeds(row: Row, key: str) -> Estimate | None:

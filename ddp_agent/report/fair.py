@@ -21,7 +21,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         problems[key] = _problem(key, runs, _recorded(key))
     if not problems["metric_name"]:
         problems["direction"] = _problem("the direction of the metric", runs, _direction)
-        problems["points"] = _problem("the steps of the evaluations", runs, _points)
+        problems["points"] = _problem("the schedule of evaluations", runs, _points)
     for key in OF_A_SEED:
         for seed in sorted({run.seed for run in runs}):
             same_seed = [run for run in runs if run.seed == seed]

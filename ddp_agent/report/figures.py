@@ -172,7 +172,7 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
 def for_page(svg: str, *, prefix: str, says: str) -> str:
     """Matplotlib's SVG as an element of HTML: ids that no other figure has, colours from the style sheet."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _page_colour(colour[0]), svg)
     opening, rest = svg.split(">", 1)
