@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -199,13 +200,16 @@ def environ(pid: int) -> list[str]:
 @pytest.fixture
 def waiting(script: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A lab of two nodes that wait for each other."""
-    process = start("--nodes", 2, "--rate", "1gbit", "--", script, tmp_path, "wait")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = start("--nodes", 2, "--rate", "1gbit", "--", script, tmp_path, "wait", **quiet)
     try:
         assert wait_until(lambda: len(list(tmp_path.glob("report*.json"))) == 2), process.poll()
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        for pid in processes(tmp_path):
+            with suppress(ProcessLookupError):  # went with another
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 @needs_namespaces
@@ -254,24 +258,25 @@ def test_nothing_stays_however_it_ends(
         ("--nodes 2 --rate 1gbit -- trian.py", "trian.py: no such file"),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_one_line(arguments: str, message: str) -> None:
-    ran = call(*arguments.split(), cwd=ROOT)
+def test_what_cannot_be_built_is_refused_in_one_line(arguments: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    ran = call(*arguments.split(), cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith(f"netlab: {message}")
     assert ran.stderr.count("\n") == 1
 
 
-def test_a_lab_in_a_lab_is_refused() -> None:
-    ran = call("--nodes", 2, "--rate", "1gbit", "--", ROOT / "train.py", env=os.environ | {"DDP_AGENT_LINK": "eth0"})
+def test_a_lab_in_a_lab_is_refused(script: Path) -> None:
+    ran = call("--nodes", 2, "--rate", "1gbit", "--", script, env=os.environ | {"DDP_AGENT_LINK": "eth0"})
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "already inside" in ran.stderr
 
 
 @needs_namespaces
-def test_whoever_may_not_make_networks_is_told_what_would_help() -> None:
+def test_whoever_may_not_make_networks_is_told_what_would_help(script: Path) -> None:
     """The limits are those of a user namespace made for this."""
     forbid = "echo 0 > /proc/sys/user/max_net_namespaces"
-    command = f"{sys.executable} {NETLAB} --nodes 2 --rate 1gbit -- {ROOT / 'train.py'}"
+    command = f"{sys.executable} {NETLAB} --nodes 2 --rate 1gbit -- {script}"
     ran = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", f"{forbid} && {command}"],
         capture_output=True, text=True, check=False,
