@@ -194,6 +194,13 @@ def test_other_periods_have_a_time_but_no_quality(tmp_path: Path) -> None:
     assert sum("easgd" in setting for setting in found) == 2 and "compressed H=32" not in found
 
 
+def test_a_period_too_short_for_its_delays_is_not_predicted(tmp_path: Path) -> None:
+    """Two fragments with a delay of 1 step need 4."""
+    outcome = plan(tmp_path, sweep(tmp_path / "runs", WORLD), "--ranks", "2", "--period", "2,4")
+    found = {setting for setting in predicted(outcome, 2) if "streaming" in setting}
+    assert found == {"streaming_diloco H=4", "streaming_diloco H=8"}
+
+
 def test_a_hierarchy_passes_the_link_less(tmp_path: Path) -> None:
     """8 ranks in 2 nodes: gradients in the node every step, parameters over all every 8."""
     runs = sweep(tmp_path / "runs", replace(WORLD, message_s=0.0, host_byte_s=0.0, headers=1.0, spread_s=0.0))
@@ -205,6 +212,18 @@ def test_a_hierarchy_passes_the_link_less(tmp_path: Path) -> None:
     assert found["hierarchical H=1,8"]["wire_bytes_per_step"] == pytest.approx((1.5 + 1.75 / 8) * TENSOR)
     assert found["compressed"]["moving_s"] == pytest.approx(two_level_s)
     assert found["compressed"]["all_reduce"] == "two-level"
+
+
+def test_a_longer_global_period_leaves_the_nodes_theirs(tmp_path: Path) -> None:
+    runs = sweep(tmp_path / "runs", replace(WORLD, host_byte_s=0.0, headers=1.0))
+    alone = predicted(plan(tmp_path, runs, "--ranks", "8", "--period", "32"), 8)
+    assert alone["hierarchical H=1,32"]["moving_s"] == pytest.approx(alone["hierarchical H=1,8"]["moving_s"] / 4)
+    assert alone["hierarchical H=1,32"]["waiting_s"] == pytest.approx(alone["hierarchical H=1,8"]["waiting_s"] / 2)
+    options = ("--ranks", "8", "--ranks-per-node", "4", "--node-rate", "8gbit", "--period", "32")
+    found = predicted(plan(tmp_path, runs, *options), 8)
+    two_levels_s = found["compressed"]["moving_s"]
+    in_node_s = found["hierarchical H=1,8"]["moving_s"] - two_levels_s / 8
+    assert found["hierarchical H=1,32"]["moving_s"] == pytest.approx(in_node_s + two_levels_s / 32)
 
 
 def test_on_cpu_all_reduce_is_a_ring_and_on_gpus_what_is_faster(tmp_path: Path) -> None:

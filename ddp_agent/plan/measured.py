@@ -35,6 +35,12 @@ class Setting:
     def reducer(self) -> str:
         return self.values.get("reducer", "dense")
 
+    @property
+    def period(self) -> int | None:
+        """H, where a mode has one and keeps it."""
+        fixed = self.values.get("cadence", "fixed") == "fixed"
+        return (self.number("period") or self.number("global_period")) if fixed else None
+
     def number(self, name: str) -> int | None:
         """Of the mode's own settings."""
         text = self.values.get(f"sync.{name}", "")

@@ -158,10 +158,8 @@ def _of_setting(model: Model, those: Sequence[Measured], ranks: int, question: Q
     base = nearest(those, ranks, question.link.rate_bits_per_s)
     link = replace(question.link, rate_bits_per_s=question.link.rate_bits_per_s or base.rate_bits_per_s)
     setting = base.setting
-    measured = setting.number("period")
-    fixed = measured is not None and setting.values.get("cadence", "fixed") == "fixed"
-    delayed = (setting.number("fragments") or 1) * (setting.number("delay") or 0)  # less than the period
-    periods = [each for each in question.periods if fixed and each != measured and each > delayed]
+    shortest = (setting.number("fragments") or 1) * ((setting.number("delay") or 0) + 1)
+    periods = [each for each in question.periods if setting.period not in (None, each) and each >= shortest]
     return [model.predict(base, ranks, link, period) for period in (None, *periods)]
 
 

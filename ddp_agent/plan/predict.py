@@ -1,6 +1,7 @@
 """Step time of a measured setting on another link, among another number of ranks, with another period."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,7 +35,7 @@ class Prediction:
     def label(self) -> str:
         if self.period is None:
             return self.base.label
-        return self.base.label.replace(f"H={self.base.setting.number('period')}", f"H={self.period}")
+        return re.sub(r"(?<=H=)(\d+,)?\d+", rf"\g<1>{self.period}", self.base.label, count=1)
 
     @property
     def step_s(self) -> float:
@@ -124,7 +125,7 @@ class Model:
         return base.local_s, base.batch * ranks / base.ranks
 
     def _longer(self, base: Measured, period: int) -> float:
-        return period / (base.setting.number("period") or period)
+        return period / (base.setting.period or period)
 
     def _waiting_s(self, base: Measured, own: Sequence[Load], sent: Sequence[Load], ranks: int) -> float:
         """The last of so many ranks comes later the more they are, and the longer they went alone."""
