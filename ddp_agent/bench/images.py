@@ -23,7 +23,7 @@ from ddp_agent.comm import Comm
 from ddp_agent.datasets.base import resident_classification
 from ddp_agent.optimizers import SGD
 from ddp_agent.reducers import Dense
-from ddp_agent.runtime import Runtime
+from ddp_agent.runtime import Runtime, seed_everything
 from ddp_agent.schedules import Constant
 from ddp_agent.sync import AllReduce, Independent, SyncStrategy
 from ddp_agent.topology import Topology
@@ -36,6 +36,7 @@ AGREEMENT = 0.5  # of the change of the parameters, after a round in bf16: a loo
 
 
 def measure(ranks: Runtime, repeats: int, data_root: Path | None) -> Outcome:
+    seed_everything(0)  # made-up images are the same on all ranks, as real ones are
     pictures = [resnet50(), fashion_cnn(data_root)]
     machine = Machine.here(ranks)
     workers = min(WORKERS, machine.cores)
