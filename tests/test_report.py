@@ -119,13 +119,13 @@ def test_a_refusal_names_the_config_keys_that_divide_the_runs_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for hidden in (32, 64):
-            config = {"model": {"hidden": hidden}, "optimizer": {"lr": 0.1 + seed}, "sync": {"period": 8}}
-            name = f"{hidden}-{seed}"
+        for hidden, period in ((32, 8), (32, 16), (64, 8)):
+            config = {"model": {"hidden": hidden}, "optimizer": {"lr": 0.1 + seed}, "sync": {"period": period}}
+            name = f"{hidden}-{period}-{seed}"
             make_run(tmp_path / name, seed=seed, config=config, init_sha256=f"{hidden}")
     said = refusal(tmp_path, capsys=capsys)
     assert said.count("and with it model.hidden\n") == 2
-    assert "optimizer.lr" not in said
+    assert "optimizer.lr" not in said and "sync.period" not in said
     assert "report each of them by itself" in said
 
 
@@ -327,6 +327,19 @@ def test_files_of_others_are_not_overwritten(
         (site / "report.json").write_text(index)
     assert "not written by a report" in refusal(tmp_path, "--output", str(site), capsys=capsys)
     assert (site / "index.html").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_an_index_names_files_of_its_own_directory_only(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    report = tmp_path / "report"
+    report.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (report / "old.png").write_text("old")
+    (report / "report.json").write_text('{"generator": "ddp_agent.report", "files": ["../mine", "old.png", 3]}')
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (report / "old.png").exists()
 
 
 @pytest.mark.usefixtures("without_drawing")

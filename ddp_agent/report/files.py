@@ -20,9 +20,9 @@ def text_of(path: Path) -> str:
 
 
 def json_object(text: str) -> Record:
-    """Empty when it is none. NaN and infinities, which are not JSON, are nulls."""
+    """Empty when it is none."""
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
