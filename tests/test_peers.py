@@ -24,8 +24,9 @@ from test_bench import norm_net, this_rank
 from torch import nn
 
 from ddp_agent.bench import averaging, cold, contenders, images, modes, peers, pictures, starts
-from ddp_agent.bench.__main__ import main
+from ddp_agent.bench.__main__ import _parser, main
 from ddp_agent.bench.job import BATCH, PERIOD, Job
+from ddp_agent.bench.outcome import Machine, Outcome
 from ddp_agent.bench.paused import Paused
 from ddp_agent.comm import Comm
 from ddp_agent.datasets.base import normalise
@@ -309,6 +310,22 @@ def test_every_mode_has_its_cost(ranks2: RankPool) -> None:
 def mode_rows() -> list[Any]:
     with mock.patch.object(modes, "BATCH", 2):
         return list(modes.here(this_rank(), repeats=1, steps=modes.PERIOD).rows)
+
+
+def test_two_ranks_on_one_gpu_are_measured_by_a_command_of_their_own() -> None:
+    machine = Machine(
+        processor="Abacus", cores=3, threads_per_rank=1, load=0.5, torch_version="9.9", backend="gloo", ranks=2
+    )
+    told = Outcome(title="t", how="h", machine=machine, rows=[{"sync": "gossip", "ratio": 1.5}])
+
+    def run(command: list[str], **_: Any) -> None:
+        typed = command[command.index("ddp_agent.bench") + 1 :]
+        arguments = _parser().parse_args(typed)
+        assert (arguments.ranks, arguments.only, arguments.repeats) == (2, ["modes"], 7)
+        told.write(arguments.json)
+
+    with mock.patch("subprocess.run", run):
+        assert modes._two_on_this_gpu(7) == told
 
 
 # The command
