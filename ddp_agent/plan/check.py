@@ -17,8 +17,14 @@ class Checked:
     """`base`: the same setting's run that was predicted from; None: as if the setting had never been run."""
 
     measured: Measured
-    predicted_samples_per_s: float
     base: Measured | None
+    batch: float
+    local_s: float
+    communication_s: float
+
+    @property
+    def predicted_samples_per_s(self) -> float:
+        return self.batch / (self.local_s + self.communication_s)
 
     @property
     def error(self) -> float:
@@ -39,9 +45,10 @@ def of_holdout(model: Model, fitted: Sequence[Measured], holdout: Sequence[Measu
         bases = [base for base in fitted if base.setting.key == each.setting.key]
         if bases:
             base = nearest(bases, each.ranks, there.rate_bits_per_s)
-            checked.append(Checked(each, model.predict(base, each.ranks, there).samples_per_s, base))
+            found = model.predict(base, each.ranks, there)
+            checked.append(Checked(each, base, found.batch, found.local_s, found.moving_s + found.waiting_s))
         else:
-            checked.append(Checked(each, _as_if_new(each, fitted, model, there), None))
+            checked.append(_as_if_new(each, fitted, model, there))
     return checked
 
 
@@ -56,12 +63,12 @@ def leaving_each_out(measured: Sequence[Measured], among: tuple[Algorithm, ...])
             continue  # the others alone do not say what communication costs
         mine = [each for each in measured if each.setting.key == key]
         known = [each for each in mine if any(other.where == each.where for other in others)]
-        checked += [Checked(each, _as_if_new(each, others, model, link_of(each)), None) for each in known]
+        checked += [_as_if_new(each, others, model, link_of(each)) for each in known]
     return checked
 
 
-def _as_if_new(each: Measured, others: Sequence[Measured], model: Model, link: Link) -> float:
-    """Samples a second. What only a run of its own could tell is left out: coding, and what backward hides."""
+def _as_if_new(each: Measured, others: Sequence[Measured], model: Model, link: Link) -> Checked:
+    """What only a run of its own could tell is left out: coding, and what backward hides."""
     alike = [other for other in others if (other.ranks, other.batch) == (each.ranks, each.batch)] or others
     alone = [other.local_s for other in alike if other.setting.mode == "independent"]
     local_s = mean(alone) if alone else median(other.local_s for other in alike)
@@ -69,4 +76,4 @@ def _as_if_new(each: Measured, others: Sequence[Measured], model: Model, link: L
     moving_s = exposed_s(sent, model.costs.cluster(each.ranks, link), model.among, 0.0, local_s)
     spreads = [spread for other in alike if (spread := spread_s(other)) is not None]
     waiting_s = lateness(each) * median(spreads) if spreads else 0.0
-    return each.batch / (local_s + moving_s + waiting_s)
+    return Checked(each, None, each.batch, local_s, moving_s + waiting_s)

@@ -126,6 +126,10 @@ def _checked(each: Checked) -> dict[str, Any]:
         "measured_samples_per_s": each.measured.samples_per_s,
         "predicted_samples_per_s": each.predicted_samples_per_s,
         "error": each.error,
+        "measured_local_s": each.measured.local_s,
+        "predicted_local_s": each.local_s,
+        "measured_communication_s": each.measured.exposed_s,
+        "predicted_communication_s": each.communication_s,
     }
 
 

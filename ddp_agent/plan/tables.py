@@ -9,6 +9,7 @@ from rich.table import Table
 from ddp_agent.console import human_seconds
 from ddp_agent.plan.advise import Advice, Qualities, seconds_to
 from ddp_agent.plan.check import Checked
+from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.predict import Prediction
 from ddp_agent.plan.words import counted, link_name
 
@@ -74,20 +75,27 @@ def advice(found: Advice, *, loss: float, target: float | None) -> str:
 
 
 def errors(checked: Sequence[Checked], title: str) -> Table:
-    table = Table(title=title, caption=summary(checked))
+    table = Table(title=title, caption=f"{summary(checked)}. In brackets: predicted")
     for name in ("setting", "predicted from"):
         table.add_column(name)
-    for name in ("ranks", "link", "measured samples/s", "predicted", "error"):
+    for name in ("measured on", "samples/s", "error", "local, ms", "communication, ms"):
         table.add_column(name, justify="right")
     for each in sorted(checked, key=lambda each: -abs(each.error)):
         there, base = each.measured, each.base
-        origin = (
-            "other settings" if base is None else f"{counted(base.ranks, 'rank')}, {link_name(base.rate_bits_per_s)}"
+        table.add_row(
+            escape(there.label),
+            _place(base) if base else "other settings",
+            _place(there),
+            f"{there.samples_per_s:,.0f} ({each.predicted_samples_per_s:,.0f})",
+            f"{each.error:+.1%}",
+            f"{_milliseconds(there.local_s)} ({_milliseconds(each.local_s)})",
+            f"{_milliseconds(there.exposed_s)} ({_milliseconds(each.communication_s)})",
         )
-        speeds = f"{there.samples_per_s:,.0f}", f"{each.predicted_samples_per_s:,.0f}"
-        place = str(there.ranks), link_name(there.rate_bits_per_s)
-        table.add_row(escape(there.label), origin, *place, *speeds, f"{each.error:+.1%}")
     return table
+
+
+def _place(measured: Measured) -> str:
+    return f"{counted(measured.ranks, 'rank')}, {link_name(measured.rate_bits_per_s)}"
 
 
 def summary(checked: Sequence[Checked]) -> str:

@@ -35,7 +35,7 @@ def fitted(model: Model, measured: Sequence[Measured]) -> list[str]:
 
 def _places(measured: Iterable[Measured]) -> str:
     places = dict.fromkeys((each.ranks, each.rate_bits_per_s) for each in measured)
-    return ", ".join(f"{counted(ranks, 'rank')} on {link_name(bits)}" for ranks, bits in places)
+    return ", ".join(f"{counted(ranks, 'rank')} at {link_name(bits)}" for ranks, bits in places)
 
 
 def _bandwidth(costs: Costs, measured: Iterable[Measured]) -> str:
@@ -99,7 +99,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def link_name(bits_per_s: float | None) -> str:
-    return "a link of unknown rate" if bits_per_s is None else rate(bits_per_s)
+    return "unknown rate" if bits_per_s is None else rate(bits_per_s)
 
 
 def rate(bits_per_s: float) -> str:
