@@ -193,7 +193,7 @@ def test_every_figure_of_the_cost_table(tmp_path: Path) -> None:
     result = result_of(tmp_path)
     assert cells(result, "Cost")["allreduce"] == {
         "mode": "allreduce", "MB sent": "13.0", "syncs": "88.5", "training s": "20.0", "samples/s": "1,250",
-        "exposed comm. %": "15.0", "of which waiting %": "6.50", "consensus distance": "0.3", "relative": "0.015",
+        "exposed comm. %": "15.0", "of which waiting %": "6.50", "consensus distance": "0.3", "relative to ‖w‖": "0.015",
         "peak memory MB": "850",
     }  # fmt: skip
     assert result.baseline.parts_s == pytest.approx({
@@ -414,6 +414,15 @@ def test_the_answer_names_who_is_as_good_for_less(tmp_path: Path) -> None:
         f"and may be up to {-local.low:.4f} worse than allreduce."
     ) in text
     assert f"a difference of up to {max(-local.low, local.high):.4f} would still agree with these runs." in text
+
+
+def test_who_sends_least_is_not_said_when_one_might_send_less(tmp_path: Path) -> None:
+    for mode, sent in {"allreduce": 9e6, "local_sgd": 3e6, "diloco": None}.items():
+        for seed in (0, 1):
+            make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, test_metric=0.9, wire_bytes=sent)
+    text = told(result_of(tmp_path))
+    assert "trains fastest" in text
+    assert "fewest bytes" not in text
 
 
 def test_one_row_is_no_comparison(tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("place", range(8))
 def test_each_series_stands_out_from_light_and_dark_paper(place: int) -> None:
     colour = Style(place).colour
-    assert contrast(colour, "#ffffff") >= 3  # what WCAG asks of graphics
-    assert contrast(DARK[colour], "#13161a") >= 3
+    assert contrast(colour, "#ffffff") >= 4.5  # what WCAG asks of text: names are written in them
+    assert contrast(DARK[colour], "#13161a") >= 4.5
 
 
 def test_no_two_lines_look_alike() -> None:
@@ -363,7 +363,7 @@ def test_light_and_dark_and_a_phone(chromium: str, html: str, tmp_path: Path) ->
     assert (light["paper"], dark["paper"]) == ("rgb(255, 255, 255)", "rgb(19, 22, 26)")
     for found in (light, dark):
         assert found["content"] <= found["width"]  # tables scroll in their boxes, the page does not
-        assert found["figure_ink"] == [found["ink"]]
+        assert found["ink"] in found["figure_ink"]
         assert len(found["figures"]) == 7
         assert all(width > 250 and height > 150 for width, height in found["figures"])
         assert all(count > 20 for count in found["drawn"])
@@ -371,4 +371,5 @@ def test_light_and_dark_and_a_phone(chromium: str, html: str, tmp_path: Path) ->
         assert found["text_px"] >= 9
     assert light["ink"] != dark["ink"]
     assert light["series"] != dark["series"]
+    assert not set(light["figure_ink"]) & set(dark["figure_ink"])
     assert light["wide_tables"] > dark["wide_tables"] == 0

@@ -1,7 +1,7 @@
 """Which modes nobody beats in both the metric and what it cost."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
@@ -39,10 +39,9 @@ def _cost(line: Line, cost: str) -> float:
 
 def draw_pareto(panel: Axes, result: Result, cost: str) -> None:
     """A dot is a mean, its bar the 95 % interval. The front is a staircase: between two modes there is nothing."""
-    name, unit = AXES[cost]
-    best = front(result, cost)
-    stairs = [(_cost(line, cost) / unit, line.metric.mean) for line in best]
-    panel.step(*zip(*stairs, strict=True), where="post", color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    name, _ = AXES[cost]
+    best, (across, up) = front(result, cost), zip(*_stairs(result, cost), strict=True)
+    panel.step(across, up, where="post", color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for place, line, x, y in _spots(result, cost):
         half = line.metric.half_width if y == line.metric.mean else None
         fill = "full" if line in best else "none"
@@ -77,24 +76,51 @@ def unseen(result: Result, cost: str) -> list[Line]:
 
 
 def label_pareto(panel: Axes, result: Result, cost: str) -> None:
-    """Each name where it covers no dot and no other name, as near as there is room.
+    """Each name where it covers nothing that is drawn and no other name, as near as there is room.
 
     Of many, only those of the front and the baseline: the legend has the rest.
     """
     spots, named = _spots(result, cost), [result.baseline, *front(result, cost)]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in panel.transData.transform([s[2:] for s in spots])]
-    for _, line, x, y in spots:
+    taken = _drawn(panel, result, cost)
+    for place, line, x, y in spots:
         if line in named or len(spots) <= _NAMED_ALL:
-            taken.append(_place(panel, (x, y), shortened(line.label), taken))
+            taken.append(_place(panel, (x, y), shortened(line.label), Style(place).colour, taken))
 
 
-def _place(panel: Axes, spot: tuple[float, float], name: str, taken: Sequence[Bbox]) -> Bbox:
+def _drawn(panel: Axes, result: Result, cost: str) -> list[Bbox]:
+    """Where dots, intervals and the front are, in pixels."""
+
+    def box(one: tuple[float, float], other: tuple[float, float], margin: float) -> Bbox:
+        (x0, y0), (x1, y1) = panel.transData.transform([one, other])
+        return Bbox.from_extents(
+            min(x0, x1) - margin, min(y0, y1) - margin, max(x0, x1) + margin, max(y0, y1) + margin
+        )  # fmt: skip
+
+    spots, stairs = _spots(result, cost), _stairs(result, cost)
+    dots = [box((x, y), (x, y), 5) for _, _, x, y in spots]
+    bars = [
+        box((x, line.metric.low), (x, line.metric.high), 1)
+        for _, line, x, _ in spots
+        if line.metric.low is not None and line.metric.high is not None
+    ]
+    steps = [box(one, (other[0], one[1]), 1) for one, other in pairwise(stairs)]
+    rises = [box((other[0], one[1]), other, 1) for one, other in pairwise(stairs)]
+    return [*dots, *bars, *steps, *rises]
+
+
+def _stairs(result: Result, cost: str) -> list[tuple[float, float]]:
+    return [(_cost(line, cost) / AXES[cost][1], line.metric.mean) for line in front(result, cost)]
+
+
+def _place(panel: Axes, spot: tuple[float, float], name: str, colour: str, taken: Sequence[Bbox]) -> Bbox:
     least: tuple[float, Annotation | None, Bbox] = (float("inf"), None, Bbox.null())
-    for lift, (side, aligned) in product((0, 9, -9, 18, -18, 27, -27), ((8, "left"), (-8, "right"), (0, "center"))):
+    for lift, (side, aligned) in product(
+        (0, 9, -9, 18, -18, 27, -27, 40, -40), ((8, "left"), (-8, "right"), (0, "center"))
+    ):
         if side == 0 and lift == 0:
             continue
         text = panel.annotate(
-            name, spot, (side, lift), textcoords="offset points", ha=aligned, va="center", fontsize=9, color=INK
+            name, spot, (side, lift), textcoords="offset points", ha=aligned, va="center", fontsize=9, color=colour
         )
         box = text.get_window_extent()
         hidden = sum(_overlap(box, other) for other in taken) + 3 * _outside(box, panel.get_window_extent())

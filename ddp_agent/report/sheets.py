@@ -96,7 +96,7 @@ def _cost(result: Result) -> Sheet:
             column("exposed comm. %", "exposed_comm_percent"),
             column("of which waiting %", "straggler_wait_percent"),
             column("consensus distance", "consensus_distance"),
-            column("relative", "consensus_relative"),
+            column("relative to ‖w‖", "consensus_relative"),
             column("peak memory MB", "peak_memory_bytes", _megabytes),
         ],
     )
