@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TENSOR = 800_000  # bytes
+STEPS = 80
 LATER = {1: 0.0, 2: 0.5641895835, 3: 0.8462843753, 4: 1.0293753730, 8: 1.4236003060}  # E(max of n normal draws)
 
 
@@ -31,8 +32,6 @@ class World:
         return self.host_byte_s + (self.headers * 8 / self.rate if self.rate else 0.0)
 
 
-# Of a mode among n ranks: collectives a step as counted, payload a step, and per synchronisation the messages that
-# follow one another and the bytes that a rank sends; how many ranks one waits for; synchronisations a step.
 def ring(n: int, size: float) -> tuple[float, float]:
     return 2 * (n - 1), 2 * (n - 1) / n * size
 
@@ -49,12 +48,15 @@ MODES: dict[str, dict[str, Any]] = {
     "gossip H=1": {"sync": "gossip", "period": 1, "graph": "ring"},
     "easgd H=8": {"sync": "easgd", "period": 8},
     "hierarchical H=1,8": {"sync": "hierarchical", "node_period": 1, "global_period": 8},
+    "post_local_sgd H=8": {"sync": "post_local_sgd", "period": 8, "switch_step": 20},
     "streaming_diloco H=8": {"sync": "streaming_diloco", "period": 8, "fragments": 2, "delay": 1},
 }
 
 
 @dataclass(frozen=True)
 class Sync:
+    """What a synchronisation counts, the messages that follow one another in it, and the bytes that a rank sends."""
+
     often: float  # a step
     calls: int
     payload: float
@@ -65,6 +67,9 @@ class Sync:
 
 def sync_of(mode: dict[str, Any], n: int) -> Sync:
     often = 1 / mode.get("period", mode.get("global_period", 1))
+    if mode["sync"] == "post_local_sgd":
+        first = mode["switch_step"] / STEPS  # of the steps, with gradients in each
+        return Sync(first + (1 - first) * often, 1, TENSOR, *ring(n, TENSOR), n)
     if mode["sync"] == "streaming_diloco":
         return Sync(mode["fragments"] * often, 1, TENSOR / 2, *ring(n, TENSOR / 2), n)
     if mode["sync"] == "gossip":
@@ -91,6 +96,7 @@ def seconds(world: World, mode: dict[str, Any], n: int) -> tuple[float, float]:
     each_s = sync.messages * (world.message_s + world.latency_s) + sync.sent * world.byte_s
     hidden_s = {"allreduce": world.backward_s, "streaming_diloco": mode.get("delay", 0) * world.local_s}
     moving_s = sync.often * max(0.0, each_s - hidden_s.get(mode["sync"], 0.0))
+    moving_s -= mode.get("switch_step", 0) / STEPS * min(each_s, world.backward_s)
     return moving_s, world.spread_s * LATER[sync.waits_for] * math.sqrt(sync.often)
 
 
@@ -106,7 +112,7 @@ def write(
     n: int = 2,
     *,
     seed: int = 0,
-    steps: int = 80,
+    steps: int = STEPS,
     extra_s: float = 0.0,
     **changes: Any,
 ) -> Path:

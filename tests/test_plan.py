@@ -194,6 +194,14 @@ def test_other_periods_have_a_time_but_no_quality(tmp_path: Path) -> None:
     assert sum("easgd" in setting for setting in found) == 2 and "compressed H=32" not in found
 
 
+def test_with_another_period_gradients_still_go_every_step(tmp_path: Path) -> None:
+    """The first quarter of the steps averages gradients; behind them come 3/4 of the steps with a period."""
+    outcome = plan(tmp_path, sweep(tmp_path / "runs", WORLD), "--ranks", "2", "--period", "16")
+    sent = {setting: each["wire_bytes_per_step"] / TENSOR for setting, each in predicted(outcome, 2).items()}
+    assert sent["post_local_sgd H=8"] == pytest.approx(1 / 4 + 3 / 4 / 8)
+    assert sent["post_local_sgd H=16"] == pytest.approx(1 / 4 + 3 / 4 / 16)
+
+
 def test_a_period_too_short_for_its_delays_is_not_predicted(tmp_path: Path) -> None:
     """Two fragments with a delay of 1 step need 4."""
     outcome = plan(tmp_path, sweep(tmp_path / "runs", WORLD), "--ranks", "2", "--period", "2,4")
@@ -265,6 +273,7 @@ def test_without_held_out_runs_each_setting_is_left_out_in_turn(tmp_path: Path) 
     errors = {each["setting"]: each["error"] for each in outcome["checked"]}
     assert set(errors) == set(MODES) - {"independent"}
     # Alone what backward hides only a mode's own run can tell.
+    assert errors.pop("post_local_sgd H=8") < -0.005
     hidden = errors.pop("allreduce")
     moving_s = speed(replace(WORLD, backward_s=0.0), "allreduce", 2) / speed(WORLD, "allreduce", 2) - 1
     assert hidden == pytest.approx(moving_s) and moving_s < -0.01

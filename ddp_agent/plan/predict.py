@@ -64,8 +64,9 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Model:
-    """`local`: independent runs by their number of ranks, whose compute holds there; `given` ones hold for all modes,
-    the others for modes that were not measured among so many."""
+    """`local`: independent runs by their number of ranks, whose compute holds for modes that were not measured there;
+    that of `given` ones holds for all modes.
+    """
 
     costs: Costs
     among: tuple[Algorithm, ...]

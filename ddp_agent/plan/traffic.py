@@ -109,8 +109,8 @@ def _hierarchical(measured: Measured, calls: float, size_bytes: float) -> list[L
 
 
 def at_period(load: Load, factor: float) -> Load:
-    """With a period so many times as long. What nodes do inside stays as often."""
-    return load if load.group else replace(load, per_step=load.per_step / factor)
+    """With a period so many times as long. Gradients, and what nodes do inside, stay as often."""
+    return load if load.group or load.cover == "backward" else replace(load, per_step=load.per_step / factor)
 
 
 def meetings(sent: Iterable[Load]) -> float:
