@@ -357,26 +357,29 @@ def test_a_directory_that_cannot_be_written_still_gives_the_table(
     assert output.err.count("\n") == 1
 
 
-def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
-    """A limit on the size of files stands for it: the first figure hits it, after the page was written."""
-    sweep, output = make_sweep(tmp_path / "sweep", {"allreduce": (0.8, 0.9)}), tmp_path / "report"
-
-    def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    for before in ([], ["index.html", "report.json"]):
-        if before:
-            output.mkdir()
-            (output / "index.html").write_text("old")
-            (output / "report.json").write_text('{"generator": "ddp_agent.report", "files": ["index.html"]}')
-        done = subprocess.run(
-            [sys.executable, "-m", "ddp_agent.report", str(sweep), "--output", str(output)],
-            check=False, capture_output=True, text=True, cwd=ROOT, preexec_fn=full,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "cannot be written (File too large)" in done.stderr
-        assert sorted(path.name for path in tmp_path.glob("report/*")) == before
-    assert (output / "index.html").read_text() == "old"
+@pytest.mark.parametrize("before", [[], ["index.html", "report.json"]])
+def test_a_disk_that_fills_up_leaves_what_was_there(
+    tmp_path: Path, before: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for it: the last file hits it, when the others are written."""
+    make_run(tmp_path / "a")
+    report = tmp_path / "report"
+    if before:
+        report.mkdir()
+        (report / "index.html").write_text("old")
+        (report / "report.json").write_text('{"generator": "ddp_agent.report", "files": ["index.html"]}')
+    files = {"report.json": b"{}", "index.html": b"new", "curves.png": bytes(100_000)}
+    monkeypatch.setattr(command, "contents", lambda result: files)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        assert main([str(tmp_path)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.startswith(f"{report}: cannot be written (File too large)")
+    assert sorted(path.name for path in tmp_path.glob("report/*")) == before
+    assert report.exists() == bool(before)
+    assert not before or (report / "index.html").read_text() == "old"
 
 
 def test_a_report_needs_no_torch_and_says_nothing_else(tmp_path: Path) -> None:

@@ -193,8 +193,8 @@ def test_every_figure_of_the_cost_table(tmp_path: Path) -> None:
     result = result_of(tmp_path)
     assert cells(result, "Cost")["allreduce"] == {
         "mode": "allreduce", "MB sent": "13.0", "syncs": "88.5", "training s": "20.0", "samples/s": "1,250",
-        "exposed comm. %": "15.0", "of which waiting %": "6.50", "consensus distance": "0.3", "relative to ‖w‖": "0.015",
-        "peak memory MB": "850",
+        "exposed comm. %": "15.0", "of which waiting %": "6.50", "consensus distance": "0.3",
+        "relative to ‖w‖": "0.015", "peak memory MB": "850",
     }  # fmt: skip
     assert result.baseline.parts_s == pytest.approx({
         "data": 1.5, "compute": 16.0, "moving bytes": 1.05, "waiting for stragglers": 1.45, "evaluation": 0.6,
