@@ -93,7 +93,7 @@ def step_rows(installed: list[str]) -> list[Any]:
 
 
 GRADIENTS = ["this tree: trainer, AllReduce", "hand-written loop: DDP, DataLoader"]
-PARAMETERS = ["this tree: trainer, LocalSGD", "hand-written loop: torch PostLocalSGDOptimizer, DataLoader"]
+PARAMETERS = ["this tree: trainer, LocalSGD", "hand-written loop: torch PostLocalSGD, DataLoader"]
 
 
 def test_without_peers_the_rest_is_measured(ranks2: RankPool) -> None:

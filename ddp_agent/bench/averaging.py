@@ -31,7 +31,7 @@ def measure(create: Callable[[], nn.Module], name: str, ranks: Runtime, repeats:
 def contenders(create: Callable[[], nn.Module], device: torch.device, peers: Sequence[str]) -> Iterator[Contender]:
     """The first is the yardstick. Each has a model of its own."""
     yield replace(sync.ours(create()), target=None)
-    yield _contender("torch PostLocalSGDOptimizer's averager", create(), torch_averager, 1.5)
+    yield _contender("torch PostLocalSGD", create(), torch_averager, 1.5)
     if "accelerate" in peers:
         from ddp_agent.bench import with_accelerate
 

@@ -94,7 +94,7 @@ def parameters_averaged(work: Job, peers: Sequence[str], until_closed: ExitStack
     yield ours(work, LocalSGD(period=PERIOD), "parameters", until_closed)
     local = by_hand.PostLocal(work)
     yield Contender(
-        name="hand-written loop: torch PostLocalSGDOptimizer, DataLoader",
+        name="hand-written loop: torch PostLocalSGD, DataLoader",
         synchronised="parameters",
         run=local,
         parameters=local.model.parameters,
