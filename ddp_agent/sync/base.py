@@ -16,7 +16,13 @@ from ddp_agent.fields import PositiveInt, check_fields
 from ddp_agent.flat import Flat
 from ddp_agent.moment import Moment
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.policies import BufferPolicy, OptimizerPolicy, merge_buffers_, merge_optimizer_state_
+from ddp_agent.sync.policies import (
+    BufferPolicy,
+    OptimizerPolicy,
+    merge_buffers_,
+    merge_optimizer_state_,
+    start_merging_buffers,
+)
 from ddp_agent.topology import Topology
 
 DRIFT_SAMPLES = 4096  # parameters from which the distance between ranks is estimated
@@ -255,9 +261,9 @@ class Anchored(Periodic):
 
     def merge_parameters_(self) -> None:
         torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
-        finish = self._changes.start(self._pseudo_gradient, self.topology.world)
-        merge_buffers_(self.flat, self.buffers, self.topology.world)  # meanwhile
-        finish()
+        finish_buffers = start_merging_buffers(self.flat, self.buffers, self.topology.world)
+        self._changes.mean_(self._pseudo_gradient, self.topology.world)
+        finish_buffers()
         self.outer_step_(self._pseudo_gradient)
         self.flat.parameters.copy_(self.anchor)
 

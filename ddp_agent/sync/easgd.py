@@ -6,7 +6,7 @@ import torch
 
 from ddp_agent.fields import PositiveFloat
 from ddp_agent.sync.base import Anchored
-from ddp_agent.sync.policies import merge_buffers_
+from ddp_agent.sync.policies import start_merging_buffers
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,9 +23,9 @@ class EASGD(Anchored):
         world = self.topology.world
         torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
         self.flat.parameters.add_(self._pseudo_gradient, alpha=self.alpha)
-        finish = self._changes.start(self._pseudo_gradient, world)
-        merge_buffers_(self.flat, self.buffers, world)  # meanwhile
-        finish()
+        finish_buffers = start_merging_buffers(self.flat, self.buffers, world)
+        self._changes.mean_(self._pseudo_gradient, world)
+        finish_buffers()
         self.anchor.sub_(self._pseudo_gradient, alpha=self.alpha * world.size)
 
     def to_consensus_(self) -> None:

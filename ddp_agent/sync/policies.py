@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ddp_agent.comm import Comm
 from ddp_agent.flat import Flat
-from ddp_agent.reducers.base import Reducer
+from ddp_agent.reducers.base import Finish, Reducer
 
 # average: mean of floating-point buffers, maximum of integers (BatchNorm counts batches). recalibrate: nothing
 # travels; whoever evaluates estimates the statistics anew with the averaged weights (`evaluate.recalibrate_`).
@@ -17,29 +17,50 @@ BufferPolicy = Literal["average", "rank0", "local", "recalibrate"]
 OptimizerPolicy = Literal["local", "average", "reset"]
 
 
-def merge_buffers_(flat: Flat, policy: BufferPolicy, comm: Comm, *, homed: bool = True) -> None:
-    """Brings buffers to one state on all ranks, by `policy`; `homed=False`: but not those in `flat.everything`."""
+def merge_buffers_(flat: Flat, policy: BufferPolicy, comm: Comm) -> None:
+    """Brings buffers to one state on all ranks, by `policy`."""
+    start_merging_buffers(flat, policy, comm)()
+
+
+def start_merging_buffers(flat: Flat, policy: BufferPolicy, comm: Comm, *, homed: bool = True) -> Finish:
+    """`merge_buffers_` begun; the returned function waits and leaves the result. `homed=False`: but not those in
+    `flat.everything`.
+
+    Begun before a large collective and finished after it, small ones cost nothing: waited for in between, they cost
+    ResNet-18 15 % of its averaging, in waking up and going to sleep again.
+    """
     if policy in ("local", "recalibrate"):
-        return
+        return _nothing
     inside = [flat.buffers] if homed and flat.buffers.numel() else []
     if policy == "rank0":
         for tensor in (*inside, *flat.others):
             comm.broadcast_(tensor)
-        return
-    for tensor in inside:
-        comm.all_reduce_(tensor)
-        tensor.div_(comm.size)
+        return _nothing
     floating = [buffer for buffer in flat.others if buffer.is_floating_point()]
-    merge_packed_(floating, torch.float64, "mean", comm)
-    merge_packed_([buffer for buffer in flat.others if not buffer.is_floating_point()], torch.int64, "max", comm)
+    integers = [buffer for buffer in flat.others if not buffer.is_floating_point()]
+    finishes = [
+        *(_start_mean(tensor, comm) for tensor in inside),
+        _start_packed(floating, torch.float64, "mean", comm),
+        _start_packed(integers, torch.int64, "max", comm),
+    ]
+
+    def finish() -> None:
+        for finish_one in finishes:
+            finish_one()
+
+    return finish
+
+
+def _nothing() -> None:
+    """What is left to do for buffers that do not travel."""
 
 
 def average_(flat: Flat, policy: BufferPolicy, reducer: Reducer, comm: Comm) -> None:
     """The mean of raw parameters over `comm`, and buffers by `policy`."""
     together = policy == "average"  # buffers lie behind the parameters: one collective serves both
-    finish = reducer.start(flat.everything if together else flat.parameters, comm)
-    merge_buffers_(flat, policy, comm, homed=not together)  # meanwhile
-    finish()
+    finish_buffers = start_merging_buffers(flat, policy, comm, homed=not together)
+    reducer.mean_(flat.everything if together else flat.parameters, comm)
+    finish_buffers()
 
 
 def merge_optimizer_state_(optimizer: Optimizer, policy: OptimizerPolicy, comm: Comm) -> None:
@@ -70,12 +91,31 @@ def _like(value: object, parameter: Tensor) -> bool:
 
 def merge_packed_(tensors: Sequence[Tensor], dtype: torch.dtype, how: Literal["mean", "max"], comm: Comm) -> None:
     """Mean or maximum over ranks of many small tensors in one collective."""
+    _start_packed(tensors, dtype, how, comm)()
+
+
+def _start_packed(tensors: Sequence[Tensor], dtype: torch.dtype, how: Literal["mean", "max"], comm: Comm) -> Finish:
     if not tensors:
-        return
+        return _nothing
     packed = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
-    comm.all_reduce_(packed, "sum" if how == "mean" else "max")
-    if how == "mean":
-        packed.div_(comm.size)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, part in zip(tensors, packed.split(sizes), strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    pending = comm.start_all_reduce_(packed, "sum" if how == "mean" else "max")
+
+    def finish() -> None:
+        pending.wait()
+        if how == "mean":
+            packed.div_(comm.size)
+        sizes = [tensor.numel() for tensor in tensors]
+        for tensor, part in zip(tensors, packed.split(sizes), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    return finish
+
+
+def _start_mean(tensor: Tensor, comm: Comm) -> Finish:
+    pending = comm.start_all_reduce_(tensor)
+
+    def finish() -> None:
+        pending.wait()
+        tensor.div_(comm.size)
+
+    return finish
