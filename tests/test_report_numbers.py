@@ -1,6 +1,7 @@
 """Known numbers in, every figure of the tables out: against scipy, or by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -129,6 +130,9 @@ def test_equal_differences_are_no_interval_to_judge_by(tmp_path: Path) -> None:
         "a": "no verdict (all 2 differences are equal)",
         "b": "no difference shown (n=2 seeds)",
     }
+    for job in ("4", "5"):
+        shutil.rmtree(tmp_path / job)
+    assert "No verdicts: all 2 differences are equal." in told(result_of(tmp_path))
 
 
 def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_path: Path) -> None:
@@ -407,13 +411,22 @@ def test_the_answer_names_who_is_as_good_for_less(tmp_path: Path) -> None:
     assert "Better than allreduce in test accuracy: slowmo (+0.0051 ± 0.0006)." in text
     assert "Worse than allreduce in test accuracy: diloco (−0.0097 ± 0.0014)." in text
     assert "Not shown to differ from allreduce in test accuracy: local_sgd." in text
-    # Not diloco, which sends less but is worse.
+    # Not diloco, which sends less but is worse; and of slowmo, which is better, no word that it may be worse.
     assert (
-        "Among these and allreduce, local_sgd sends the fewest bytes (7.00 MB; allreduce 70.0 MB, 10.0 × as much) "
-        "and trains fastest (10.0 s; allreduce 20.0 s, 2.00 × as much), "
-        f"and may be up to {-local.low:.4f} worse than allreduce."
+        "Of those not shown to be worse, local_sgd sends the fewest bytes (7.00 MB; allreduce 70.0 MB, 10.0 × as much)"
+        f", and may be up to {-local.low:.4f} worse than allreduce; "
+        "slowmo trains fastest (4.00 s; allreduce 20.0 s, 5.00 × as much)."
     ) in text
     assert f"a difference of up to {max(-local.low, local.high):.4f} would still agree with these runs." in text
+
+
+def test_one_that_is_cheapest_in_all_is_named_once(tmp_path: Path) -> None:
+    for mode, cost in {"allreduce": 1, "diloco": 2}.items():
+        for seed in (0, 1):
+            make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, wire_bytes=cost * 10**6, train_s=cost)
+    assert (
+        "Of those not shown to be worse, allreduce sends the fewest bytes (1.00 MB) and trains fastest (1.00 s)."
+    ) in told(result_of(tmp_path))
 
 
 def test_who_sends_least_is_not_said_when_one_might_send_less(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ def answer(result: Result) -> list[str]:
     """Paragraphs: what was found, best first, and in the last one what cannot be said."""
     if len(result.lines) == 1:
         found = [_alone(result)]
-    elif not result.compared:
+    elif all(line.verdict in ("baseline", "no verdict") for line in result.lines):
         found = [_without_verdicts(result)]
     else:
-        found = [*_apart(result, "better"), *_alike(result), *_apart(result, "worse")]
+        found = [*_apart(result, "better"), *_alike(result), *_choice(result), *_apart(result, "worse")]
     return [*found, " ".join(_unsaid(result))]
 
 
@@ -54,18 +54,20 @@ def _signed(line: Line, decimals: int) -> str:
 
 
 def _alike(result: Result) -> list[str]:
-    baseline = result.baseline.label
-    lines = [line for line in result.compared if line.verdict == "no difference shown"]
-    if not lines:
-        return [f"Every mode with a verdict differs from {baseline}."]
-    found = [f"Not shown to differ from {baseline} in {result.metric_name}: {_labels(lines)}."]
-    as_good = [result.baseline, *lines]
+    labels = [line.label for line in result.lines if line.verdict == "no difference shown"]
+    what = f"Not shown to differ from {result.baseline.label} in {result.metric_name}"
+    return [f"{what}: {listed(labels)}."] if labels else []
+
+
+def _choice(result: Result) -> list[str]:
+    """Who has the least cost of those that are as good as the baseline, for all that was shown."""
+    lines = [result.baseline, *(line for line in result.compared if line.verdict in ("better", "no difference shown"))]
     choices: dict[str, list[str]] = {}
     for key, does in _DEEDS.items():
-        if label := _least(as_good, key):
-            choices.setdefault(label, []).append(f"{does} ({_saved(as_good, label, key)})")
+        if len(lines) > 1 and (label := _least(lines, key)):
+            choices.setdefault(label, []).append(f"{does} ({_saved(lines, label, key)})")
     said = [f"{label} {' and '.join(deeds)}{_at_worst(result, label)}" for label, deeds in choices.items()]
-    return [*found, f"Among these and {baseline}, {'; '.join(said)}."] if said else found
+    return [f"Of those not shown to be worse, {'; '.join(said)}."] if said else []
 
 
 def _least(lines: Sequence[Line], key: str) -> str | None:
@@ -91,6 +93,8 @@ def _at_worst(result: Result, label: str) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return ""
     worst = -difference.low if result.higher_is_better else difference.high
+    if worst <= 0:
+        return ""
     return f", and may be up to {worst:.{metric_decimals(result)}f} worse than {result.baseline.label}"
 
 
@@ -114,7 +118,3 @@ def _unsaid(result: Result) -> list[str]:
 
 def _bounds(estimate: Estimate) -> list[float]:
     return [bound for bound in (estimate.low, estimate.high) if bound is not None]
-
-
-def _labels(lines: Sequence[Line]) -> str:
-    return listed([line.label for line in lines])
