@@ -101,6 +101,8 @@ ONLY_IN: dict[str, list[str]] = {
     "matplotlib": ["ddp_agent.report.*"],
     "rich": ["ddp_agent.console", "ddp_agent.report.*", "ddp_agent.plan.*", "ddp_agent.bench.*"],
     "safetensors": ["ddp_agent.export"],
+    "lightning": ["ddp_agent.bench.*"],
+    "accelerate": ["ddp_agent.bench.*"],
 }
 
 # Imported inside functions only: slow, or not always there, and rarely needed.
