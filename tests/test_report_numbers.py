@@ -494,6 +494,8 @@ def test_one_that_went_astray_does_not_press_the_others_flat() -> None:
     good = [0.90, 0.905, 0.91, 0.91, 0.915]
     low, high = fence([*good, 0.1], higher_is_better=True)
     assert 0.89 < low < 0.9 and 0.915 < high < 0.92
+    assert fence([*good, 0.85], higher_is_better=True)[0] > 0.89  # the middle third is 0.903 to 0.910
+    assert fence([*good, 0.88], higher_is_better=True)[0] < 0.88
     low, high = fence([1 - value for value in [*good, 0.1]], higher_is_better=False)
     assert 0.08 < low < 0.085 and 0.1 < high < 0.11
     assert fence([*good, 1.5], higher_is_better=True)[1] > 1.5  # what is better is always in view
