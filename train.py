@@ -7,14 +7,13 @@ python train.py --help                                                   # all m
 """
 
 import os
-import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     # Ranks share the cores of a machine; torch would start as many threads as there are cores in each of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ddp_agent.launch import LaunchContext, main
+from ddp_agent.launch import LaunchContext, leave, main
 from ddp_agent.run_directory import RunDirectory
 
 
@@ -33,4 +32,4 @@ def train(context: LaunchContext, directory: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(train, check=check, conf=Path(__file__).resolve().parent / "conf"))
+    leave(main(train, check=check, conf=Path(__file__).resolve().parent / "conf"))

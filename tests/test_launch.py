@@ -51,7 +51,7 @@ TRAIN = """
 import logging, os, signal, sys, time
 from pathlib import Path
 from ddp_agent.errors import ConfigError, DataError
-from ddp_agent.launch import main
+from ddp_agent.launch import leave, main
 
 def check(context):
     if context.cfg["seed"] < 0:
@@ -78,7 +78,7 @@ def train(context, directory):
     if ranks.rank == 0:
         directory.write_summary({"best_metric": 0.5})
 
-sys.exit(main(train, check=check, conf=Path(__file__).parent / "conf"))
+leave(main(train, check=check, conf=Path(__file__).parent / "conf"))
 """
 
 

@@ -287,3 +287,27 @@ def test_a_killed_parent_takes_its_rank_along() -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+
+
+LEAVES = """
+import atexit, gc, sys, threading, time
+from ddp_agent.place import leave
+
+class Held:
+    def __del__(self):
+        print("taken apart")
+
+held = Held()
+atexit.register(print, "hook")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+print("last words")
+print("on stderr", file=sys.stderr)
+leave(7)
+"""
+
+
+def test_a_rank_leaves_with_all_said_and_nothing_taken_apart() -> None:
+    """Taking the interpreter apart is when a thread of gloo that still holds a tensor makes torch abort."""
+    left = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60, check=False)
+    assert (left.returncode, left.stdout.split("\n")) == (7, ["last words", "thread", "hook", ""])
+    assert left.stderr == "on stderr\n"

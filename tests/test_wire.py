@@ -19,6 +19,7 @@ RANK = """
 import json, sys, torch, torch.distributed as dist
 from pathlib import Path
 from ddp_agent.comm import Comm
+from ddp_agent.place import leave
 from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Sign, TopK
 
 link, rank = sys.argv[1], int(sys.argv[2])
@@ -40,6 +41,7 @@ for name, way in ways.items():
     results[name] = (sent() - before, comm.stats.wire_bytes - counted)
 print(json.dumps(results), flush=True)
 dist.destroy_process_group()
+leave(0)
 """
 
 

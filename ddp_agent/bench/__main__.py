@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from ddp_agent.place import Place, die_with_parent
+from ddp_agent.place import Place, die_with_parent, leave
 
 if __name__ == "__main__":
     # Before torch is imported: all ranks share this machine's cores.
@@ -98,4 +98,4 @@ def _bench(name: str) -> Bench:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -5,7 +5,6 @@ Imports what its contender needs, when it needs it, and nothing else.
 
 import argparse
 import json
-import os
 import resource
 import runpy
 import sys
@@ -14,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from ddp_agent.place import Place, die_with_parent
+from ddp_agent.place import Place, die_with_parent, leave
 
 if __name__ == "__main__":
     die_with_parent()
@@ -132,5 +131,4 @@ def peak_rss_bytes() -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(0)  # threads of others' have nothing left to do
+    leave(0)

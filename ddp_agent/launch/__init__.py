@@ -11,7 +11,7 @@
 `train.py` hands over two functions and its folder of configs, and imports torch only inside them:
 
     if __name__ == "__main__":
-        sys.exit(main(train, check=check, conf=Path(__file__).parent / "conf"))
+        leave(main(train, check=check, conf=Path(__file__).parent / "conf"))
 
 Together with `ddp_agent.config` this is all that knows of Hydra. Ranks use its compose API, not `hydra.main`:
 that would let each of them choose a directory by its own clock, write the configs and configure the log.
@@ -19,5 +19,6 @@ that would let each of them choose a directory by its own clock, write the confi
 
 from ddp_agent.launch.command import main
 from ddp_agent.launch.composition import LaunchContext
+from ddp_agent.place import leave
 
-__all__ = ["LaunchContext", "main"]
+__all__ = ["LaunchContext", "leave", "main"]

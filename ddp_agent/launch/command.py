@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config") -
         return refusal.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 def _say(message: str, place: Place | None) -> None:
