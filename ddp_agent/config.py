@@ -21,8 +21,12 @@ from ddp_agent.sync import PostLocalSGD, SyncStrategy
 from ddp_agent.sync.base import Paced
 
 GROUPS = ("model", "dataset", "cadence", "sync", "reducer", "optimizer", "schedule")
-# What the run tells a constructor: root keys, shapes of the data, and another group's object.
-RUNTIME = {"model": ("input_shape", "outputs"), "dataset": ("data_root",), "sync": ("cadence",)}
+# What the run tells a constructor: root keys, shapes and sizes of the data, and another group's object.
+RUNTIME = {
+    "model": ("input_shape", "outputs", "vocabulary", "users", "items"),
+    "dataset": ("data_root",),
+    "sync": ("cadence",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ BATCH = 512  # samples of one forward pass
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the test set."""
+    """Over the test set: the mean loss, and the metric."""
 
     loss: float
     metric: float
@@ -51,16 +51,19 @@ class Evaluator:
         sums = torch.zeros(len(self._starts), 2, dtype=torch.float64, device=self._device)
         with inference(model):
             for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
+                if self._task.transform is not None:
+                    inputs = self._task.transform(inputs)
                 with autocast():
                     output = model(inputs).float()
-                loss, metric = self._task.loss(output, target), self._task.metric(output, target)
-                sums[batch] = torch.stack((loss.double() * len(output), metric.double().sum()))
+                loss, metrics = self._task.loss(output, target), self._task.metric(output, target)
+                sums[batch] = torch.stack((loss.double() * len(output), metrics.double().sum()))
         sums = sums.to(self._comm.device)
         if not alone:
             with self._comm.uncounted():
                 self._comm.all_reduce_(sums)
         loss_sum, metric_sum = sums.sum(0).tolist()
-        return Scores(loss_sum / self._count, metric_sum / self._count)
+        metric = metric_sum / self._count
+        return Scores(loss_sum / self._count, self._task.finish(metric) if self._task.finish else metric)
 
     def _batches(self, batches: list[int]) -> Iterator[Batch]:
         spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]

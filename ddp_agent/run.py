@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ddp_agent import environment, export, link, runtime
-from ddp_agent.build import build
-from ddp_agent.config import Settings, check_against_data, parse
+from ddp_agent.build import build, locate
+from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.evaluate import Scores
+from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
 from ddp_agent.sync.base import require_same
@@ -63,15 +64,27 @@ def run(context: Context, directory: RunDirectory) -> None:
 
 def create_model(settings: Settings, task: Task) -> nn.Module:
     """With the weights that its seed gives it. Raises ConfigError when the model does not fit the data."""
+    given = {"input_shape": task.input_shape, "outputs": task.outputs, **task.model_arguments}
+    wanted = model_parameters(settings)
+    if absent := [key for key in RUNTIME["model"] if key not in given and wanted.get(key) is REQUIRED]:
+        raise ConfigError(
+            f"model: {settings.label('model')} must be told {', '.join(absent)} by the data, which "
+            f"{settings.label('dataset')} does not have; choose another model or dataset"
+        )
     seed_everything(settings.options.seed)
     model: nn.Module = build(
         "model",
         settings.model,
         trusted_packages=settings.options.trusted_packages,
-        input_shape=task.input_shape,
-        outputs=task.outputs,
+        **given,
     )
     return model
+
+
+def model_parameters(settings: Settings) -> dict[str, Any]:
+    """What the model's constructor takes: name to default."""
+    target = locate("model", settings.model["name"], settings.options.trusted_packages)
+    return {name: parameter.default for name, parameter in parameters(target).items()}
 
 
 def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> dict[str, Any]:
@@ -190,6 +203,8 @@ def tracing(trainer: Trainer, directory: RunDirectory) -> AbstractContextManager
 
 def write_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
     name, arguments = settings.model["name"], {k: v for k, v in settings.model.items() if k != "name"}
+    taken = model_parameters(settings)
+    arguments |= {key: value for key, value in task.model_arguments.items() if key in taken}
     description = {
         "name": name,
         "arguments": {**arguments, "input_shape": list(task.input_shape), "outputs": task.outputs},

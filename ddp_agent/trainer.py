@@ -10,6 +10,7 @@ A step, with what may hook in where:
     log, evaluate, checkpoint when due
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -157,12 +158,16 @@ class Trainer:
 
     def loss(self, inputs: Tensor, target: Tensor) -> Tensor:
         """A micro-batch's part of the mean loss over the rank's share of the step."""
+        inputs = self.transformed(inputs)
         if self.task.augment is not None:
             inputs = self.task.augment(inputs)
         with self.autocast():
             loss = self.task.loss(self.model(inputs), target)
         parts = self.options.accumulation_steps
         return loss / parts if parts > 1 else loss  # dividing by 1 would cost 20 us, most of it in backward
+
+    def transformed(self, inputs: Tensor) -> Tensor:
+        return inputs if self.task.transform is None else self.task.transform(inputs)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES.get(self.options.precision)
@@ -271,9 +276,8 @@ class Trainer:
 
     def recalibrate(self) -> None:
         """BatchNorm statistics of the consensus weights, from each rank's first batches; then their mean over ranks."""
-        batches = self.batches(1)
-        inputs = (next(batches)[0] for _ in range(self.options.recalibrate_batches))
-        recalibrate_(self.module, inputs)
+        batches = itertools.islice(self.batches(1), self.options.recalibrate_batches)  # fewer in a shorter run
+        recalibrate_(self.module, (self.transformed(inputs) for inputs, _ in batches))
         world = self.topology.world
         with world.uncounted():
             world.all_reduce_(self.sync.flat.buffers)

@@ -1,6 +1,7 @@
 """Whole runs, as `train.py` makes them, inside ranks that are already there."""
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_agent.config import check_against_data, parse
+from ddp_agent.datasets.base import Task
 from ddp_agent.errors import RefusedError
 from ddp_agent.launch.composition import Configs
 from ddp_agent.run import create_model, train
@@ -50,8 +52,14 @@ def mode(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
     return config(f"sync={name}", *PERIODS.get(name, ()), *overrides)
 
 
-def run(cfg: dict[str, Any], choices: dict[str, str], path: str, attempt: int = 0) -> dict[str, Any] | str:
-    """On every rank: the summary, or the message of a refusal."""
+def run(
+    cfg: dict[str, Any],
+    choices: dict[str, str],
+    path: str,
+    attempt: int = 0,
+    change: Callable[[Task], Task] = lambda task: task,
+) -> dict[str, Any] | str:
+    """On every rank: the summary, or the message of a refusal. The data are what `change` makes of them."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     runtime = Runtime(
         rank=rank,
@@ -65,7 +73,7 @@ def run(cfg: dict[str, Any], choices: dict[str, str], path: str, attempt: int = 
     )
     try:
         settings = parse(cfg, choices=choices, world_size=ranks)
-        task = settings.dataset.load()
+        task = change(settings.dataset.load())
         check_against_data(settings, task, ranks)
         with RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
             dist.barrier()

@@ -1,8 +1,8 @@
 """What a dataset hands to a run, and what all classification datasets share."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 LossName = Literal["cross_entropy", "half_squared_error"]
 Samples = tuple[Tensor, Tensor]
 """Inputs [samples, ...] and labels [samples] (int64, from 0)."""
@@ -23,6 +24,7 @@ class Task:
     train: Dataset[Any]
     test: Dataset[Any]
     input_shape: tuple[int, ...]
+    """Of one sample, as the model gets it."""
     outputs: int
     loss: Criterion
     """(output, target) -> scalar, the mean over the batch."""
@@ -30,8 +32,20 @@ class Task:
     """(output, target) -> one float a sample."""
     metric_name: str
     higher_is_better: bool
-    augment: Callable[[Tensor], Tensor] | None = None
-    """Applied to the inputs of a training micro-batch, on their device, with torch's global generator."""
+    finish: Callable[[float], float] | None = None
+    """Makes the metric of the mean over the samples, where it is more than that mean: a square root, say."""
+    transform: Transform | None = None
+    """Applied to the inputs of every batch, on their device, in training and in evaluation."""
+    augment: Transform | None = None
+    """Applied after `transform` to a training micro-batch, on its device, with torch's global generator."""
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What a model may ask for beside `input_shape` and `outputs`, by the names of `config.RUNTIME`."""
+    labels: Tensor | None = None
+    """Class of each training sample, int64 [samples], from 0."""
+    groups: Tensor | None = None
+    """Speaker or user of each training sample, int64 [samples], from 0."""
+    class_names: tuple[str, ...] = ()
+    """One a class, in the order of the outputs; empty when they have none."""
     workers: int = 0
     """DataLoader workers, for data that is streamed."""
     sha256: str
@@ -63,7 +77,11 @@ def classification(
     outputs: int,
     loss: LossName,
     sha256: str,
-    augment: Callable[[Tensor], Tensor] | None = None,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    class_names: tuple[str, ...] = (),
+    transform: Transform | None = None,
+    augment: Transform | None = None,
     workers: int = 0,
 ) -> Task:
     """A Task judged by accuracy."""
@@ -76,6 +94,10 @@ def classification(
         metric=accuracy,
         metric_name="accuracy",
         higher_is_better=True,
+        labels=labels,
+        groups=groups,
+        class_names=class_names,
+        transform=transform,
         augment=augment,
         workers=workers,
         sha256=sha256,
@@ -88,23 +110,34 @@ def resident_classification(
     *,
     outputs: int,
     loss: LossName,
-    augment: Callable[[Tensor], Tensor] | None = None,
+    groups: Tensor | None = None,
+    class_names: tuple[str, ...] = (),
+    transform: Transform | None = None,
+    augment: Transform | None = None,
 ) -> Task:
-    """A classification Task of tensors that fit on the device."""
+    """A classification Task of tensors that fit on the device.
+
+    The representation of `transform` is a part of the fingerprint, and must be the same on every rank.
+    """
+    first = train[0][:1]
     return classification(
         TensorDataset(*train),
         TensorDataset(*test),
-        input_shape=tuple(train[0].shape[1:]),
+        input_shape=tuple((transform(first) if transform else first).shape[1:]),
         outputs=outputs,
         loss=loss,
-        sha256=fingerprint(*train, *test),
+        sha256=fingerprint(*train, *test, also=repr(transform) if transform else ""),
+        labels=train[1],
+        groups=groups,
+        class_names=class_names,
+        transform=transform,
         augment=augment,
     )
 
 
-def fingerprint(*tensors: Tensor) -> str:
+def fingerprint(*tensors: Tensor, also: str = "") -> str:
     """sha256 over types, shapes and bytes; about 1 s a gigabyte, hence once a run."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(also.encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -13,7 +13,7 @@ from ddp_agent.datasets.download import in_turn
 from ddp_agent.errors import DataError
 from ddp_agent.fields import check_fields
 
-CLASSES = 10
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PADDING = 4  # as in He et al. 2016, section 4.2
 # Of the training pixels of each channel, scaled to 0..1.
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
@@ -38,8 +38,9 @@ class CIFAR10:
         return resident_classification(
             self._read(train=True),
             self._read(train=False),
-            outputs=CLASSES,
+            outputs=len(CLASS_NAMES),
             loss=self.loss,
+            class_names=CLASS_NAMES,
             augment=functools.partial(crop_and_flip, padding=PADDING) if self.augment else None,
         )
 

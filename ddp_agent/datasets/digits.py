@@ -32,7 +32,11 @@ class Digits:
         inputs = images.float().sub_(MEAN).div_(STD).unsqueeze(1)
         train, test = stratified_split(labels, TEST_SHARE, SPLIT_SEED)
         return resident_classification(
-            (inputs[train], labels[train]), (inputs[test], labels[test]), outputs=CLASSES, loss=self.loss
+            (inputs[train], labels[train]),
+            (inputs[test], labels[test]),
+            outputs=CLASSES,
+            loss=self.loss,
+            class_names=tuple("0123456789"),
         )
 
 

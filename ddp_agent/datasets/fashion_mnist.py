@@ -11,7 +11,8 @@ from ddp_agent.datasets.idx import read_idx
 from ddp_agent.errors import DataError
 from ddp_agent.fields import check_fields
 
-CLASSES = 10
+CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = len(CLASS_NAMES)
 SIZE = (28, 28)
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, scaled to 0..1
 TORCHVISION_FOLDER = "FashionMNIST/raw"
@@ -40,7 +41,13 @@ class FashionMNIST:
                 f"{TORCHVISION_FOLDER} or {DEBIAN_FOLDER}; "
                 "give data_root=<folder of the IDX files>, or dataset.download=true"
             )
-        return resident_classification(_read(folder, "train"), _read(folder, "t10k"), outputs=CLASSES, loss=self.loss)
+        return resident_classification(
+            _read(folder, "train"),
+            _read(folder, "t10k"),
+            outputs=CLASSES,
+            loss=self.loss,
+            class_names=CLASS_NAMES,
+        )
 
     def _folder(self, enough: Callable[[Iterable[bool]], bool]) -> Path | None:
         """The first place that holds `all`, or `any`, of the four files."""

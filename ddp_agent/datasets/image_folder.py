@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddp_agent.datasets.augment import crop_and_flip
 from ddp_agent.datasets.base import LossName, Task, classification
 from ddp_agent.errors import DataError
@@ -41,13 +43,14 @@ class ImageFolder:
             input_shape=(3, self.image_size, self.image_size),
             outputs=len(classes),
             loss=self.loss,
+            labels=torch.tensor(train.targets),
+            class_names=tuple(classes),
             sha256=_fingerprint(self.data_root, [*train.samples, *test.samples], self.image_size),
             augment=functools.partial(crop_and_flip, padding=self.image_size // 8) if self.augment else None,
             workers=self.workers,
         )
 
     def _open(self, split: str) -> Any:
-        import torch
         from torchvision.datasets import ImageFolder as Files
         from torchvision.transforms import v2
 
