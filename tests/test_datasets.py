@@ -150,6 +150,8 @@ def check(task: Task, *, input_shape: tuple[int, ...], outputs: int, train: int,
         assert targets.shape == (samples,) and targets.dtype == torch.int64
         assert targets.min() >= 0 and targets.max() < outputs
         assert inputs.mean().abs() < 1 and 0.3 < inputs.std() < 3
+    assert task.labels is not None and torch.equal(task.labels, task.train.tensors[1])  # type: ignore[attr-defined]
+    assert len(task.class_names) in (0, outputs)
     assert len(task.sha256) == 64
 
 
@@ -426,7 +428,8 @@ def test_image_folder_streams_what_is_there(tmp_path: Path, workers: int) -> Non
     task = folder(write_images(tmp_path, BOTH), workers).load()
     assert (task.input_shape, task.outputs, task.workers) == ((3, 8, 8), 3, workers)
     ((inputs, targets),) = stream(task.train, [list(range(9))], device=torch.device("cpu"), workers=task.workers)
-    assert targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert task.labels is not None and targets.tolist() == task.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert task.class_names == ("cat", "dog", "eel")
     assert inputs.shape == (9, 3, 8, 8)
     red = inputs[::3, 0].mean((1, 2)) * 0.229 + 0.485  # of the lossless ones
     torch.testing.assert_close(red, torch.tensor([0.0, 80.0, 160.0]) / 255, atol=1e-5, rtol=0)
