@@ -479,6 +479,20 @@ def test_each_job_is_told_its_directory_and_what_to_do(
         assert not (directory / "train.log").exists(), "Hydra's log would be in the way of ours"
 
 
+def test_a_swept_mode_may_be_given_what_the_default_has_not(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert sweep_over(configs, job, monkeypatch, "sync=choice(local_sgd)", "sync.period=4", "seed=3") == 0
+    assert json.loads((tmp_path / "multirun" / "0" / "report.json").read_text())["argv"] == [
+        "sync=local_sgd",
+        "sync.period=4",
+        "seed=3",
+        "hydra.job.num=0",
+    ]
+    with pytest.raises(ConfigError, match=r"sync\.perod"):
+        sweep_over(configs, job, monkeypatch, "sync=choice(local_sgd)", "sync.perod=4")
+
+
 def test_a_failed_job_is_told_and_the_others_run(
     configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

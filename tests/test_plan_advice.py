@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planned_runs import World, speed, write
+from planned_runs import MODES, World, speed, write
 
 from ddp_agent.plan.__main__ import main
 
@@ -139,3 +139,41 @@ def test_the_runs_own_target_is_used_when_they_agree(tmp_path: Path) -> None:
     assert plan(tmp_path, experiment(tmp_path / "runs", target=0.9))["target"] == 0.9
     write(tmp_path / "runs" / "other", WORLD, "easgd H=8", target=0.5)
     assert plan(tmp_path, tmp_path / "runs")["target"] is None
+
+
+def test_a_target_of_a_metric_that_goes_down_is_reached_from_above(tmp_path: Path) -> None:
+    """Evaluations after 40 and 80 steps, of half and of all the metric: below 0.456 are both of some, one of others."""
+    quality = {"allreduce": 0.910, "local_sgd H=8": 0.914}
+    found = plan(tmp_path, experiment(tmp_path / "runs", quality=quality, higher_is_better=False), "--target", "0.456")
+    slow = replace(WORLD, rate=1e8)
+    times = {each["setting"]: each["time_to_target_s"] for each in found["predictions"]}
+    assert times["allreduce"] == pytest.approx(40 * 64 / speed(slow, "allreduce", 2))
+    assert times["local_sgd H=8"] is None
+
+
+def test_the_baseline_of_a_mode_is_the_exact_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of a mode that was run with two reducers, whichever came first."""
+    monkeypatch.setitem(MODES, "diloco H=16", {"sync": "diloco", "period": 16})
+    runs = experiment(tmp_path / "runs", quality={"diloco H=16 int8": 0.9, "diloco H=16": 0.9})
+    found = advice(tmp_path, runs, "--baseline", "diloco", "--loss", "1")
+    slow = replace(WORLD, rate=1e8)
+    assert found["setting"] == "diloco H=16 int8"
+    assert found["speedup"] == pytest.approx(speed(slow, "diloco H=16 int8", 2) / speed(slow, "diloco H=16", 2))
+
+
+def test_what_sends_nothing_is_the_fastest_only_among_its_like(tmp_path: Path) -> None:
+    """As all modes do on one rank."""
+    runs = experiment(tmp_path / "runs", quality={"independent": 0.9, "allreduce": 0.9})
+    one, two = plan(tmp_path, runs, "--ranks", "1,2")["advice"]
+    assert two["fastest"] == "allreduce"
+    assert one["fastest"] in ("independent", "allreduce")
+    assert one["said"].startswith("1 rank: no data")
+
+
+def test_of_one_rank_only_independent_is_a_setting(tmp_path: Path) -> None:
+    """Another mode that ran on one rank synchronised with nobody: nothing follows for several."""
+    runs = experiment(tmp_path / "runs", quality={"allreduce": 0.9})
+    write(runs / "one", WORLD, "local_sgd H=8", 1)
+    write(runs / "free", WORLD, "independent", 1)
+    found = plan(tmp_path, runs, "--ranks", "2")
+    assert {each["setting"] for each in found["predictions"]} == {"allreduce", "independent"}

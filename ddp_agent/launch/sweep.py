@@ -76,6 +76,8 @@ def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> i
         failures = Path(folder, "failures")
         os.environ[_FAILURES] = str(failures)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing a traceback and leaving
+        left = _left_to_jobs(overrides)
+        sys.argv[1:] = [left.get(typed, typed) for typed in sys.argv[1:]]
         try:
             hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
                 Job(tuple(command))
@@ -85,6 +87,21 @@ def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> i
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
         return 0
+
+
+def _left_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides that hold for every job but not before one is chosen, each with the spelling that makes Hydra wait.
+
+    In `sync=local_sgd,diloco sync.period=16` Hydra would look for `period` in the default mode, and refuse.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return {
+        str(override.input_line): f"{override.get_key_element()}=choice({str(override.input_line).partition('=')[2]})"
+        for override in parsed
+        if not override.is_sweep_override() and not override.is_delete() and not override.is_hydra_override()
+        if "." in override.key_or_group and {override.key_or_group.partition(".")[0], "experiment"} & swept
+    }
 
 
 def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:

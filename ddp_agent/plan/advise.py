@@ -6,6 +6,7 @@ from statistics import mean
 
 from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Prediction
+from ddp_agent.plan.words import counted
 from ddp_agent.report.files import number
 from ddp_agent.report.runs import Run
 
@@ -87,7 +88,9 @@ def advise(
     first = baseline_of(predictions, baseline)
     theirs = qualities.of(first) if first else None
     if first is None or theirs is None:
-        return replace(nothing, why_not=f"{baseline}, the baseline, was not run on {nothing.ranks} ranks{_with(first)}")
+        return replace(
+            nothing, why_not=f"{baseline}, the baseline, was not run on {counted(nothing.ranks, 'rank')}{_with(first)}"
+        )
     samples = float(theirs.runs[0].summary["samples"])
     supported: list[Advice] = []
     for each in predictions:
