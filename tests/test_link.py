@@ -52,6 +52,19 @@ def test_only_what_is_sent_while_training_counts(interface: Interface) -> None:
     assert summary(link) == {"link_bytes": 6_040_210, "link_rate_bits_per_s": 100_000_000}
 
 
+def test_what_is_still_under_way_when_training_pauses_counts(
+    interface: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link.from_environment()
+    assert link is not None
+    link.measure(True)
+    interface.send(100)
+    leaving = iter([20, 3, 0, 40])  # the last of it is evaluation's
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: interface.send(next(leaving)))
+    link.measure(False)
+    assert link.training_bytes == 123
+
+
 def test_a_run_that_was_measured_in_part_has_no_count(interface: Interface) -> None:
     link = Link("eth0", training_bytes=None)
     link.measure(True)
