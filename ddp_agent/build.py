@@ -18,7 +18,8 @@ from ddp_agent.fields import REQUIRED, Parameter, coerce, describe, fits, parame
 
 PACKAGE = Path(__file__).parent
 PLURAL = {group: f"{group}s" for group in ("reducer", "model", "dataset", "optimizer", "schedule", "cadence")} | {
-    "sync": "sync"
+    "sync": "sync",
+    "slicing": "slicing",
 }
 
 

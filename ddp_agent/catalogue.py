@@ -11,6 +11,7 @@ GROUPS = {
     "cadence": "how the period of a periodic mode changes",
     "model": "models",
     "dataset": "data",
+    "slicing": "which samples a rank trains on",
 }
 
 _HEAD = """\

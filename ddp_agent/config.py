@@ -15,12 +15,14 @@ from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.fields import Parameter, coerce, fits, parameters
 from ddp_agent.optimizers import SGD, AdamW
 from ddp_agent.options import UNTRACED_STEPS, Options
+from ddp_agent.order import stock_of
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
+from ddp_agent.slicing.base import Slicing
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
 from ddp_agent.sync.base import Paced
 
-GROUPS = ("model", "dataset", "cadence", "sync", "reducer", "optimizer", "schedule")
+GROUPS = ("model", "dataset", "slicing", "cadence", "sync", "reducer", "optimizer", "schedule")
 # What the run tells a constructor: root keys, shapes and sizes of the data, and another group's object.
 RUNTIME = {
     "model": ("input_shape", "outputs", "vocabulary", "users", "items"),
@@ -36,6 +38,7 @@ class Settings:
     options: Options
     model: Mapping[str, Any]  # built when input and output shapes are known
     dataset: Any
+    slicing: Slicing
     cadence: Cadence
     sync: SyncStrategy
     reducer: Reducer
@@ -85,6 +88,8 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         found.append("dataset: found no test samples")
     built = {"sync": settings.sync, "schedule": settings.schedule}
     total_steps = options.total_steps(samples)
+    epochs = -(-total_steps * options.global_batch_size // samples)
+    found += settings.slicing.problems(stock_of(task), world_size, options.seed, epochs)
     found += _length_problems(built, total_steps)
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
         found.append(

@@ -1,12 +1,5 @@
-"""Which samples a step trains on, and how they reach the device.
+"""How the samples of a step reach the device; `order.py` says which they are."""
 
-The sample stream of a run is one seeded permutation after another, one an epoch. With
-B = micro_batch x accumulation x world_size, step s (1-based) takes its positions [(s - 1)B, sB), and each
-rank a piece of them. So the samples of a step do not depend on the number of ranks, the order depends on the
-seed alone, a resume is a number, every batch is full, and a batch may straddle two epochs.
-"""
-
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,66 +8,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ddp_agent.errors import DataError
+from ddp_agent.order import Order
+from ddp_agent.random_streams import mixed_seed
 
 Batch = tuple[Tensor, Tensor]
 
 
-class SampleOrder:
-    """The sample index at every position of the stream; the indices live on `device`."""
-
-    def __init__(self, samples: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.samples = samples
-        self.seed = seed
-        self.device = torch.device(device)
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
-
-    def to(self, device: torch.device) -> "SampleOrder":
-        """The same order, its indices on another device."""
-        return SampleOrder(self.samples, self.seed, device)
-
-    def take(self, start: int, count: int) -> Tensor:
-        """Indices at the positions [start, start + count), int64."""
-        epoch, offset = divmod(start, self.samples)
-        indices = self.permutation(epoch)[offset : offset + count]
-        if len(indices) == count:  # a view: the usual micro-batch copies nothing
-            return indices
-        pieces = [indices]
-        while missing := count - sum(map(len, pieces)):
-            epoch += 1
-            pieces.append(self.permutation(epoch)[:missing])
-        return torch.cat(pieces)
-
-    def permutation(self, epoch: int) -> Tensor:
-        """All samples, in the order of one epoch. Only the last one is kept, since positions move forward."""
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-            drawn = torch.randperm(self.samples, generator=generator)  # on the CPU: the same for every device
-            self._epoch, self._permutation = epoch, _upload(drawn, self.device)
-        return self._permutation
-
-    def sha256(self, global_batch_size: int) -> str:
-        """Of seed, sizes and two epochs: equal for runs that take the same samples in the same order."""
-        digest = hashlib.sha256(f"{self.seed}/{self.samples}/{global_batch_size}".encode())
-        digest.update(SampleOrder(self.samples, self.seed).take(0, 2 * self.samples).numpy().data)
-        return digest.hexdigest()
-
-
-def mixed_seed(seed: int, epoch: int) -> int:
-    """63 bits, hashed: with a sum, seed 0 in epoch 1 would repeat seed 1 in epoch 0."""
-    digest = hashlib.sha256(f"sample order/{seed}/{epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _upload(permutation: Tensor, device: torch.device) -> Tensor:
-    """Pinned on its way to a GPU, so that the host does not wait for the copy."""
-    if device.type == "cuda":
-        permutation = permutation.pin_memory()
-    return permutation.to(device, non_blocking=True)
-
-
 def micro_batches(
     dataset: Dataset[Any],
-    order: SampleOrder,
+    order: Order,
     *,
     rank: int,
     world_size: int,
@@ -91,7 +33,7 @@ def micro_batches(
     else is read ahead of its use by `workers` processes.
     """
     share = micro_batch * accumulation
-    firsts = (((step - 1) * world_size + rank) * share for step in range(first_step, last_step + 1))
+    firsts = (order.first(step, share, rank, world_size) for step in range(first_step, last_step + 1))
     starts = (start for first in firsts for start in range(first, first + share, micro_batch))
     if isinstance(dataset, TensorDataset):
         return _resident(dataset, order.to(device), starts, micro_batch)
@@ -100,7 +42,7 @@ def micro_batches(
     return stream(dataset, batches, device=device, workers=workers, seed=seed)
 
 
-def _resident(dataset: TensorDataset, order: SampleOrder, starts: Iterable[int], micro_batch: int) -> Iterator[Batch]:
+def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro_batch: int) -> Iterator[Batch]:
     inputs, targets = (tensor.to(order.device) for tensor in dataset.tensors)
     for start in starts:
         indices = order.take(start, micro_batch)

@@ -14,12 +14,15 @@ from torch import nn
 
 from ddp_agent import environment, export, link, runtime
 from ddp_agent.build import build, locate
+from ddp_agent.census import Census
+from ddp_agent.census import summary as shard_summary
 from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.evaluate import Scores
 from ddp_agent.fields import REQUIRED, parameters
+from ddp_agent.pictures.shards import shards
 from ddp_agent.run_directory import RunDirectory
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
 from ddp_agent.sync.base import require_same
@@ -29,6 +32,8 @@ from ddp_agent.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+# What a resumed run must have in common with the checkpoint.
+FINGERPRINTED = ("model", "slicing", "sync", "cadence", "reducer", "optimizer", "schedule")
 # Of the diagnostics, what was measured last is worth a place in the summary.
 DIAGNOSTICS = (
     "consensus_relative",
@@ -93,6 +98,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         directory.write_status("running")
     trainer = assemble(settings, task, model, directory, ranks)
     describe(settings, ranks)
+    census = Census.of(trainer.order)
     init_sha256 = tensor_sha256(trainer.sync.flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
     if ranks.rank == 0:
@@ -101,6 +107,8 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
     with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
         trainer.tracker.describe(trainer.module, settings.cfg)
+        if census:
+            trainer.tracker.picture("shards", lambda: shards(census, task.class_names), first_step)
         with trainer.progress, tracing(trainer, directory):
             scores = trainer.fit()
         with trainer.sync.eval_weights():
@@ -108,6 +116,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         summary = summarise(trainer, settings, task, scores) | {
             "nodes": ranks.world_size // ranks.local_world_size,
             "init_sha256": init_sha256,
+            **shard_summary(census),
         }
         if ranks.rank == 0:
             directory.write_summary(summary)
@@ -122,7 +131,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
     topology = Topology.create(options.ranks_per_node)
     model.to(ranks.device)
     fingerprint = {
-        **{group: settings.cfg[group] for group in ("model", "sync", "cadence", "reducer", "optimizer", "schedule")},
+        **{group: settings.cfg[group] for group in FINGERPRINTED},
         "data_sha256": task.sha256,
         **{
             key: getattr(options, key)
@@ -142,6 +151,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
             module=model,
             optimizer=settings.optimizer.create(model.parameters()),
             schedule=settings.schedule,
+            slicing=settings.slicing,
             sync=settings.sync,
             reducer=settings.reducer,
             topology=topology,
@@ -228,7 +238,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
     samples = trainer.step * options.global_batch_size
     return {
         "status": "finished",
-        **{group: settings.label(group) for group in ("dataset", "model", "sync", "cadence", "reducer")},
+        **{group: settings.label(group) for group in ("dataset", "slicing", "model", "sync", "cadence", "reducer")},
         "period": settings.cfg["sync"].get("period"),
         "world_size": trainer.topology.world.size,
         "seed": options.seed,
@@ -282,7 +292,7 @@ def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
     return {
         **{
             group: settings.label(group)
-            for group in ("model", "dataset", "sync", "cadence", "reducer", "optimizer", "schedule")
+            for group in ("model", "dataset", "slicing", "sync", "cadence", "reducer", "optimizer", "schedule")
         },
         **{f"sync.{key}": value for key, value in settings.cfg["sync"].items() if key != "name"},
         "lr": settings.optimizer.lr,

@@ -37,7 +37,7 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class History:
-    """What a run recorded up to `last_step`. Histograms are in its event files alone, all of them in the newest."""
+    """What a run recorded up to `last_step`. What is drawn is in its event files alone, all of it in the newest."""
 
     records: list[Record]
     event_file: Path | None
@@ -48,12 +48,13 @@ class History:
         event_files = (run / "tensorboard").glob("events.out.tfevents.*")
         return cls(read_metrics(run / "metrics.jsonl", last_step), max(event_files, default=None), last_step)
 
-    def histogram_events(self) -> Iterator[Any]:
+    def drawn_events(self) -> Iterator[Any]:
         if self.event_file is None:
             return
         reader = import_module("tensorboard.backend.event_processing.event_file_loader")
         for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
-            if event.step <= self.last_step and any(value.HasField("histo") for value in event.summary.value):
+            drawn = any(value.HasField("histo") or value.HasField("image") for value in event.summary.value)
+            if event.step <= self.last_step and drawn:
                 yield event
 
 
@@ -69,6 +70,8 @@ class NullTracker:
     def evaluation(
         self, step: int, values: Values, *, train_s: float, payload_bytes: int, model: nn.Module | None = None
     ) -> None: ...
+
+    def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None: ...
 
     def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None: ...
 
@@ -111,6 +114,11 @@ class Tracker:
         self.log(step, {**values, "train_s": train_s, "payload_bytes": payload_bytes})
         if model is not None:
             self._reflect(lambda mirror: mirror.histograms(model, step))
+
+    def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None:
+        """`draw` gives uint8 [height, width, 3], or None where there is nothing to see."""
+        if self._mirror is not None and (pixels := draw()) is not None:
+            self._reflect(lambda mirror: mirror.picture(tag, pixels, step))
 
     def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         self._reflect(lambda mirror: mirror.compare(summary, hparams))
@@ -162,7 +170,7 @@ class TensorBoardMirror:
         self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
 
     def replay(self, history: History) -> None:
-        for event in history.histogram_events():
+        for event in history.drawn_events():
             self._writer.file_writer.add_event(event, event.step, event.wall_time)
         for record in history.records:
             self.record(record)
@@ -188,6 +196,9 @@ class TensorBoardMirror:
             self._histogram(f"parameters/{name}", values, step)
             if name in earlier:
                 self._histogram(f"updates/{name}", values - earlier[name], step)
+
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def compare(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         """One row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""

@@ -31,11 +31,14 @@ from ddp_agent.ema import EMA
 from ddp_agent.errors import NonFiniteError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
 from ddp_agent.link import Link
-from ddp_agent.loader import Batch, SampleOrder, micro_batches
+from ddp_agent.loader import Batch, micro_batches
 from ddp_agent.options import Options
+from ddp_agent.order import order_of, stock_of
 from ddp_agent.random_streams import RandomStreams
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
+from ddp_agent.slicing.base import Slicing
+from ddp_agent.slicing.shared import Shared
 from ddp_agent.standing import Standing
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.topology import Topology
@@ -62,6 +65,7 @@ class Trainer:
     topology: Topology
     device: torch.device
     fingerprint: Mapping[str, Any]
+    slicing: Slicing = field(default_factory=Shared)
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
@@ -72,7 +76,7 @@ class Trainer:
         self.link = Link.from_environment()
         self.clock = Clock(self.link)
         self.standing = Standing()
-        self.order = SampleOrder(len(self.task.train), options.seed)  # type: ignore[arg-type]
+        self.order = order_of(self.slicing, stock_of(self.task), options.seed, world.rank, world.size)
         self.micro_batch = options.global_batch_size // (options.accumulation_steps * world.size)
         self.steps_per_epoch = math.ceil(self.order.samples / options.global_batch_size)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]

@@ -31,6 +31,7 @@ def test_the_default_is_kept_as_it_is_written() -> None:
     assert found.choices == {
         "model": "mlp",
         "dataset": "digits",
+        "slicing": "shared",
         "cadence": "fixed",
         "sync": "allreduce",
         "reducer": "dense",

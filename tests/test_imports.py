@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.catalogue": ["build"],
     "ddp_agent.config": [
         *("build", "fields", "errors", "options", "optimizers", "schedules", "checkpoint"),
-        *("datasets.base", "sync*", "reducers*", "cadences"),
+        *("datasets.base", "sync*", "reducers*", "cadences", "slicing.base", "order"),
     ],
     # What a run leaves behind.
     "ddp_agent.run_directory": ["errors"],
@@ -69,13 +69,17 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.diagnostics": ["clock", "comm", "sync.base"],
     "ddp_agent.environment": [],
     "ddp_agent.profiling": ["clock", "options", "trainer"],
-    "ddp_agent.loader": ["datasets.base", "errors"],
+    "ddp_agent.slicing*": ["slicing.*", "fields", "random_streams"],
+    "ddp_agent.order": ["slicing.base", "datasets.base", "random_streams"],
+    "ddp_agent.census": ["order"],
+    "ddp_agent.pictures*": ["pictures.*", "census"],
+    "ddp_agent.loader": ["order", "random_streams", "errors"],
     "ddp_agent.ema": ["comm", "flat"],
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.trainer": [
         *("clock", "console", "tracking", "checkpoint", "loader", "evaluate", "ema", "errors", "options", "schedules"),
         *("comm", "topology", "datasets.base", "sync.base", "reducers*", "standing", "random_streams", "link"),
-        *("stragglers", "diagnostics"),
+        *("stragglers", "diagnostics", "slicing.base", "slicing.shared", "order"),
     ],
     "ddp_agent.run": ["*"],
     # Starting: knows how to begin and refuse, and of the rest only what `train.py` hands over.

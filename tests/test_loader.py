@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from ddp_agent.errors import DataError
-from ddp_agent.loader import Batch, SampleOrder, micro_batches, mixed_seed, stream
+from ddp_agent.loader import Batch, micro_batches, stream
+from ddp_agent.order import SampleOrder
+from ddp_agent.random_streams import mixed_seed
 
 CPU = torch.device("cpu")
 SPLITS = [(1, 12, 1), (1, 4, 3), (2, 6, 1), (2, 3, 2), (3, 4, 1), (4, 3, 1), (6, 1, 2), (12, 1, 1)]

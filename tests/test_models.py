@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ddp_agent.build import build
 from ddp_agent.datasets.digits import Digits
 from ddp_agent.errors import ConfigError
-from ddp_agent.loader import SampleOrder, micro_batches
+from ddp_agent.loader import micro_batches
 from ddp_agent.models.cnn import CNN
 from ddp_agent.models.linear import Linear
 from ddp_agent.models.mlp import MLP
 from ddp_agent.models.resnet20 import ResNet20
 from ddp_agent.models.torchvision_model import TorchvisionModel
+from ddp_agent.order import SampleOrder
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))

@@ -15,7 +15,7 @@ from ddp_agent.bench.ours import new_trainer, train_for_ever
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.paused import Fit, Paused
 from ddp_agent.comm import Comm
-from ddp_agent.loader import SampleOrder
+from ddp_agent.order import SampleOrder
 from ddp_agent.runtime import Runtime
 from ddp_agent.sync import AllReduce, LocalSGD, SyncStrategy
 

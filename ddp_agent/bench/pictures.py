@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ddp_agent.bench import step
 from ddp_agent.datasets.base import normalise
 from ddp_agent.datasets.fashion_mnist import MEAN, SIZE, STD, FashionMNIST
-from ddp_agent.loader import SampleOrder
 from ddp_agent.models.cnn import CNN
+from ddp_agent.order import SampleOrder
 from ddp_agent.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]

@@ -15,7 +15,7 @@ _NOT_A_SETTING = {
     "profile_steps", "target", "checkpoint_every", "keep_checkpoints", "resume", "run_name", "data_root",
     "nproc_per_node", "timeout_s", "trusted_packages",
 }  # fmt: skip
-_GROUPS = ("reducer", "cadence", "model", "dataset")  # summaries call these by the names of their files
+_GROUPS = ("reducer", "cadence", "slicing", "model", "dataset")  # summaries call these by the names of their files
 _PLACE = "run"  # what tells runs apart that agree in all settings
 
 
