@@ -333,8 +333,9 @@ def test_a_shard_without_samples_in_a_later_epoch(digits: Task) -> None:
     first = next(epoch for epoch in range(1000) if empty(epoch))
     assert first > 0, "choose another alpha: the first epoch is to be whole"
     typed = ("slicing=dirichlet", "slicing.alpha=0.05", "slicing.drawn=every_epoch")
-    check_against_data(settings(*typed, f"epochs={first}", "global_batch_size=48", world_size=6), digits, 6)
-    assert refusal(digits, *typed, f"epochs={first + 1}", world_size=6)
+    steps = first * 1438 // 48
+    check_against_data(settings(*typed, f"max_steps={steps}", "global_batch_size=48", world_size=6), digits, 6)
+    assert refusal(digits, *typed, f"max_steps={steps + 1}", world_size=6)
 
 
 def test_more_ranks_than_labels(digits: Task) -> None:
