@@ -107,8 +107,8 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
     with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
         trainer.tracker.describe(trainer.module, settings.cfg)
-        if census:
-            trainer.tracker.picture("shards", lambda: shards(census, task.class_names), first_step)
+        if census and first_step == 0:
+            trainer.tracker.picture("shards", lambda: shards(census, task.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
             scores = trainer.fit()
         with trainer.sync.eval_weights():

@@ -291,7 +291,7 @@ def test_a_run_on_shards_says_so_and_resumes_bit_for_bit(ranks3: RankPool, tmp_p
     resumed = ranks3.run(run, cfg | {"resume": str(tmp_path / "whole")}, choices, str(tmp_path / "resumed"))[0]
     assert isinstance(resumed, dict), resumed
     assert (resumed["test_loss"], resumed["order_sha256"]) == (whole["test_loss"], whole["order_sha256"])
-    assert images_of(tmp_path / "resumed")["shards"]
+    assert images_of(tmp_path / "resumed")["shards"] == [0]
     refused = ranks3.run(
         run, *config(*options, "slicing.alpha=0.6", f"resume='{tmp_path / 'whole'}'"), str(tmp_path / "other")
     )[0]
