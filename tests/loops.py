@@ -1,6 +1,7 @@
 """Small problems and the plain training loop that the laws are tested with. Everything is fp64 and seeded."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ddp_agent.comm import Comm
+from ddp_agent.overlap import OverlappedGradients
 from ddp_agent.reducers import Dense, Reducer
-from ddp_agent.sync import SyncStrategy
+from ddp_agent.sync import AllReduce, SyncStrategy
 from ddp_agent.topology import Topology
 
 Batches = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -81,6 +83,16 @@ class Loop:
     @property
     def weights(self) -> Tensor:
         return self.sync.flat.parameters.clone()
+
+
+@dataclass(kw_only=True, eq=False)
+class InBuckets(AllReduce):
+    """allreduce as it treats a model that is larger than one bucket, on models of any size."""
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        super().setup(model, optimizer, topology, reducer)
+        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        return self.gradients.module
 
 
 def train(sync: SyncStrategy, steps: int = 8, **options: Any) -> Tensor:

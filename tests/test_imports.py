@@ -28,12 +28,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.topology": ["comm"],
     "ddp_agent.reducers*": ["reducers*", "comm", "fields", "flat"],
     "ddp_agent.overlap": ["reducers*", "comm"],
+    "ddp_agent.gradients": ["overlap", "reducers*", "comm", "flat"],
     "ddp_agent.fragments": ["reducers*", "comm"],
     "ddp_agent.uneven": ["sync.base", "reducers*", "comm"],
     "ddp_agent.sync*": [
         "sync*",
         "reducers*",
-        "overlap",
+        "gradients",
         "fragments",
         "moment",
         "cadences",
@@ -97,7 +98,7 @@ ONLY_IN: dict[str, list[str]] = {
     "omegaconf": ["ddp_agent.launch.*"],
     "yaml": ["ddp_agent.launch.*", "ddp_agent.report.files"],
     "torch.distributed": [
-        *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.bench.*"),
+        *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.gradients", "ddp_agent.bench.*"),
         *("ddp_agent.launch.worker", "ddp_agent.launch.relaunch"),  # torchrun, and errors of its store
     ],
     "torchvision": ["ddp_agent.models.*", "ddp_agent.datasets.*", "ddp_agent.bench.*"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import DTYPE, Loop, MakeOptimizer, alone, apart, mlp, random_batch, sgd, train
+from loops import DTYPE, InBuckets, Loop, MakeOptimizer, alone, apart, mlp, random_batch, sgd, train
 from rank_pool import RankPool
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
@@ -267,6 +267,7 @@ def test_syncs_around_the_switch(ranks2: RankPool) -> None:
 ALL: dict[str, Make] = {
     "independent": Independent,
     "allreduce": AllReduce,
+    "allreduce in buckets": InBuckets,
     "local_sgd": partial(LocalSGD, period=4),
     "post_local_sgd": partial(PostLocalSGD, switch_step=2, period=4),
     "parameter_update": partial(ParameterUpdate, period=4, combine="sum", outer_lr=0.4),
@@ -298,6 +299,7 @@ def test_every_rank_holds_the_same_bits_after_a_sync_and_no_sooner(ranks3: RankP
         "independent": [False] * 11,
         "easgd": [False] * 11,  # the centre is the same, see test_easgd
         "allreduce": [True] * 11,
+        "allreduce in buckets": [True] * 11,
         "compressed": [True] * 11,
         "hierarchical": [step in (2, 4, 6, 8, 10, 11) for step in range(1, 12)],
         "streaming_diloco": [False] * 10 + [True],  # one fragment is, never both
@@ -399,8 +401,37 @@ def test_consensus_distance(ranks3: RankPool, mode: str, steps: int) -> None:
     for measured, by_definition in ranks3.run(measure_distance, mode, steps):
         assert measured == pytest.approx(by_definition, abs=1e-14)
         apart_at_4 = ("independent", "post_local_sgd", "streaming_diloco", "easgd")
-        synced = mode in ("allreduce", "compressed") or (steps == 4 and mode not in apart_at_4)
+        synced = mode in ("allreduce", "allreduce in buckets", "compressed") or (steps == 4 and mode not in apart_at_4)
         assert (measured < 1e-14) == synced
+
+
+# A model that is one bucket for DDP is averaged without DDP.
+
+
+def measure_without_buckets() -> tuple[float, list[int]]:
+    without, within = Loop(AllReduce()), Loop(InBuckets())
+    loops = [loop.run(6) for loop in (without, within)]
+    assert isinstance(within.model, nn.parallel.DistributedDataParallel)
+    assert without.model is without.module
+    return apart(*(loop.weights for loop in loops)), [loop.topology.world.stats.wire_bytes for loop in loops]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_one_bucket_is_averaged_as_ddp_does(size: int, request: pytest.FixtureRequest) -> None:
+    """To the bit where a sum of two has one order only."""
+    pool: RankPool = request.getfixturevalue(f"ranks{size}")
+    for distance, (without, within) in pool.run(measure_without_buckets):
+        assert distance <= (0 if size == 2 else TOLERANCE)
+        assert without == within > 0
+
+
+def wrapped() -> bool:
+    return isinstance(Loop(AllReduce(), model=lambda: nn.Linear(512, 512)).model, nn.parallel.DistributedDataParallel)
+
+
+def test_a_model_of_several_buckets_is_left_to_ddp(ranks2: RankPool) -> None:
+    """A megabyte and a little, as its first bucket."""
+    assert ranks2.run(wrapped) == [True, True]
 
 
 # Narrow types lose what their precision says, and no more.

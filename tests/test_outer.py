@@ -129,7 +129,7 @@ def collects_in_place() -> tuple[bool, bool]:
     with sync.backward_context(1, last_micro_batch=True):
         loop.model(loop.batches(1, 0)[0]).sum().backward()
     gathered = torch.cat([parameter.grad.flatten() for parameter in loop.module.parameters()])  # type: ignore[union-attr]
-    return torch.equal(gathered, sync.gradient), bool(gathered.abs().sum() > 0)
+    return torch.equal(gathered, sync.gradients.tensor), bool(gathered.abs().sum() > 0)
 
 
 def test_gradients_are_one_tensor_without_packing(ranks1: RankPool) -> None:

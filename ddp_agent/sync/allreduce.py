@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ddp_agent.overlap import OverlappedGradients
+from ddp_agent.gradients import MeanGradients, overlapping
 from ddp_agent.reducers import PowerSGD, Reducer
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.policies import merge_buffers_
@@ -21,7 +21,7 @@ class AllReduce(SyncStrategy):
 
     sends: ClassVar[Literal["gradients"]] = "gradients"
 
-    gradients: OverlappedGradients = field(init=False, repr=False)
+    gradients: MeanGradients = field(init=False, repr=False)
 
     @property
     def reduces_in_backward(self) -> bool:
@@ -32,7 +32,7 @@ class AllReduce(SyncStrategy):
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        self.gradients = overlapping(model, self.flat, reducer, topology.world)
         return self.gradients.module
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddp_agent.fields import PositiveInt
-from ddp_agent.overlap import OverlappedGradients
+from ddp_agent.gradients import MeanGradients, overlapping
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import Paced
 from ddp_agent.sync.policies import average_, merge_optimizer_state_
@@ -28,7 +28,7 @@ class Hierarchical(Paced):
     node_period: PositiveInt = 1  # H1
     global_period: PositiveInt  # H2, which the cadence changes
 
-    gradients: OverlappedGradients | None = field(init=False, repr=False)
+    gradients: MeanGradients | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,7 @@ class Hierarchical(Paced):
         model = super().setup(model, optimizer, topology, reducer)
         self.gradients = None
         if self.node_period == 1 and topology.node.size > 1:
-            self.gradients = OverlappedGradients(model, reducer, topology.node)
+            self.gradients = overlapping(model, self.flat, reducer, topology.node)
         return self.gradients.module if self.gradients else model
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:

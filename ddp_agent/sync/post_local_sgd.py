@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddp_agent.fields import NonNegativeInt
-from ddp_agent.overlap import OverlappedGradients
+from ddp_agent.gradients import MeanGradients, overlapping
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.local_sgd import LocalSGD
 from ddp_agent.topology import Topology
@@ -20,7 +20,7 @@ class PostLocalSGD(LocalSGD):
 
     switch_step: NonNegativeInt
 
-    gradients: OverlappedGradients = field(init=False, repr=False)
+    gradients: MeanGradients = field(init=False, repr=False)
 
     @property
     def reduces_in_backward(self) -> bool:
@@ -28,7 +28,7 @@ class PostLocalSGD(LocalSGD):
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        self.gradients = overlapping(model, self.flat, reducer, topology.world)
         return self.gradients.module
 
     @property
