@@ -4,16 +4,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import _DEFAULT_FIRST_BUCKET_BYTES
 
 from ddp_agent.comm import Comm
 from ddp_agent.flat import Flat
 from ddp_agent.overlap import OverlappedGradients
 from ddp_agent.reducers import Reducer
 
-# Of the bucket that DDP fills first: a model that fits in it has nothing left to hide a collective behind.
-ONE_BUCKET_BYTES = dist._DEFAULT_FIRST_BUCKET_BYTES
+# A model that fits in the bucket that DDP fills first leaves nothing to hide its collective behind.
+ONE_BUCKET_BYTES = _DEFAULT_FIRST_BUCKET_BYTES
 
 
 class MeanGradients(Protocol):

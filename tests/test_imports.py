@@ -98,7 +98,7 @@ ONLY_IN: dict[str, list[str]] = {
     "omegaconf": ["ddp_agent.launch.*"],
     "yaml": ["ddp_agent.launch.*", "ddp_agent.report.files"],
     "torch.distributed": [
-        *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.gradients", "ddp_agent.bench.*"),
+        *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.bench.*"),
         *("ddp_agent.launch.worker", "ddp_agent.launch.relaunch"),  # torchrun, and errors of its store
     ],
     "torchvision": ["ddp_agent.models.*", "ddp_agent.datasets.*", "ddp_agent.bench.*"],
