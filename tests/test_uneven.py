@@ -14,7 +14,7 @@ from ddp_agent.reducers import Cast, Dense
 from ddp_agent.sync import AllReduce, Compressed, Hierarchical, Independent, LocalSGD, PostLocalSGD, SyncStrategy
 from ddp_agent.uneven import Weighted, common_steps
 
-IN_BACKWARD = ("allreduce", "post_local_sgd")
+IN_BACKWARD = ("allreduce", "allreduce in buckets", "post_local_sgd")
 
 
 def sized(step: int, rank: int) -> tuple[Tensor, Tensor]:
