@@ -65,8 +65,10 @@ def train_py(job: Job, scratch: Path) -> None:
         *(f"global_batch_size={BATCH * job.size}", f"max_steps={job.steps}", f"eval_every={job.steps}"),
         *(f"device={job.device.type}", f"hydra.run.dir='{scratch / 'run'}'"),
     ]
-    with suppress(SystemExit):  # with what is not 0 it has not reached the last step
-        runpy.run_path(str(TRAIN), run_name="__main__")
+    from ddp_agent.launch import main
+
+    command = runpy.run_path(str(TRAIN))  # as a module: the command itself ends its process, with nothing reported
+    main(command["train"], check=command["check"], conf=TRAIN.parent / "conf")
 
 
 LOOPS = {each.__name__: each for each in (by_hand, accelerate, lightning, trainer, train_py)}
