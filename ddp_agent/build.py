@@ -129,10 +129,13 @@ def definitions(group: str) -> dict[str, tuple[str, str]]:
             continue
         module = f"ddp_agent.{plural}" if file == single else f"ddp_agent.{plural}.{file.stem}"
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _abstract(node):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _is_helper(node, group):
                 found[node.name] = (module, (ast.get_docstring(node) or "").partition("\n")[0])
     return found
 
 
-def _abstract(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "ABC" for base in node.bases)
+def _is_helper(node: ast.ClassDef, group: str) -> bool:
+    """An abstract class, or beside datasets one that loads nothing."""
+    abstract = any(isinstance(base, ast.Name) and base.id == "ABC" for base in node.bases)
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    return abstract or (group == "dataset" and "load" not in methods)

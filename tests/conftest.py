@@ -37,3 +37,12 @@ def ranks3(rank_processes: RankProcesses) -> RankPool:
 @pytest.fixture
 def ranks4(rank_processes: RankProcesses) -> RankPool:
     return RankPool(4, rank_processes)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """Where the real data files are, for tests marked `data`."""
+    root = os.environ.get("DDP_AGENT_DATA", "")
+    if not Path(root).is_dir() or not root:
+        pytest.skip(f"DDP_AGENT_DATA is {root!r}, no folder with data files")
+    return Path(root)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import model_inputs
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from ddp_agent.order import SampleOrder
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
+FOR_IMAGES = [name for name in NAMES if model_inputs.kind(name) == "images"]
 SHAPES = [(10,), (1, 8, 8), (1, 28, 28), (3, 32, 32)]
 REFUSED = {(name, (10,)) for name in ("cnn", "resnet20", "torchvision")}
 
@@ -36,8 +38,8 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_yaml_builds_and_learns_with_every_parameter(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", FOR_IMAGES)
+def test_every_yaml_for_images_builds_and_learns_with_every_parameter(name: str, shape: tuple[int, ...]) -> None:
     if (name, shape) in REFUSED:
         with pytest.raises(
             ConfigError, match=r"found data of shape \(10,\), expected images \(channels, height, width\)"
@@ -55,11 +57,20 @@ def test_every_yaml_builds_and_learns_with_every_parameter(name: str, shape: tup
 def test_the_seed_decides_the_weights(name: str) -> None:
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        model = build("model", node(name), input_shape=(1, 28, 28), outputs=10)
+        model = build("model", node(name), **model_inputs.arguments(name, outputs=10))
         return nn.utils.parameters_to_vector(model.parameters()).detach()
 
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FOR_IMAGES])
+def test_every_yaml_for_numbers_of_things_learns_with_every_parameter(name: str) -> None:
+    model = build("model", node(name), **model_inputs.arguments(name, outputs=7))
+    output = model(model_inputs.inputs(name, samples=64))
+    assert len(output) == 64 and output.isfinite().all()
+    output.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
 def test_linear_is_wx_plus_b() -> None:
@@ -160,3 +171,55 @@ def test_mlp_learns_digits() -> None:
         optimizer.zero_grad()
     inputs, targets = task.test[:]
     assert task.metric(model(inputs), targets).mean() > 0.93
+
+
+# Texts
+
+
+def text_model(name: str, **values: Any) -> nn.Module:
+    """In evaluation: nothing is dropped."""
+    torch.manual_seed(0)
+    given = {"input_shape": (6,), "outputs": 5, "vocabulary": 11}
+    return build("model", node(name, **values), **given).eval()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["text_bag", "text_transformer"])
+def test_padding_changes_nothing(name: str) -> None:
+    model = text_model(name)
+    tokens = torch.tensor([[3, 1, 4, 0, 0, 0], [3, 1, 4, 1, 5, 9]])
+    found = model(tokens)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)  # control
+    with torch.no_grad():
+        table = next(part for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+        table.weight[0] = 7.0  # the row of the padding
+    torch.testing.assert_close(model(tokens), found)
+    assert model(torch.zeros(1, 6, dtype=torch.int64)).isfinite().all()
+
+
+def test_a_bag_has_no_order_and_a_transformer_has() -> None:
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    for name, same in (("text_bag", True), ("text_transformer", False), ("gpt", False)):
+        model = text_model(name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(5)  # so that differences are seen
+        found, turned = (model(each).flatten(0, -2)[-1] for each in (tokens, tokens[:, [2, 1, 0, 3, 4, 5]]))
+        assert torch.allclose(found, turned, atol=1e-5) == same, name
+
+
+@pytest.mark.parametrize("name", ["text_bag", "text_transformer"])
+def test_hidden_tokens_are_hidden_in_training_only(name: str) -> None:
+    model = text_model(name, token_dropout=0.5, dropout=0.0)
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9]]).expand(40, -1)
+    assert len(model(tokens).unique(dim=0)) == 1
+    assert len(model.train()(tokens).unique(dim=0)) > 5
+    assert len(text_model(name, token_dropout=0.0, dropout=0.0).train()(tokens).unique(dim=0)) == 1
+
+
+def test_texts_are_expected_where_texts_are_needed() -> None:
+    for name in ("text_bag", "text_transformer", "gpt"):
+        with pytest.raises(ConfigError, match=r"found data of shape \(1, 8, 8\), expected texts \(tokens,\)"):
+            build("model", node(name), input_shape=(1, 8, 8), outputs=5, vocabulary=11)
+    for name in ("text_transformer", "gpt"):
+        with pytest.raises(ConfigError, match=r"heads: found 5, expected a divisor of width 128"):
+            build("model", node(name, heads=5), input_shape=(6,), outputs=5, vocabulary=11)

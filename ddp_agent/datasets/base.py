@@ -82,6 +82,7 @@ def classification(
     class_names: tuple[str, ...] = (),
     transform: Transform | None = None,
     augment: Transform | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
     workers: int = 0,
 ) -> Task:
     """A Task judged by accuracy."""
@@ -99,6 +100,7 @@ def classification(
         class_names=class_names,
         transform=transform,
         augment=augment,
+        model_arguments=model_arguments or {},
         workers=workers,
         sha256=sha256,
     )
@@ -114,6 +116,7 @@ def resident_classification(
     class_names: tuple[str, ...] = (),
     transform: Transform | None = None,
     augment: Transform | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
 ) -> Task:
     """A classification Task of tensors that fit on the device.
 
@@ -132,6 +135,7 @@ def resident_classification(
         class_names=class_names,
         transform=transform,
         augment=augment,
+        model_arguments=model_arguments,
     )
 
 

@@ -1,0 +1,68 @@
+"""A small language model."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddp_agent.fields import Decay, PositiveInt
+from ddp_agent.models.base import INITIAL_STD, Block, check_heads, text_length
+
+_MULTIPLIER, _PRIME = 1_000_003, 2**31 - 1  # of the hash: products stay far below 2^63
+
+
+class GPT(nn.Module):
+    """Small GPT: a causal transformer that sees each token with its hashed n-grams."""
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        vocabulary: int,
+        width: PositiveInt,
+        layers: PositiveInt,
+        heads: PositiveInt,
+        ngrams: PositiveInt,
+        buckets: PositiveInt,
+        ngram_width: PositiveInt,
+        dropout: Decay,
+    ) -> None:
+        """`ngrams`: the longest; 1: none. Each length has `buckets` rows of `ngram_width`.
+
+        What the last few tokens were is most of what there is to know. Looked up (Pagnoni et al. 2024,
+        arXiv:2412.09871, section 3.2), it costs no arithmetic, and attention need not learn it first.
+        """
+        super().__init__()
+        check_heads(width, heads)
+        self.ngrams, self.buckets = ngrams, buckets
+        self.table = nn.Embedding((ngrams - 1) * buckets, ngram_width) if ngrams > 1 else None
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(torch.empty(text_length(input_shape, "GPT"), width))
+        self.join = nn.Linear((ngrams - 1) * ngram_width, width, bias=False) if ngrams > 1 else None
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, layers) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, vocabulary, bias=False)
+        for part in (self.table, self.tokens, self.output):
+            if part is not None:
+                nn.init.normal_(part.weight, std=INITIAL_STD)
+        nn.init.normal_(self.places, std=INITIAL_STD)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, length] to what comes next after each, [batch, length, vocabulary]."""
+        stream = self.tokens(tokens) + self.places[: tokens.shape[1]]
+        if self.table is not None and self.join is not None:
+            stream = stream + self.join(self.table(self.hashed(tokens)).flatten(2))
+        stream = self.dropout(stream)
+        for block in self.blocks:
+            stream = block(stream, causal=True)
+        outputs: Tensor = self.output(self.norm(stream))
+        return outputs
+
+    def hashed(self, tokens: Tensor) -> Tensor:
+        """Rows of the table [batch, length, ngrams - 1]: of the 2 tokens that end here, of 3, and so on."""
+        rows, code, before = [], tokens, tokens
+        for length in range(self.ngrams - 1):
+            before = F.pad(before, (1, -1), value=-1)  # -1: before the beginning
+            code = (code * _MULTIPLIER + before + 2) % _PRIME
+            rows.append(code % self.buckets + length * self.buckets)
+        return torch.stack(rows, -1)

@@ -1,0 +1,39 @@
+"""Text as a bag of features."""
+
+import torch
+from torch import Tensor, nn
+
+from ddp_agent.fields import Decay, PositiveInt
+from ddp_agent.models.base import text_length
+
+STD = 0.1  # of the initial embeddings
+
+
+class TextBag(nn.Module):
+    """A sum of embeddings and one linear layer (fastText; Joulin et al. 2017, arXiv:1607.01759)."""
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        vocabulary: int,
+        width: PositiveInt,
+        token_dropout: Decay,
+        dropout: Decay,
+    ) -> None:
+        """`token_dropout`: share of a text's tokens that are left out in a training step."""
+        super().__init__()
+        text_length(input_shape, "TextBag")
+        self.token_dropout = token_dropout
+        self.embedding = nn.EmbeddingBag(vocabulary, width, mode="sum", padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=STD)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, outputs))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.training and self.token_dropout:
+            tokens = tokens * (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout)
+        # Divided by the root of their number, sums of unrelated embeddings have one size, be they few or many.
+        count = (tokens != 0).sum(1, keepdim=True).clamp(min=1)
+        outputs: Tensor = self.classifier(self.embedding(tokens) / count.sqrt())
+        return outputs
