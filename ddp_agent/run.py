@@ -20,10 +20,10 @@ from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
-from ddp_agent.evaluate import Scores
+from ddp_agent.evaluate import Scores, inference
 from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.pictures.shards import shards
-from ddp_agent.run_directory import RunDirectory
+from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
 from ddp_agent.sync.base import require_same
 from ddp_agent.topology import Topology
@@ -113,6 +113,8 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
             scores = trainer.fit()
         with trainer.sync.eval_weights():
             write_model(trainer, settings, task, directory, ranks)
+            if ranks.rank == 0:
+                write_sample(trainer, task, directory)
         summary = summarise(trainer, settings, task, scores) | {
             "nodes": ranks.world_size // ranks.local_world_size,
             "init_sha256": init_sha256,
@@ -229,6 +231,15 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
         with trainer.ema.eval_weights(trainer.topology.world) as averaged:
             if ranks.rank == 0:
                 export.save(directory.path / "ema", averaged, description=description)
+
+
+def write_sample(trainer: Trainer, task: Task, directory: RunDirectory) -> None:
+    if task.sample is None:
+        return
+    with inference(trainer.module):
+        text = task.sample(trainer.module)
+    write_atomically(directory.sample, text)
+    trainer.tracker.text("sample", text, trainer.step)
 
 
 def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) -> dict[str, Any]:

@@ -180,6 +180,10 @@ class RunDirectory:
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
+    @property
+    def sample(self) -> Path:
+        return self.path / "sample.txt"
+
     def log(self, rank: int) -> Path:
         return self.path / ("train.log" if rank == 0 else f"train.rank{rank}.log")
 

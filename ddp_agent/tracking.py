@@ -73,6 +73,8 @@ class NullTracker:
 
     def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None: ...
 
+    def text(self, tag: str, text: str, step: int) -> None: ...
+
     def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
@@ -119,6 +121,10 @@ class Tracker:
         """`draw` gives uint8 [height, width, 3], or None where there is nothing to see."""
         if self._mirror is not None and (pixels := draw()) is not None:
             self._reflect(lambda mirror: mirror.picture(tag, pixels, step))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Shown as it is, line by line."""
+        self._reflect(lambda mirror: mirror.text(tag, text, step))
 
     def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         self._reflect(lambda mirror: mirror.compare(summary, hparams))
@@ -199,6 +205,9 @@ class TensorBoardMirror:
 
     def picture(self, tag: str, pixels: Tensor, step: int) -> None:
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        self._writer.add_text(tag, _code_block(text), step)
 
     def compare(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         """One row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""

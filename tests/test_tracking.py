@@ -212,6 +212,16 @@ def test_model_and_config_are_readable_text_without_secrets(tmp_path: Path) -> N
         assert not file.is_file() or b"canary" not in file.read_bytes()
 
 
+def test_a_text_is_shown_as_it_is_line_by_line(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        tracker = Tracker(run, "nats")
+        tracker.text("sample", "To be,\n*or* not", 7)
+        tracker.close()
+    reader = tensorboard(tmp_path)
+    assert text(reader, "sample") == "    To be,\n    *or* not"
+    assert reader.Tensors("sample/text_summary")[-1].step == 7
+
+
 def test_the_layer_table_counts_what_torch_counts() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -46,6 +46,8 @@ class Task:
     """Speaker or user of each training sample, int64 [samples], from 0."""
     class_names: tuple[str, ...] = ()
     """One a class, in the order of the outputs; empty when they have none."""
+    sample: Callable[[nn.Module], str] | None = None
+    """What a trained model makes, as text for people."""
     workers: int = 0
     """DataLoader workers, for data that is streamed."""
     sha256: str
