@@ -25,7 +25,7 @@ from ddp_agent.sync.base import Paced
 GROUPS = ("model", "dataset", "slicing", "cadence", "sync", "reducer", "optimizer", "schedule")
 # What the run tells a constructor: root keys, shapes and sizes of the data, and another group's object.
 RUNTIME = {
-    "model": ("input_shape", "outputs", "vocabulary", "users", "items"),
+    "model": ("input_shape", "outputs", "vocabulary", "users", "items", "mean"),
     "dataset": ("data_root",),
     "sync": ("cadence",),
 }

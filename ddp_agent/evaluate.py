@@ -1,6 +1,6 @@
 """Exact evaluation over all ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,11 @@ BATCH = 512  # samples of one forward pass
 
 @dataclass(frozen=True)
 class Scores:
-    """Over the test set: the mean loss, and the metric."""
+    """Over the test set: the mean loss, the metric, and more of them by name."""
 
     loss: float
     metric: float
+    more: Mapping[str, float]
 
 
 class Evaluator:
@@ -48,22 +49,24 @@ class Evaluator:
         """A collective, not counted. `alone`: this rank scores its own model on the whole set."""
         first, stride = (0, 1) if alone else (self._comm.rank, self._comm.size)
         mine = list(range(first, len(self._starts), stride))
-        sums = torch.zeros(len(self._starts), 2, dtype=torch.float64, device=self._device)
+        task = self._task
+        metrics = (task.metric, *task.more_metrics.values())
+        sums = torch.zeros(len(self._starts), 1 + len(metrics), dtype=torch.float64, device=self._device)
         with inference(model):
             for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
-                if self._task.transform is not None:
-                    inputs = self._task.transform(inputs)
+                if task.transform is not None:
+                    inputs = task.transform(inputs)
                 with autocast():
                     output = model(inputs).float()
-                loss, metrics = self._task.loss(output, target), self._task.metric(output, target)
-                sums[batch] = torch.stack((loss.double() * len(output), metrics.double().sum()))
+                found = [task.loss(output, target).double() * len(output)]
+                sums[batch] = torch.stack([*found, *(metric(output, target).double().sum() for metric in metrics)])
         sums = sums.to(self._comm.device)
         if not alone:
             with self._comm.uncounted():
                 self._comm.all_reduce_(sums)
-        loss_sum, metric_sum = sums.sum(0).tolist()
-        metric = metric_sum / self._count
-        return Scores(loss_sum / self._count, self._task.finish(metric) if self._task.finish else metric)
+        loss, metric, *more = (sums.sum(0) / self._count).tolist()
+        finished = task.finish(metric) if task.finish else metric
+        return Scores(loss, finished, dict(zip(task.more_metrics, more, strict=True)))
 
     def _batches(self, batches: list[int]) -> Iterator[Batch]:
         spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]

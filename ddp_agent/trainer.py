@@ -276,7 +276,8 @@ class Trainer:
         return scores
 
     def named(self, pattern: str, scores: Scores) -> dict[str, float]:
-        return {pattern.format("loss"): scores.loss, pattern.format(self.task.metric_name): scores.metric}
+        found = {"loss": scores.loss, self.task.metric_name: scores.metric, **scores.more}
+        return {pattern.format(name): value for name, value in found.items()}
 
     def recalibrate(self) -> None:
         """BatchNorm statistics of the consensus weights, from each rank's first batches; then their mean over ranks."""

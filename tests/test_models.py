@@ -223,3 +223,30 @@ def test_texts_are_expected_where_texts_are_needed() -> None:
     for name in ("text_transformer", "gpt"):
         with pytest.raises(ConfigError, match=r"heads: found 5, expected a divisor of width 128"):
             build("model", node(name, heads=5), input_shape=(6,), outputs=5, vocabulary=11)
+
+
+# Users and items
+
+
+def test_factorisation_is_a_product_two_biases_and_the_mean() -> None:
+    torch.manual_seed(0)
+    model = build("model", node("matrix_factorisation", width=3), users=5, items=7, mean=3.5).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    user, item = model.user_vectors.weight, model.item_vectors.weight
+    found = model(torch.tensor([[4, 0, 6], [1, 2, 2]]))
+    for row, (who, *what) in enumerate([(4, 0, 6), (1, 2, 2)]):
+        for column, which in enumerate(what):
+            biases = model.user_bias.weight[who, 0] + model.item_bias.weight[which, 0]
+            torch.testing.assert_close(found[row, column], user[who] @ item[which] + biases + 3.5)
+
+
+@pytest.mark.parametrize("name", ["matrix_factorisation", "neumf"])
+def test_what_is_rated_does_not_depend_on_what_else_is(name: str) -> None:
+    torch.manual_seed(0)
+    model = build("model", node(name), users=5, items=7, mean=2.0).eval()
+    rows = torch.tensor([[4, 0, 6, 3], [1, 2, 2, 5]])
+    one_by_one = [model(rows[:, [0, column]]) for column in (1, 2, 3)]
+    torch.testing.assert_close(model(rows), torch.cat(one_by_one, 1))
+    assert (model(rows) - 2.0).abs().max() < 0.7  # begins near the mean

@@ -34,6 +34,8 @@ class Task:
     higher_is_better: bool
     finish: Callable[[float], float] | None = None
     """Makes the metric of the mean over the samples, where it is more than that mean: a square root, say."""
+    more_metrics: Mapping[str, Criterion] = field(default_factory=dict)
+    """By name, like `metric`: also evaluated and logged."""
     transform: Transform | None = None
     """Applied to the inputs of every batch, on their device, in training and in evaluation."""
     augment: Transform | None = None

@@ -1,0 +1,32 @@
+"""Users and items as vectors."""
+
+from torch import Tensor, nn
+
+from ddp_agent.fields import Decay, PositiveInt
+from ddp_agent.models.base import INITIAL_STD
+
+
+class MatrixFactorisation(nn.Module):
+    """Product of a user's and an item's vectors, and a bias of each (Koren, Bell and Volinsky 2009)."""
+
+    def __init__(self, *, users: int, items: int, mean: float = 0.0, width: PositiveInt, dropout: Decay) -> None:
+        """`mean`: of all that is to be predicted. It is added as it is, so that no weight decay pulls at it."""
+        super().__init__()
+        self.mean = mean
+        self.user_vectors = nn.Embedding(users, width)
+        self.item_vectors = nn.Embedding(items, width)
+        for vectors in (self.user_vectors, self.item_vectors):
+            nn.init.normal_(vectors.weight, std=INITIAL_STD)
+        self.user_bias = nn.Embedding(users, 1)
+        self.item_bias = nn.Embedding(items, 1)
+        for bias in (self.user_bias, self.item_bias):
+            nn.init.zeros_(bias.weight)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [batch, 1 + items] of a user and items to numbers [batch, items]."""
+        user, items = rows[:, :1], rows[:, 1:]
+        product = self.dropout(self.user_vectors(user)) * self.dropout(self.item_vectors(items))
+        biases = self.user_bias(user) + self.item_bias(items)
+        outputs: Tensor = product.sum(-1) + biases.squeeze(-1) + self.mean
+        return outputs
