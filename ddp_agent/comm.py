@@ -27,6 +27,10 @@ _OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp
 Stamp = float | torch.cuda.Event
 
 
+class CommError(RuntimeError):
+    """A collective failed on this rank: a peer ended or hangs, or the link is down."""
+
+
 @dataclass
 class CommStats:
     """Traffic of one rank since the start; `blocked_s` is how long its compute stood still for it, `straggler_s` the
@@ -114,6 +118,14 @@ class Comm:
             return self
         mine, _ = dist.new_subgroups_by_enumeration([list(part) for part in partition])
         return Comm(cast(dist.ProcessGroup, mine), self.stats)
+
+    def twin(self) -> "Comm":
+        """The same ranks in a group of its own, for a thread whose collectives must not meet those of this one; on the
+        CPU, and counted by itself. Every rank calls it alike."""
+        if self.group is None:
+            return Comm()
+        ranks = dist.get_process_group_ranks(self.group)
+        return Comm(cast(dist.ProcessGroup, dist.new_group(ranks, backend="gloo")))
 
     def all_reduce_(self, tensor: Tensor, op: Op = "sum") -> None:
         self.start_all_reduce_(tensor, op).wait()
@@ -209,12 +221,14 @@ class Comm:
 
     @contextmanager
     def blocked(self, launch: Wait | None = None) -> Iterator[None]:
-        """Books the time inside as time this rank's compute stood still for communication."""
-        if not self._counting:
+        """Books the time inside as time this rank's compute stood still for communication. Raises CommError."""
+        began = self._stamp() if self._counting else 0.0
+        try:
             yield
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        if not self._counting:
             return
-        began = self._stamp()
-        yield
         ended = self._stamp()
         if launch:
             launch.began, launch.ended = began, ended

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from ddp_agent.build import build, problems, schema_problems
 from ddp_agent.cadences import Cadence, Fixed
-from ddp_agent.checkpoint import newest
+from ddp_agent.checkpoint.folder import newest
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.fields import Parameter, coerce, fits, parameters

@@ -1,5 +1,6 @@
 """How the samples of a step reach the device; `order.py` says which they are."""
 
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ddp_agent.errors import DataError
 from ddp_agent.order import Order
+from ddp_agent.place import die_with_parent
 from ddp_agent.random_streams import mixed_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -61,6 +63,7 @@ def stream(
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_belong_to_the_rank,
         # Without one of its own the loader draws from torch's generator, and a resumed run would differ.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -70,3 +73,9 @@ def stream(
     except DataError as error:
         # A worker's comes with its traceback in the text; the last line is what a person can act on.
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+
+
+def _belong_to_the_rank(worker: int) -> None:
+    """Without it workers outlive a killed rank by seconds; and Ctrl-C is for ranks, which still want batches then."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -31,6 +31,8 @@ class Options:
     evaluate_own: bool
     checkpoint_every: PositiveInt | None
     keep_checkpoints: PositiveInt
+    keep_best_checkpoint: bool
+    async_checkpoints: bool
     consensus_every: PositiveInt | None
     consensus_per_layer: bool
     log_every: PositiveInt

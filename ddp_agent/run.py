@@ -1,7 +1,6 @@
 """One rank of a run, from a checked configuration to a finished run directory: where the parts meet."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -12,20 +11,22 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddp_agent import environment, export, link, runtime
+from ddp_agent import attempts, environment, export, link, runtime
+from ddp_agent.agreement import tell
+from ddp_agent.alike import code_sha256, config_sha256, require_alike, sha256_of
 from ddp_agent.build import build, locate
 from ddp_agent.census import Census
 from ddp_agent.census import summary as shard_summary
+from ddp_agent.comm import Comm
 from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
 from ddp_agent.console import ConsoleProgress
 from ddp_agent.datasets.base import Task
-from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.pictures.shards import shards
 from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
-from ddp_agent.sync.base import require_same
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import History, Tracker
 from ddp_agent.trainer import Trainer
@@ -64,6 +65,7 @@ def run(context: Context, directory: RunDirectory) -> None:
     model = create_model(settings, task)
     with runtime.start(settings.options.device, settings.options.timeout_s) as ranks:
         setup_logging(directory.path, ranks.rank)
+        ranks.watch.on_failure = lambda it: directory.write_status("failed", it.text, it.rank, it.step)
         train(settings, task, model, directory, ranks)
 
 
@@ -94,6 +96,7 @@ def model_parameters(settings: Settings) -> dict[str, Any]:
 
 def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> dict[str, Any]:
     """Trains and writes all that a run leaves behind; returns the summary."""
+    last_reason = directory.reason() if ranks.rank == 0 else None
     if ranks.rank == 0:
         directory.write_status("running")
     trainer = assemble(settings, task, model, directory, ranks)
@@ -101,6 +104,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     census = Census.of(trainer.order)
     init_sha256 = tensor_sha256(trainer.sync.flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
+    refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
     if ranks.rank == 0:
         history = History.read(source, first_step) if source else None
         trainer.tracker = Tracker(directory, task.metric_name, history=history)
@@ -140,9 +144,10 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
             for key in ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
         },
     }
-    with topology.world.uncounted():
-        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-        same(digest, topology, "configuration or data")
+    require_alike(
+        {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.sha256)},
+        topology.world,
+    )
     total_steps = options.total_steps(len(task.train))  # type: ignore[arg-type]
     settings.cadence.total_steps = total_steps
     try:
@@ -160,6 +165,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
             device=ranks.device,
             fingerprint=fingerprint,
             run_dir=directory.path,
+            watch=ranks.watch,
         )
     except ValueError as error:  # a model that cannot be re-homed, ranks whose models differ
         raise ConfigError(str(error)) from error
@@ -167,11 +173,13 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
     return trainer
 
 
-def same(sha256: str, topology: Topology, what: str) -> None:
-    try:
-        require_same(sha256, topology.world, what)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def refuse_a_futile_attempt(
+    directory: RunDirectory, ranks: Runtime, first_step: int, last_reason: str | None, world: Comm
+) -> None:
+    futile = attempts.begin(directory, ranks.attempt, first_step, last_reason) if ranks.rank == 0 else ""
+    with world.uncounted():
+        if futile := tell(world, futile):
+            raise NoProgressError(futile)
 
 
 def describe(settings: Settings, ranks: Runtime) -> None:

@@ -209,7 +209,7 @@ class RunDirectory:
         }
         try:
             with self._one_rank_at_a_time():
-                if state == "running" or self._state() != "failed":
+                if state == "running" or self._read_status().get("status") != "failed":
                     write_atomically(self.status, to_json(status, indent=2) + "\n")
         except OSError as error:
             _log.warning("%s could not be written (%s); it would say: %s", self.status, error.strerror, status)
@@ -263,12 +263,17 @@ class RunDirectory:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
-    def _state(self) -> str | None:
+    def reason(self) -> str | None:
+        """Why the attempt before this one ended, as far as it could tell."""
+        reason = self._read_status().get("reason")
+        return reason if isinstance(reason, str) else None
+
+    def _read_status(self) -> Record:
         try:
             status = json.loads(self.status.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        return status.get("status") if isinstance(status, dict) else None
+            return {}
+        return status if isinstance(status, dict) else {}
 
     @contextmanager
     def _one_rank_at_a_time(self) -> Iterator[None]:

@@ -26,8 +26,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore  # typed there, and only there
 
-from ddp_agent.errors import ConfigError
+from ddp_agent.comm import CommError
+from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError, PreemptedError, RefusedError
 from ddp_agent.place import EARLIER_ATTEMPTS, Place
+from ddp_agent.watch import NullWatch, Watch
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
@@ -112,6 +114,7 @@ class Runtime:
     device: torch.device
     backend: str
     store: Store | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
+    watch: Watch | NullWatch = field(default_factory=NullWatch, repr=False, compare=False)
 
     def stop(self) -> None:
         """Returns when all ranks have called it: one that leaves early closes connections its peers still read."""
@@ -125,6 +128,7 @@ class Runtime:
     def _leave(self) -> None:
         if self.store is not None and dist.is_initialized():
             dist.destroy_process_group()
+        self.watch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -132,10 +136,33 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None or isinstance(error, PreemptedError):
             self.stop()
-        elif self.backend != "nccl":  # it would wait for peers that may hang, and the process is about to end anyway
+            return
+        cause = self._cause(error)
+        if self.backend == "nccl":  # its group would wait for peers that may hang, and the process is about to end
+            self.watch.close()
+        else:
             self._leave()
+        if cause:
+            raise cause from error
+
+    def _cause(self, error: BaseException) -> PeerFailedError | None:
+        """The peer's failure that this rank's is an echo of, after the peers have been told of this one."""
+        refused = isinstance(error, RefusedError)
+        echo = isinstance(error, CommError | dist.DistError) or (
+            isinstance(error, NonFiniteError) and error.rank is None
+        )
+        code = error.exit_code if isinstance(error, RefusedError) else PeerFailedError.exit_code
+        text = str(error) if refused else f"{type(error).__name__}: {error}"
+        first = self.watch.fail(text, code, echo=echo)
+        if first is None or first.rank == self.rank:
+            return None
+        if isinstance(error, PeerFailedError) or not refused:
+            self.watch.linger()
+        if refused and not echo:
+            return None
+        return PeerFailedError(first.rank, first.text, first.code, first.step)
 
 
 def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") -> Runtime:
@@ -154,6 +181,8 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         _stay_on_loopback()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    watched = PrefixStore("watch", store.clone())  # a connection of its own: the main thread may wait on the other
+    watch = Watch(watched, rank=place.rank, world_size=place.world_size, timeout_s=timeout_s)
     dist.init_process_group(
         backend,
         store=store,
@@ -162,6 +191,7 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         timeout=timedelta(seconds=timeout_s),
         device_id=chosen if backend == "nccl" else None,
     )
+    watch.start()
     return Runtime(
         rank=place.rank,
         local_rank=place.local_rank,
@@ -172,6 +202,7 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         device=chosen,
         backend=backend,
         store=store,
+        watch=watch,
     )
 
 

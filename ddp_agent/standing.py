@@ -16,13 +16,15 @@ class Standing:
 
     def note(
         self, metric: float, target: float | None, *, higher_is_better: bool, step: int, costs: Mapping[str, float]
-    ) -> None:
-        """After an evaluation at `step`, which `costs` (`train_s`, `payload_bytes`) have led to."""
+    ) -> bool:
+        """After an evaluation at `step`, which `costs` (`train_s`, `payload_bytes`) have led to: is it the best yet?"""
         better = max if higher_is_better else min
-        self.best_metric = metric if self.best_metric is None else better(self.best_metric, metric)
+        improved = self.best_metric is None or better(self.best_metric, metric) != self.best_metric
+        self.best_metric = metric if improved else self.best_metric
         if self.steps_to_target is None and target is not None and better(metric, target) == metric:
             self.steps_to_target = step
             self.time_to_target_s, self.bytes_to_target = costs["train_s"], int(costs["payload_bytes"])
+        return improved
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

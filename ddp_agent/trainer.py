@@ -15,21 +15,26 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent import checkpoint, stragglers
+from ddp_agent import stragglers
+from ddp_agent.alike import require_common
+from ddp_agent.checkpoint.loading import load
+from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.clock import Clock
 from ddp_agent.console import ConsoleProgress, NullProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
-from ddp_agent.errors import NonFiniteError
+from ddp_agent.errors import NonFiniteError, PreemptedError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
+from ddp_agent.finite import FiniteGradients
 from ddp_agent.link import Link
 from ddp_agent.loader import Batch, micro_batches
 from ddp_agent.options import Options
@@ -43,6 +48,7 @@ from ddp_agent.standing import Standing
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import NullTracker, Tracker
+from ddp_agent.watch import NullWatch, Watch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,6 +75,7 @@ class Trainer:
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
+    watch: Watch | NullWatch = field(default_factory=NullWatch)
 
     def __post_init__(self) -> None:
         options, world = self.options, self.topology.world
@@ -98,6 +105,21 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)
         self.logged_step, self.logged_s = 0, 0.0
         self.consensus_distance = 0.0  # before the last synchronisation
+        self.scored: tuple[int, float | None] = (0, None)  # the last evaluation: its step and metric
+        self.best_step = 0  # the last step whose evaluation was the best so far
+        self.writer = self.create_writer()
+
+    def create_writer(self) -> Writer | None:
+        if self.run_dir is None:
+            return None
+        return Writer(
+            self.run_dir / "checkpoints",
+            self.topology.world,
+            fingerprint=self.fingerprint,
+            keep=self.options.keep_checkpoints,
+            keep_best=self.options.keep_best_checkpoint,
+            beside_training=self.options.async_checkpoints,
+        )
 
     def fit(self) -> Scores:
         """Runs the steps that are left and returns the consensus model's scores."""
@@ -106,10 +128,13 @@ class Trainer:
         accumulation = options.accumulation_steps
         eval_every = options.eval_every or self.steps_per_epoch
         parameters = list(self.module.parameters())
+        gradients = FiniteGradients(self.module, sync, scaled=self.scaler.is_enabled())
         batches = self.batches(self.step + 1)
         self.model.train()
         self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
         for step in range(self.step + 1, self.total_steps + 1):
+            if self.watch.stops_before(step):
+                self.stop_early()
             self.set_lr(step)
             diagnostics.begin(step)
             for micro in range(1, accumulation + 1):
@@ -120,7 +145,9 @@ class Trainer:
                     loss = self.loss(inputs, target)
                     self.scaler.scale(loss).backward()
                 self.loss_sum += loss.detach()
+            gradients.check_own(step)
             sync.before_step(step)
+            gradients.check_averaged(step, self.own_losses(step))
             diagnostics.gradients(step)
             self.clip()
             self.scaler.step(optimizer)
@@ -137,9 +164,26 @@ class Trainer:
                 self.log(step)
             if step % eval_every == 0 and step < self.total_steps:
                 self.evaluate(step)
-            if options.checkpoint_every and step % options.checkpoint_every == 0 and step < self.total_steps:
+            if self.checkpoint_is_due(step):
                 self.save()
         return self.finish()
+
+    def checkpoint_is_due(self, step: int) -> bool:
+        """At the end `finish` saves."""
+        every = self.options.checkpoint_every
+        due = (every and step % every == 0) or (self.options.keep_best_checkpoint and self.best_step == step)
+        return bool(due) and step < self.total_steps
+
+    def stop_early(self) -> NoReturn:
+        if self.step:
+            self.save()
+            self.settle_checkpoint()
+        self.clock.enter(None)
+        raise PreemptedError(
+            f"{self.watch.asked}: stopped after step {self.step} of {self.total_steps}, all is saved; go on with "
+            f"resume={self.run_dir}",
+            self.step,
+        )
 
     def finish(self) -> Scores:
         """The last checkpoint comes before the flush, so that a longer run can go on from it as if never stopped."""
@@ -152,6 +196,7 @@ class Trainer:
         self.sync.flush(self.step)
         self.settle()
         scores = self.evaluate(self.step)
+        self.settle_checkpoint()
         self.clock.enter(None)
         return scores
 
@@ -160,18 +205,23 @@ class Trainer:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
 
-    def loss(self, inputs: Tensor, target: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, target: Tensor, model: nn.Module | None = None) -> Tensor:
         """A micro-batch's part of the mean loss over the rank's share of the step."""
         inputs = self.transformed(inputs)
         if self.task.augment is not None:
             inputs = self.task.augment(inputs)
         with self.autocast():
-            loss = self.task.loss(self.model(inputs), target)
+            loss = self.task.loss((model or self.model)(inputs), target)
         parts = self.options.accumulation_steps
         return loss / parts if parts > 1 else loss  # dividing by 1 would cost 20 us, most of it in backward
 
     def transformed(self, inputs: Tensor) -> Tensor:
         return inputs if self.task.transform is None else self.task.transform(inputs)
+
+    def own_losses(self, step: int) -> Iterator[Tensor]:
+        """Those of this rank's micro-batches, once more and without any averaging in their backward."""
+        for inputs, target in islice(self.batches(step), self.options.accumulation_steps):
+            yield self.loss(inputs, target, self.module)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES.get(self.options.precision)
@@ -220,8 +270,9 @@ class Trainer:
         """The sum of this rank's losses since the last log. Raises NonFiniteError, so that no such state is saved."""
         loss = self.loss_sum.item()
         if not math.isfinite(loss):
-            rank, first = self.topology.world.rank, self.logged_step + 1
-            raise NonFiniteError(f"rank {rank}: train_loss is {loss} between steps {first} and {self.step}")
+            first = self.logged_step + 1
+            rank = self.topology.world.rank
+            raise NonFiniteError(f"train_loss is {loss} between steps {first} and {self.step}", rank, self.step)
         return loss
 
     def costs(self) -> dict[str, float]:
@@ -235,6 +286,11 @@ class Trainer:
             "wire_bytes": stats.wire_bytes,
         }
 
+    def compare_ranks(self) -> None:
+        """Nothing is kept or shown of ranks that should be alike and are not."""
+        if (common := self.sync.common(self.step)) is not None:
+            require_common(common, self.topology.world, self.step)
+
     def settle_stragglers(self) -> None:
         """A collective: `straggler_wait_s` is as of the last evaluation or checkpoint."""
         for comm in self.topology.comms:
@@ -244,6 +300,7 @@ class Trainer:
         """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
         self.settle()
         self.clock.enter("eval")
+        self.compare_ranks()
         self.settle_stragglers()
         values = {} if self.options.consensus_every else {"consensus_distance": self.sync.consensus_distance()}
         if self.options.evaluate_own and self.topology.world.rank == 0:
@@ -257,13 +314,14 @@ class Trainer:
                 with self.ema.eval_weights(self.topology.world) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
             costs = self.costs()
-            self.standing.note(
+            improved = self.standing.note(
                 scores.metric,
                 self.options.target,
                 higher_is_better=self.task.higher_is_better,
                 step=step,
                 costs=costs,
             )
+            self.scored, self.best_step = (step, scores.metric), step if improved else self.best_step
             self.tracker.evaluation(
                 step,
                 values | costs,
@@ -294,26 +352,36 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
     def save(self) -> None:
-        if self.run_dir is None:
+        if self.writer is None:
             return
         self.finite_loss()
         self.settle()
         self.clock.enter("checkpoint")
+        self.compare_ranks()
         self.settle_stragglers()
-        checkpoint.save(
-            self.run_dir / "checkpoints",
-            self.step,
-            self.state_dict(),
-            comm=self.topology.world,
-            fingerprint=self.fingerprint,
-            details={"sync": type(self.sync).__name__},
-            keep=self.options.keep_checkpoints,
-        )
+        self.writer.save(self.step, self.state_dict(), self.details())
         self.clock.enter("compute")
+
+    def details(self) -> dict[str, Any]:
+        """For people and tools: `metric` is the one at this very step, if there was an evaluation."""
+        step, metric = self.scored
+        return {
+            "sync": type(self.sync).__name__,
+            "metric_name": self.task.metric_name,
+            "higher_is_better": self.task.higher_is_better,
+            "metric": metric if step == self.step else None,
+        }
+
+    def settle_checkpoint(self) -> None:
+        """Returns when the last one is on the disk."""
+        if self.writer:
+            self.clock.enter("checkpoint")
+            self.writer.wait()
+            self.clock.enter("compute")
 
     def resume(self, run_dir: Path) -> int:
         """Loads the newest complete checkpoint of a run and returns its step; 0 when there is none. A collective."""
-        loaded = checkpoint.load(run_dir / "checkpoints", comm=self.topology.world, fingerprint=self.fingerprint)
+        loaded = load(run_dir / "checkpoints", comm=self.topology.world, fingerprint=self.fingerprint)
         if loaded is None:
             return 0
         self.rehearse()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ddp_agent import checkpoint
+from ddp_agent.checkpoint import loading, saving
 from ddp_agent.comm import Comm
 
 FINGERPRINT = {"model": {"name": "MLP", "hidden": [8]}, "sync": {"name": "DiLoCo"}, "parameters": 99}
@@ -26,11 +26,11 @@ def save(directory: Path, step: int, *, keep: int = 10, comm: Comm | None = None
         "details": {"mode": "DiLoCo"},
         "keep": keep,
     } | changes
-    return checkpoint.save(directory, step, state_at(step, comm.rank), comm=comm, **arguments)
+    return saving.save(directory, step, state_at(step, comm.rank), comm=comm, **arguments)
 
 
 def load(directory: Path, fingerprint: State = FINGERPRINT) -> tuple[int, State] | None:
-    return checkpoint.load(directory, comm=Comm.world(), fingerprint=fingerprint)
+    return loading.load(directory, comm=Comm.world(), fingerprint=fingerprint)
 
 
 def is_state_of(loaded: tuple[int, State] | None, step: int, rank: int = 0) -> bool:

@@ -2,6 +2,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here or in a process that a test starts: threads of several ranks on two cores
 # only get in each other's way, and a sum that is split over threads differs from machine to machine.
@@ -17,6 +18,13 @@ def rank_processes() -> Iterator[RankProcesses]:
     processes = RankProcesses()
     yield processes
     processes.close()
+
+
+@pytest.fixture(scope="session")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from whole_runs import Wholes  # most sessions need none of it
+
+    return Wholes(tmp_path_factory.mktemp("wholes"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from checkpoint_cases import FINGERPRINT, State, flip_a_bit, is_state_of, load, names, save, state_at, truncate
 from rank_pool import RankError, RankPool
 
-from ddp_agent import checkpoint
+from ddp_agent.checkpoint import folder, saving
 from ddp_agent.comm import Comm, CommStats
 from ddp_agent.errors import CheckpointError
 from ddp_agent.manifest import Manifest
@@ -54,7 +54,7 @@ def save_with_a_foreign_type(directory: Path, step: int) -> str:
     comm = Comm.world()
     state = state_at(step) | ({"path": directory} if comm.rank == 1 else {})
     try:
-        checkpoint.save(directory, step, state, comm=comm, fingerprint=FINGERPRINT, details={}, keep=1)
+        saving.save(directory, step, state, comm=comm, fingerprint=FINGERPRINT, details={}, keep=1)
     except CheckpointError as error:
         return str(error)
     return "saved"
@@ -75,10 +75,10 @@ def delete_half_and_die(directory: Path) -> None:
 
 
 CRASHES: dict[str, tuple[int, str, Callable[..., None]]] = {
-    "half a file": (1, "ddp_agent.checkpoint._HashedFile.write", write_half_and_die),
+    "half a file": (1, "ddp_agent.checkpoint.saving.HashedFile.write", write_half_and_die),
     "before the manifest": (0, "ddp_agent.manifest.write_atomically", die),
     "before the rename": (0, "pathlib.Path.rename", die),
-    "before an old one is deleted": (0, "ddp_agent.checkpoint._prune", die),
+    "before an old one is deleted": (0, "ddp_agent.checkpoint.saving._prune", die),
     "while an old one is deleted": (0, "shutil.rmtree", delete_half_and_die),
 }
 
@@ -150,7 +150,7 @@ def test_a_rank_killed_while_saving_costs_no_checkpoint(ranks2: RankPool, crash:
     ranks2.run(save_and_load, tmp_path, [3])
     with pytest.raises(RankError, match="exit code -9"):
         ranks2.run(save_and_die, tmp_path, 6, crash, timeout_s=20)
-    for path in checkpoint.newest(tmp_path):
+    for path in folder.newest(tmp_path):
         assert Manifest.read(path).files.keys() <= set(names(path))
     step = 6 if "an old one" in crash else 3
     assert ranks2.run(try_to_load, tmp_path) == [f"step {step} of rank {rank}" for rank in range(2)]

@@ -171,6 +171,8 @@ def options_for(global_batch_size: int) -> Options:
         evaluate_own=False,
         checkpoint_every=None,
         keep_checkpoints=1,
+        keep_best_checkpoint=False,
+        async_checkpoints=False,
         consensus_every=None,
         consensus_per_layer=False,
         log_every=LOG_EVERY,

@@ -15,7 +15,7 @@ from ddp_agent.run_directory import RunDirectory
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
 NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
-PREEMPTED = 75
+PEER_FAILED, PREEMPTED = 4, 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
 
@@ -74,8 +74,9 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
         if first.exitcode not in SAID_BY_RANK:
             print(failed, file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    except SignalException as stopped:  # the ranks have ended: with everything saved?
-        return PREEMPTED if read_status(context.run_dir).get("status") == "preempted" else 128 + stopped.sigval
+    except SignalException as stopped:  # the ranks have ended: with everything saved? or was it they who sent it?
+        ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
+        return ended.get(read_status(context.run_dir).get("status", ""), 128 + stopped.sigval)
     return 0
 
 

@@ -3,16 +3,19 @@
 import hashlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch._C._distributed_c10d import Store  # typed there, and only there
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ddp_agent.errors import ConfigError, RefusedError
+from ddp_agent.attempts import stop_torchrun
+from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError
 from ddp_agent.launch.composition import (
     RUN_DIR,
     RUN_TIME,
@@ -24,11 +27,13 @@ from ddp_agent.launch.composition import (
     run_time,
 )
 from ddp_agent.place import Place
-from ddp_agent.run_directory import RunDirectory
+from ddp_agent.run_directory import RunDirectory, State
 from ddp_agent.runtime import Rendezvous, connect
 
 # How long a rank waits for rank 0 to say what both found, before it speaks up itself.
 PATIENCE_S = 5.0
+POLL_S = 0.05
+PROBE_S = 1.0
 
 
 @record  # torchrun prints what the first failing rank left: its number and traceback
@@ -41,7 +46,9 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
         with _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:
-        say_once(rendezvous, str(refusal))
+        say_once(rendezvous, str(refusal), refusal.rank)
+        if isinstance(refusal, NoProgressError) and rendezvous.place.local_rank == 0:
+            stop_torchrun()
         return refusal.exit_code
 
 
@@ -74,29 +81,57 @@ def _work(work: Work, context: LaunchContext, directory: RunDirectory) -> int:
     try:
         return work(context, directory) or 0
     except RefusedError as refusal:
-        directory.write_status("failed", str(refusal))
+        state: State = "preempted" if isinstance(refusal, PreemptedError) else "failed"
+        directory.write_status(state, str(refusal), refusal.rank, refusal.step)
         raise
     except Exception as error:
         directory.write_status("failed", f"{type(error).__name__}: {error}")
         raise
 
 
-def say_once(rendezvous: Rendezvous, message: str) -> None:
-    """Prints what several ranks found as one message, and returns when it is printed.
+def say_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None) -> None:
+    """Prints what several ranks found as one message, and returns when it is printed. It is news of `of_rank`, or else
+    of whoever prints it.
 
     torchrun ends all ranks once one has exited: whoever stays silent must wait, or nobody speaks. The memory lasts
     as long as torchrun, so a restart does not repeat it.
     """
     rank, store = rendezvous.place.rank, rendezvous.store
+    named = rank or None if of_rank is None else of_rank
+    text = message if named is None else f"rank {named}: {message}"
+    if not _answers(store):
+        print(text, file=sys.stderr, flush=True)
+        return
     key = f"said/{hashlib.sha256(message.encode()).hexdigest()}"
-    with suppress(DistError):  # not said in time, or the store is gone and with it whoever could have spoken
-        if rank != 0:
-            store.wait([key], timedelta(seconds=PATIENCE_S))
+    with suppress(DistError):  # the store is gone, and with it whoever could have spoken
+        if rank != 0 and _said(store, key, 0 if of_rank == 0 else PATIENCE_S):  # news of rank 0 it cannot tell itself
             return
-    with suppress(DistError):
         if store.add(f"{key}/claims", 1) > 1:
-            store.wait([key], timedelta(seconds=PATIENCE_S))
+            _said(store, key, PATIENCE_S)
             return
-    print(message if rank == 0 else f"rank {rank}: {message}", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
     with suppress(DistError):
         store.set(key, "")
+
+
+def _answers(store: Store) -> bool:
+    """Over a link that is down it would not, for minutes."""
+    probe = threading.Thread(target=_ask, args=(store,), daemon=True)
+    probe.start()
+    probe.join(PROBE_S)
+    return not probe.is_alive()
+
+
+def _ask(store: Store) -> None:
+    with suppress(DistError):
+        store.check(["said"])
+
+
+def _said(store: Store, key: str, patience_s: float) -> bool:
+    """Not by `store.wait`, whose timeout torch reports on the console."""
+    deadline = time.monotonic() + patience_s
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

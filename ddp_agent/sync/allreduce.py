@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.gradients import MeanGradients, overlapping
@@ -46,6 +46,9 @@ class AllReduce(SyncStrategy):
     @torch.no_grad()
     def flush(self, step: int) -> None:
         merge_buffers_(self.flat, self.buffers, self.topology.world)
+
+    def common(self, step: int) -> Tensor:
+        return self.flat.parameters
 
     def to_consensus_(self) -> None:
         """Nothing to do: the parameters are the same on every rank."""

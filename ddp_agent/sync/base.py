@@ -128,6 +128,13 @@ class SyncStrategy:
         """Turns this rank's parameters into those of the consensus model: the mean over ranks."""
         mean_(self.flat.parameters, self.topology.world)
 
+    def common(self, step: int) -> Tensor | None:
+        """What all ranks have alike after `step`, bit for bit, as a tensor of their state; None: nothing is sure to be.
+
+        A rank where it differs has a broken memory, link or build, and its part in every later average is wrong.
+        """
+        return None
+
     @torch.no_grad()
     def consensus_distance(self) -> float:
         """sqrt(mean_k ||w_k - mean w||^2), the same on every rank. A collective that is not counted."""
@@ -258,6 +265,9 @@ class Anchored(Periodic):
         self._changes = reducer.for_tensor(self.flat.shapes)
         self._pseudo_gradient = torch.empty_like(self.anchor)  # kept: a fresh one costs as much as averaging it
         return model
+
+    def common(self, step: int) -> Tensor | None:
+        return self.anchor
 
     def merge_parameters_(self) -> None:
         torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)

@@ -44,5 +44,8 @@ class Compressed(SyncStrategy):
     def flush(self, step: int) -> None:
         merge_buffers_(self.flat, self.buffers, self.topology.world)
 
+    def common(self, step: int) -> Tensor:
+        return self.flat.parameters
+
     def to_consensus_(self) -> None:
         """Nothing to do: the parameters are the same on every rank."""

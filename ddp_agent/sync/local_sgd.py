@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from ddp_agent.sync.base import Periodic
 from ddp_agent.sync.policies import average_
 
@@ -12,6 +14,9 @@ class LocalSGD(Periodic):
     """Parameters averaged every H steps (Stich 2019, arXiv:1805.09767)."""
 
     sends: ClassVar[Literal["parameters"]] = "parameters"
+
+    def common(self, step: int) -> Tensor | None:
+        return self.flat.parameters if self.synced_step == step else None
 
     def merge_parameters_(self) -> None:
         average_(self.flat, self.buffers, self.reducer, self.topology.world)

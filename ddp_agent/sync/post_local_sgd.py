@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.fields import NonNegativeInt
@@ -35,6 +35,9 @@ class PostLocalSGD(LocalSGD):
     def first_step(self) -> int:
         """Periods begin at the switch, so that the first one is as long as the others."""
         return self.switch_step
+
+    def common(self, step: int) -> Tensor | None:
+        return self.flat.parameters if step <= self.switch_step else super().common(step)
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
         return self.gradients.context(last_micro_batch and step <= self.switch_step)

@@ -88,6 +88,9 @@ class StreamingDiLoCo(Periodic):
         if passed == self.current_period:
             self._end_period(step)
 
+    def common(self, step: int) -> Tensor:
+        return self.anchor
+
     @torch.no_grad()
     def flush(self, step: int) -> None:
         """What is under way is applied, then what has changed since its fragment was; all ranks end at the anchor."""

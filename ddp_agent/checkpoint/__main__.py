@@ -1,0 +1,107 @@
+"""python -m ddp_agent.checkpoint list | verify | prune RUN_DIR: the checkpoints of a run, without starting it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddp_agent.checkpoint.folder import best, delete, manifest_of, metric_of, named_as_checkpoints, surplus, unfinished
+from ddp_agent.errors import CheckpointError, RefusedError
+from ddp_agent.run_directory import RunDirectory
+
+
+def main(typed: Sequence[str]) -> int:
+    """0 when all is well, 2 for a wrong command or a run that is going on, 3 for damage or nothing there."""
+    arguments = _parser().parse_args(typed)
+    folder = arguments.run_dir / "checkpoints"
+    try:
+        if not named_as_checkpoints(folder) and not unfinished(folder):
+            raise CheckpointError(f"{folder}: holds no checkpoint")
+        code: int = arguments.command(folder, arguments)
+    except RefusedError as refusal:
+        print(refusal, file=sys.stderr)
+        return refusal.exit_code
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ddp_agent.checkpoint", description="A run's checkpoints.")
+    commands = parser.add_subparsers(required=True)
+    for command, about in (
+        (_list, "steps, test metrics and sizes; reads the manifests alone"),
+        (_verify, "compares every file with the size and sha256 that its manifest names"),
+        (_prune, "deletes all but the newest whole ones, and what dead attempts left unfinished"),
+    ):
+        one = commands.add_parser(command.__name__[1:], help=about, description=about)
+        one.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="which has checkpoints/, as outputs/<time>")
+        one.set_defaults(command=command)
+        if command is _prune:
+            one.add_argument("--keep", type=_at_least_1, required=True, metavar="N", help="how many of the newest stay")
+            one.add_argument("--keep-best", action="store_true", help="and the one with the best test metric")
+    return parser
+
+
+def _at_least_1(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer >= 1")
+    return int(text)
+
+
+def _list(folder: Path, _: argparse.Namespace) -> int:
+    sound, damaged = _sorted_out(folder, read_files=False)
+    leader = best(sound)
+    for path in sound:
+        manifest = manifest_of(path)
+        size = sum(file.size_bytes for file in manifest.files.values())
+        metric = metric_of(manifest)
+        scored = "" if metric is None else f"{manifest.details.get('metric_name')} {metric:.4f}"
+        mark = " (best)" if path == leader else ""
+        print(f"{path.name}  {manifest.world_size} ranks  {size / 1e6:.1f} MB  {scored}{mark}".rstrip())
+    return _report(folder, damaged)
+
+
+def _verify(folder: Path, _: argparse.Namespace) -> int:
+    sound, damaged = _sorted_out(folder)
+    for path in sound:
+        print(f"{path.name}: whole, {len(manifest_of(path).files)} files as the manifest says")
+    return _report(folder, damaged)
+
+
+def _prune(folder: Path, arguments: argparse.Namespace) -> int:
+    with RunDirectory(folder.parent, restart=True):  # nobody is training there
+        sound, damaged = _sorted_out(folder)
+        if not sound:
+            raise CheckpointError("\n  ".join([f"{folder}: no checkpoint is whole, nothing is deleted", *damaged]))
+        for path in [*surplus(sound, keep=arguments.keep, keep_best=arguments.keep_best), *unfinished(folder)]:
+            delete(path)
+            print(f"{path.name}: deleted")
+        return _report(folder, damaged)
+
+
+def _sorted_out(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list[str]]:
+    """Sound ones, newest first, and what is wrong with the others."""
+    sound: dict[int, Path] = {}
+    damaged = []
+    for path in named_as_checkpoints(folder):
+        try:
+            manifest = manifest_of(path)
+            for name, file in manifest.files.items() if read_files else ():
+                file.check(path / name)
+            sound[manifest.step] = path
+        except CheckpointError as error:
+            damaged.append(str(error))
+        except OSError as error:
+            damaged.append(f"{error.filename}: {error.strerror}")
+    return [sound[step] for step in sorted(sound, reverse=True)], damaged
+
+
+def _report(folder: Path, damaged: list[str]) -> int:
+    for line in damaged:
+        print(line, file=sys.stderr)
+    for path in unfinished(folder):
+        print(f"{path.name}: unfinished, goes when the run goes on or is pruned")
+    return CheckpointError.exit_code if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""Reading a checkpoint back, on all ranks or on none."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ddp_agent.agreement import attempt, first_problem, on_all, on_rank_0, tell
+from ddp_agent.checkpoint.folder import file_of, manifest_of_run, newest
+from ddp_agent.comm import Comm
+from ddp_agent.errors import CheckpointError
+from ddp_agent.manifest import Manifest
+
+_log = logging.getLogger(__name__)
+
+
+def load(directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """Step and this rank's state of the newest checkpoint that is whole on every rank. A collective.
+
+    None when there is no checkpoint. A damaged one is logged, and the one before it taken. Raises
+    CheckpointError, the same on all ranks, when all are damaged or when the newest belongs to another run.
+    """
+    refused = []
+    with comm.uncounted():
+        candidates = on_rank_0(comm, newest, directory) or []
+        for name in tell(comm, " ".join(path.name for path in candidates)).split():
+            manifest = on_all(comm, manifest_of_run, directory / name, fingerprint, comm.size)
+            state, error = attempt(_read, directory / name / file_of(comm.rank), manifest)
+            problem = first_problem(comm, error)
+            if problem is None:
+                return manifest.step, cast(dict[str, Any], state)
+            refused.append(problem)
+            if comm.rank == 0:
+                _log.warning("checkpoint refused, trying the one before it: %s", problem)
+    if refused:
+        raise CheckpointError("\n  ".join([f"{directory}: every checkpoint is damaged", *refused]))
+    return None
+
+
+def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
+    manifest.files[path.name].check(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own text would advise to switch the restriction off
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it names {named[1]}, which is code" if named else "it is not in torch's format"
+        raise CheckpointError(f"{path}: refused by torch's loader for plain data, {found}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a dict")
+    return state

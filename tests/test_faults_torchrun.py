@@ -1,0 +1,149 @@
+"""With the real torchrun, from the launchers that people use: what the forked one of other tests stands for."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from fault_points import Fault
+from forked_torchrun import Outcome
+from whole_runs import EVERY_FIVE, MODES, SMALL, Wholes, checkpoints
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parents[1]
+GONE_S = 5.0
+
+TRAIN = f"""
+import json, os, runpy, sys
+from pathlib import Path
+from ddp_agent.launch import leave, main
+real = runpy.run_path({str(ROOT / "train.py")!r}, run_name="real")
+if "RANK" in os.environ:
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from fault_points import Fault, arm
+    faults = [Fault(**told) for told in json.loads(os.environ["FAULTS"])]
+    arm(faults, int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+leave(main(real["train"], check=real["check"], conf=Path({str(ROOT / "conf")!r})))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """launch/local.sh beside a train.py that can be hurt."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
+    (tmp_path / "train.py").write_text(TRAIN)
+    return tmp_path
+
+
+def start(project: Path, *command: str | Path, faults: Sequence[Fault] = ()) -> "subprocess.Popen[str]":
+    """In a process group of its own, as a shell starts what is typed."""
+    environment = os.environ | {"FAULTS": json.dumps([asdict(fault) for fault in faults]), "PYTHONPATH": str(ROOT)}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=project,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=listen_to_ctrl_c,
+    )
+
+
+def listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
+
+
+def outcome(project: Path) -> Outcome:
+    return Outcome(project / "outputs" / "run")
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    while not path.exists() or not path.read_text():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def group_of(process: "subprocess.Popen[str]") -> list[int]:
+    """All processes that the command has started and that still run."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in "ZX" and int(fields[2]) == process.pid:
+            members.append(int(stat.parent.name))
+    return members
+
+
+def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:
+    """It reaches torchrun and its ranks at once; torchrun tells the ranks again."""
+    process = start(project, sys.executable, "train.py", *SMALL, "max_steps=1000000", "run_name=run", "log_every=100")
+    run = outcome(project)
+    wait_for(run.run_dir / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, said
+    assert run.status["status"] == "preempted"
+    assert run.status["reason"].startswith("SIGINT on rank ")
+    assert checkpoints(run.run_dir)[-1] == run.status["step"]
+    assert group_of(process) == []
+
+
+def test_a_killed_torchrun_takes_its_ranks_along(project: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    process = start(project, *torchrun, *SMALL, "max_steps=1000000", "run_name=run", "log_every=100", "sync=diloco")
+    wait_for(outcome(project).run_dir / "metrics.jsonl", process)
+    assert len(group_of(process)) >= 3
+    process.kill()
+    deadline = time.monotonic() + GONE_S
+    while group_of(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert group_of(process) == []
+
+
+def test_local_sh_goes_on_by_itself(project: Path, wholes: Wholes) -> None:
+    typed = [*SMALL, *MODES["diloco"], *EVERY_FIVE, "run_name=run"]
+    kill = [Fault("step", "slow", None), Fault("step", "SIGKILL", 1, 23)]
+    process = start(project, "launch/local.sh", "--nproc", "2", "--max-restarts", "3", *typed, faults=kill)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "exitcode: -9) local_rank: 1" in said, "which rank, and by which signal"
+    assert "rank 1: died without a word" in said
+    assert f"resumed from step 20 of {outcome(project).run_dir}" in said
+    wholes.assert_same_end(outcome(project), "diloco", 2)
+
+
+def test_a_crash_loop_ends_torchrun_too(project: Path) -> None:
+    crash = [Fault("step", "raise", 0, 3, attempt=None)]
+    command = ["launch/local.sh", "--nproc", "1", "--max-restarts", "50", *SMALL, "sync=independent", "run_name=run"]
+    process = start(project, *command, faults=crash)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert said.count("BugError: a bug in the model\n") == 3, said
+    assert "3 attempts in a row began after step 0" in said
+    assert outcome(project).status["status"] == "failed"
+    assert group_of(process) == []
+
+
+def test_the_error_that_came_first_is_told_last(project: Path) -> None:
+    """torchrun's report, with the rank and its traceback; its exit code is the rank's."""
+    crash = [Fault("step", "raise", 1, 9)]
+    process = start(project, sys.executable, "train.py", *SMALL, "sync=allreduce", "run_name=run", faults=crash)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    report = said[said.index("Root Cause (first observed failure)") :]
+    assert "rank      : 1" in report
+    assert "BugError: a bug in the model" in report
+    assert outcome(project).status["rank"] == 1
+    assert group_of(process) == []
