@@ -45,12 +45,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """`code` is what its peers exit with."""
+    """`code` is what its peers exit with; `mute`: that rank cannot tell the user itself."""
 
     rank: int
     step: int
     code: int
     text: str
+    mute: bool = False
 
 
 def _nobody_to_tell(failure: Failure) -> None: ...
@@ -119,7 +120,8 @@ class Watch:
             thread.start()
 
     def close(self) -> None:
-        """Signals do again what they did before, unless one came: then they do nothing until the process ends."""
+        """Signals do again what they did before, unless one came or is about to, from a torchrun that sees a rank fail:
+        then they do nothing until the process ends."""
         if self._closed:
             return
         self._closed = True
@@ -131,7 +133,8 @@ class Watch:
                 thread.join(timeout=1)
         if self._handlers:
             signal.set_wakeup_fd(-1)
-            for number, handler in self._handlers.items() if self._signal is None else ():
+            leaving = self._signal is not None or self.failure is not None
+            for number, handler in () if leaving else self._handlers.items():
                 signal.signal(number, handler)
 
     # For the main thread.
@@ -232,7 +235,7 @@ class Watch:
             lost = self._signs.dead()
         if lost:
             rank, step, what = lost
-            self._tell(Failure(rank, step, PeerFailedError.exit_code, what))
+            self._tell(Failure(rank, step, PeerFailedError.exit_code, what, mute=True))
 
     def _tell(self, failure: Failure) -> None:
         """The first that is told is everybody's."""
@@ -263,7 +266,7 @@ class Watch:
         return time.monotonic() - self._answered_s
 
     def _lost(self, text: str) -> Failure:
-        return Failure(self.rank, self._begun, PeerFailedError.exit_code, text)
+        return Failure(self.rank, self._begun, PeerFailedError.exit_code, text, mute=True)
 
     def _end_if_stuck(self, failure: Failure) -> None:
         """The main thread may be blocked: in a collective that nobody will complete, or in a long step."""
@@ -271,7 +274,8 @@ class Watch:
         if self._closed or time.monotonic() < self._failed_s + grace_s:
             return
         with suppress(Exception):
-            _log.error("rank %d: %s", failure.rank, failure.text)
+            if failure.mute:
+                _log.error("rank %d: %s", failure.rank, failure.text)
             self.on_failure(failure)
         os._exit(failure.code)
 

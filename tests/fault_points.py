@@ -84,11 +84,11 @@ _current_step = 0
 
 def arm(faults: list[Fault], rank: int, attempt: int) -> None:
     """In a rank, before it begins."""
-    patch(trainer.Trainer, "set_lr", _note_step)
     for fault in faults:
         if fault.rank in (None, rank) and fault.attempt in (None, attempt):
             owner, name = POINTS[fault.point]
             patch(owner, name, Trigger(fault))
+    patch(trainer.Trainer, "set_lr", _note_step)  # the last patch is the first to be called
 
 
 def patch(owner: Any, name: str, before: Callable[..., None]) -> None:

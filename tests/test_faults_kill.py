@@ -86,7 +86,7 @@ def test_the_first_error_is_told_with_its_rank_and_once(mode: str, tmp_path: Pat
     outcome = run(tmp_path, 2, [*SMALL, *MODES[mode]], [SLOW, Fault("step", "raise", 1, 17)])
     assert outcome.codes == [[4, 1]], outcome.stderr
     status = outcome.status
-    assert (status["status"], status["rank"], status["step"]) == ("failed", 1, 16)
+    assert (status["status"], status["rank"], status["step"]) == ("failed", 1, 17)
     assert status["reason"] == "BugError: a bug in the model"
     assert outcome.stderr.count("Traceback") == 1
     assert outcome.stderr.rstrip().endswith("fault_points.BugError: a bug in the model")

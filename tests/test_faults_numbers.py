@@ -10,7 +10,7 @@ from whole_runs import EVERY_FIVE, MODES, SMALL, checkpoints
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize(("mode", "bad_rank"), zip(MODES, (1, 0, 0, 1, 0), strict=True))
+@pytest.mark.parametrize(("mode", "bad_rank"), [*zip(MODES, (1, 0, 0, 1, 0), strict=True)])
 def test_a_nan_on_one_rank_stops_all(mode: str, bad_rank: int, tmp_path: Path) -> None:
     outcome = run(tmp_path, 2, [*SMALL, *MODES[mode], *EVERY_FIVE], [Fault("forward", "nan", bad_rank, 13)])
     assert outcome.codes == [[5, 5]], outcome.stderr

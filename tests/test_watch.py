@@ -187,8 +187,11 @@ def test_after_the_run_signals_do_what_they_did(watches: list[Watch], stopped: b
 
 def test_a_forked_child_can_be_terminated_and_does_not_stop_the_run(watches: list[Watch]) -> None:
     watches[0].start()
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    child = fork.Process(target=lambda: (begun.set(), time.sleep(600)))
     child.start()
+    assert begun.wait(20)
     child.terminate()
     child.join(timeout=20)
     assert child.exitcode == -signal.SIGTERM
