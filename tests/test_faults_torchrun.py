@@ -19,6 +19,7 @@ from whole_runs import EVERY_FIVE, MODES, SMALL, Wholes, checkpoints
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[1]
 GONE_S = 5.0
+MARK = "RUN_OF_TEST"
 
 TRAIN = f"""
 import json, os, runpy, sys
@@ -46,7 +47,7 @@ def project(tmp_path: Path) -> Path:
 def start(project: Path, *command: str | Path, faults: Sequence[Fault] = ()) -> "subprocess.Popen[str]":
     """In a process group of its own, as a shell starts what is typed."""
     environment = os.environ | {"FAULTS": json.dumps([asdict(fault) for fault in faults]), "PYTHONPATH": str(ROOT)}
-    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", MARK: str(project)}
     return subprocess.Popen(
         list(map(str, command)),
         cwd=project,
@@ -73,43 +74,46 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
-def group_of(process: "subprocess.Popen[str]") -> list[int]:
-    """All processes that the command has started and that still run."""
+def left_of(project: Path) -> list[int]:
+    """All processes of a command that still run: torchrun puts its ranks into sessions of their own, so that neither
+    parent nor process group tells whose they are, but what they inherited in their environment does."""
+    mark = f"{MARK}={project}".encode()
     members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            ended = (folder / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+            if not ended and mark in (folder / "environ").read_bytes().split(b"\0"):
+                members.append(int(folder.name))
         except OSError:
             continue
-        if fields[0] not in "ZX" and int(fields[2]) == process.pid:
-            members.append(int(stat.parent.name))
     return members
 
 
 def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:
-    """It reaches torchrun and its ranks at once; torchrun tells the ranks again."""
+    """It reaches torchrun, which tells its ranks, and an impatient user's second one does no harm."""
     process = start(project, sys.executable, "train.py", *SMALL, "max_steps=1000000", "run_name=run", "log_every=100")
     run = outcome(project)
     wait_for(run.run_dir / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGINT)
+    assert len(left_of(project)) >= 3
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
     assert run.status["status"] == "preempted"
     assert run.status["reason"].startswith("SIGINT on rank ")
     assert checkpoints(run.run_dir)[-1] == run.status["step"]
-    assert group_of(process) == []
+    assert left_of(project) == []
 
 
 def test_a_killed_torchrun_takes_its_ranks_along(project: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     process = start(project, *torchrun, *SMALL, "max_steps=1000000", "run_name=run", "log_every=100", "sync=diloco")
     wait_for(outcome(project).run_dir / "metrics.jsonl", process)
-    assert len(group_of(process)) >= 3
+    assert len(left_of(project)) >= 3
     process.kill()
     deadline = time.monotonic() + GONE_S
-    while group_of(process) and time.monotonic() < deadline:
+    while left_of(project) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert group_of(process) == []
+    assert left_of(project) == []
 
 
 def test_local_sh_goes_on_by_itself(project: Path, wholes: Wholes) -> None:
@@ -133,7 +137,7 @@ def test_a_crash_loop_ends_torchrun_too(project: Path) -> None:
     assert said.count("BugError: a bug in the model\n") == 3, said
     assert "3 attempts in a row began after step 0" in said
     assert outcome(project).status["status"] == "failed"
-    assert group_of(process) == []
+    assert left_of(project) == []
 
 
 def test_the_error_that_came_first_is_told_last(project: Path) -> None:
@@ -146,4 +150,4 @@ def test_the_error_that_came_first_is_told_last(project: Path) -> None:
     assert "rank      : 1" in report
     assert "BugError: a bug in the model" in report
     assert outcome(project).status["rank"] == 1
-    assert group_of(process) == []
+    assert left_of(project) == []
