@@ -90,7 +90,7 @@ def left_of(project: Path) -> list[int]:
 
 
 def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:
-    """It reaches torchrun, which tells its ranks, and an impatient user's second one does no harm."""
+    """It reaches torchrun, which tells its ranks; they are in sessions of their own."""
     process = start(project, sys.executable, "train.py", *SMALL, "max_steps=1000000", "run_name=run", "log_every=100")
     run = outcome(project)
     wait_for(run.run_dir / "metrics.jsonl", process)
