@@ -144,6 +144,7 @@ def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: Rank
         "reducer=fp16": (2 * numbers, 2 * numbers, 1),
         "reducer=int8": (3 * int8, 2 * int8, 2),
         "reducer=sign": (3 * sign, 2 * sign, 2),
+        "reducer=sparse": (4 * numbers + numbers // 16, 4 * numbers + numbers // 16, 2),
         "reducer=topk": (4 + 4, 4 + 4, 1),
         "reducer=powersgd": (4 * numbers, 4 * numbers, 1),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ddp_agent.comm import Comm, CommStats
-from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, TopK
+from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
 from ddp_agent.sync import EASGD, AllReduce, DiLoCo, Independent, LocalSGD, ParameterUpdate, PostLocalSGD
 from ddp_agent.topology import Topology
 
@@ -31,6 +31,7 @@ REDUCERS: dict[str, Any] = {
     "topk": partial(TopK, ratio=0.3),
     "powersgd": partial(PowerSGD, rank=1, min_compression=0),
     "sign": Sign,
+    "sparse": partial(Sparse, block=8),
 }
 ALLOWED = [
     (mode, reducer)
@@ -163,6 +164,8 @@ def one_averaging(reducer: str, ranks: int, size: int) -> tuple[float, float]:
     if reducer == "topk":  # values and int32 indices
         packet = math.ceil(0.3 * size) * (8 + 4)
         return packet, (ranks - 1) * packet
+    if reducer == "sparse":  # of which nothing is zero here: a byte a block beside all numbers
+        return ring(size * 8 + size // 8, ranks)
     if reducer == "powersgd":  # vectors, and two factors of one column for each matrix
         saved = {NORM_PARAMETERS: 4 * 5 - (4 + 5) + 3 * 4 - (3 + 4), 24: 4 * 5 - (4 + 5), 23: 3 * 4 - (3 + 4)}[size]
         return ring((size - saved) * 8, ranks)

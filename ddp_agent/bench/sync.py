@@ -15,7 +15,7 @@ from ddp_agent.bench.arguments import at_least
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, stopwatch, take_turns
 from ddp_agent.comm import Comm
-from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK
+from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
 from ddp_agent.runtime import Runtime, seed_everything
 from ddp_agent.sync import LocalSGD
 from ddp_agent.topology import Topology
@@ -115,6 +115,7 @@ def reducers() -> dict[str, Reducer]:
         "fp16": Cast(dtype="fp16"),
         "int8": Int8(),
         "sign": Sign(),
+        "sparse": Sparse(block=16),
         "topk": TopK(ratio=0.01),
         "powersgd": PowerSGD(rank=2),
     }

@@ -80,7 +80,7 @@ def _calls_each(measured: Measured, kind: Kind, peers: int) -> int:
     """Counted calls that make one averaging."""
     if kind == "exchange":
         return max(1, peers)
-    return 2 if kind == "quantised" or measured.setting.reducer == "powersgd" else 1
+    return 2 if kind == "quantised" or measured.setting.reducer in ("powersgd", "sparse") else 1
 
 
 def _covered(load: Load, measured: Measured) -> list[Load]:

@@ -7,6 +7,7 @@ from ddp_agent.reducers.feedback import ErrorFeedback
 from ddp_agent.reducers.int8 import Int8
 from ddp_agent.reducers.powersgd import PowerSGD
 from ddp_agent.reducers.sign import Sign
+from ddp_agent.reducers.sparse import Sparse
 from ddp_agent.reducers.topk import TopK
 
-__all__ = ["Cast", "Dense", "ErrorFeedback", "Int8", "PowerSGD", "Reducer", "Sign", "TopK"]
+__all__ = ["Cast", "Dense", "ErrorFeedback", "Int8", "PowerSGD", "Reducer", "Sign", "Sparse", "TopK"]

@@ -21,10 +21,12 @@ class Reducer(ABC):
     `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
     never parameters: what it drops from those is gone.
     `remembers`: it must be given the same numbers at the same places in every call (see `for_tensor`).
+    `needs_zeros`: it is worth its while only for tensors that are mostly zero.
     """
 
     exact: ClassVar[bool]
     remembers: ClassVar[bool] = False
+    needs_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

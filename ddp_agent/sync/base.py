@@ -57,6 +57,11 @@ class SyncStrategy:
                 f"{type(self).__name__} sends raw parameters, which a lossy reducer ({reducer}) would damage; use "
                 f"reducer=dense, or sync=parameter_update sync.combine=mean, the same average sent as changes"
             )
+        if self.sends == "parameters" and reducer.needs_zeros:
+            return (
+                f"{type(self).__name__} sends raw parameters, which are never zero, so {reducer} would save nothing; "
+                f"use reducer=dense, or sync=parameter_update sync.combine=mean, the same average sent as changes"
+            )
         if self.reduces_in_backward and reducer.remembers:
             return (
                 f"{type(self).__name__} averages DDP's buckets inside backward, and DDP regroups them after the first: "

@@ -34,9 +34,10 @@ class Gossip(Periodic):
     rounds: int = field(init=False, repr=False)  # which peer's turn it is
 
     def refusal(self, reducer: Reducer) -> str | None:
-        if reducer.exact and not isinstance(reducer, Dense):
+        refused = super().refusal(reducer)
+        if refused is None and not isinstance(reducer, Dense):
             return f"Gossip sends raw parameters to neighbours as they are, without {reducer}; use reducer=dense"
-        return super().refusal(reducer)
+        return refused
 
     def misfit(self, world_size: int, ranks_per_node: int) -> str | None:
         if self.graph == "exponential" and world_size & (world_size - 1):

@@ -1,0 +1,45 @@
+"""The exact mean of a tensor that is mostly zero."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddp_agent.comm import Comm
+from ddp_agent.fields import PositiveInt
+from ddp_agent.reducers.base import Finish, Reducer
+
+
+@dataclass(kw_only=True)
+class Sparse(Reducer):
+    """The exact mean; blocks that are zero on every rank do not travel: rows of embeddings that nobody touched.
+
+    Two collectives: the maximum of a byte a block, which says who has something in it, and then the sum of those
+    blocks in which anybody has. So it never sends more than `dense` but for that byte, and the more ranks share their
+    rows (popular words, popular films) the less. The last numbers, too few for a block, always travel.
+    """
+
+    exact: ClassVar[bool] = True
+    needs_zeros: ClassVar[bool] = True
+
+    block: PositiveInt  # numbers; a row of an embedding is best a multiple of it
+
+    def start(self, tensor: Tensor, comm: Comm) -> Finish:
+        flat = tensor.view(-1)
+        whole = flat.numel() // self.block * self.block
+        blocks, rest = flat[:whole].view(-1, self.block), flat[whole:]
+        touched = (blocks != 0).any(1).to(torch.uint8)
+        pending = comm.start_all_reduce_(touched, "max")
+
+        def finish() -> None:
+            pending.wait()
+            rows = touched.nonzero().view(-1)
+            packed = torch.cat([blocks[rows].view(-1), rest])
+            comm.all_reduce_(packed)
+            packed.mul_(1 / comm.size)
+            flat.zero_()  # a zero may have been a negative one, and not on every rank
+            blocks[rows] = packed[: rows.numel() * self.block].view(-1, self.block)
+            rest.copy_(packed[rows.numel() * self.block :])
+
+        return finish
