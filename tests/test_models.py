@@ -207,6 +207,18 @@ def test_a_bag_has_no_order_and_a_transformer_has() -> None:
         assert torch.allclose(found, turned, atol=1e-5) == same, name
 
 
+def test_a_language_model_sees_what_came_before_and_nothing_later() -> None:
+    model = text_model("gpt")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # so that differences are seen
+    tokens = torch.tensor([3, 1, 4, 1, 5, 9])
+    for place in range(6):
+        found = model(torch.stack([tokens, tokens.index_fill(0, torch.tensor([place]), 7)]))
+        changed = ~torch.isclose(found[0], found[1], atol=1e-5).all(1)
+        assert changed.tolist() == [later >= place for later in range(6)]
+
+
 @pytest.mark.parametrize("name", ["text_bag", "text_transformer"])
 def test_hidden_tokens_are_hidden_in_training_only(name: str) -> None:
     model = text_model(name, token_dropout=0.5, dropout=0.0)
