@@ -179,7 +179,7 @@ def test_mlp_learns_digits() -> None:
 def text_model(name: str, **values: Any) -> nn.Module:
     """In evaluation: nothing is dropped."""
     torch.manual_seed(0)
-    given = {"input_shape": (6,), "outputs": 5, "vocabulary": 11}
+    given: dict[str, Any] = {"input_shape": (6,), "outputs": 5, "vocabulary": 11}
     return build("model", node(name, **values), **given).eval()  # type: ignore[no-any-return]
 
 
