@@ -34,7 +34,7 @@ from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
 from ddp_agent.errors import NonFiniteError, PreemptedError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
-from ddp_agent.finite import FiniteGradients
+from ddp_agent.finite import finite_check
 from ddp_agent.link import Link
 from ddp_agent.loader import Batch, micro_batches
 from ddp_agent.options import Options
@@ -103,6 +103,7 @@ class Trainer:
             per_layer=options.consensus_per_layer,
         )
         self.loss_sum = torch.zeros((), device=self.device)
+        self.gradients = finite_check(self.module, self.sync, self.loss_sum, scaled=self.scaler.is_enabled())
         self.logged_step, self.logged_s = 0, 0.0
         self.consensus_distance = 0.0  # before the last synchronisation
         self.scored: tuple[int, float | None] = (0, None)  # the last evaluation: its step and metric
@@ -124,11 +125,10 @@ class Trainer:
     def fit(self) -> Scores:
         """Runs the steps that are left and returns the consensus model's scores."""
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
-        diagnostics = self.diagnostics
+        diagnostics, gradients = self.diagnostics, self.gradients
         accumulation = options.accumulation_steps
         eval_every = options.eval_every or self.steps_per_epoch
         parameters = list(self.module.parameters())
-        gradients = FiniteGradients(self.module, sync, scaled=self.scaler.is_enabled())
         batches = self.batches(self.step + 1)
         self.model.train()
         self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
@@ -268,6 +268,7 @@ class Trainer:
 
     def finite_loss(self) -> float:
         """The sum of this rank's losses since the last log. Raises NonFiniteError, so that no such state is saved."""
+        self.gradients.settle()
         loss = self.loss_sum.item()
         if not math.isfinite(loss):
             first = self.logged_step + 1
@@ -350,6 +351,7 @@ class Trainer:
         """What the GPU still has to do belongs to the phase that asked for it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        self.gradients.settle()
 
     def save(self) -> None:
         if self.writer is None:
