@@ -46,6 +46,6 @@ def stop_torchrun() -> None:
 def _read(directory: RunDirectory) -> list[dict[str, Any]]:
     try:
         told = json.loads((directory.path / "attempts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ddp_agent.errors import ConfigError
-from ddp_agent.fields import REQUIRED, Parameter, coerce, describe, fits, parameters
+from ddp_agent.fields import REQUIRED, Parameter, coerce, describe, expected, fits, parameters
+from ddp_agent.redaction import redacted
 
 PACKAGE = Path(__file__).parent
 PLURAL = {group: f"{group}s" for group in ("reducer", "model", "dataset", "optimizer", "schedule", "cadence")} | {
@@ -66,14 +67,14 @@ def schema_problems(
     also_known: Iterable[str] = (),
 ) -> list[str]:
     """Keys that are unknown, missing, set twice or of a wrong value, one line each."""
-    runtime = set(runtime)
+    runtime, shown = set(runtime), redacted(given)
     known = [*(accepted.keys() - runtime), *also_known]
     found = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():
         if key in given and key in runtime:
-            found.append(f"{prefix}{key}: found {given[key]!r}, but the run itself sets it; leave it out")
+            found.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
         elif key in given and not fits(given[key], parameter.annotation):
-            found.append(f"{prefix}{key}: found {given[key]!r}, expected {describe(parameter.annotation)}")
+            found.append(f"{prefix}{key}: found {shown[key]!r}, expected {expected(given[key], parameter.annotation)}")
         elif key not in given and key not in runtime and parameter.default is REQUIRED:
             found.append(f"{prefix}{key}: missing, expected {describe(parameter.annotation)}")
     return found

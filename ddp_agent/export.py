@@ -1,5 +1,6 @@
 """The final model as two files that load without the run's configuration: weights, and what rebuilds it."""
 
+import functools
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ from ddp_agent.build import build
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
 from ddp_agent.run_directory import to_json, write_atomically
+from ddp_agent.skeleton import skeleton
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -50,14 +52,21 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
     about = _read_description(run_dir / DESCRIPTION)
     tensors = _read_tensors(run_dir / WEIGHTS, about["weights"])
     try:
-        model = _rebuild(about["name"], about["arguments"], trusted_packages)
+        construct = functools.partial(_rebuild, about["name"], about["arguments"], trusted_packages)
+        expected = skeleton(construct, own=":" not in about["name"])
+        if expected is not None:  # else shapes are compared when memory has been taken for them
+            _check_layout(_as_wide(expected, tensors), tensors, run_dir / WEIGHTS)
+        model = construct()
     except (ConfigError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error
-    floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floating) == 1:
-        model.to(floating.pop())
-    _fill(model, tensors, run_dir / WEIGHTS)
+    _fill(_as_wide(model, tensors), tensors, run_dir / WEIGHTS)
     return model.eval()
+
+
+def _as_wide(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """In the floating-point type of the file, where it has one."""
+    floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return model.to(floating.pop()) if len(floating) == 1 else model
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -122,6 +131,13 @@ def _rebuild(name: str, arguments: Mapping[str, Any], trusted_packages: Sequence
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_layout(model, tensors, path)
+    with torch.no_grad():
+        for name, tensor in _tensors(model).items():
+            tensor.copy_(tensors[name])
+
+
+def _check_layout(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     wanted = _tensors(model)
     problems = [
         f"{name}: found {_layout(tensors.get(name))}, expected {_layout(wanted.get(name))}"
@@ -131,9 +147,6 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     if problems:
         more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
         raise CheckpointError("\n  ".join([f"{path} does not fit its model", *problems[:5], *more]))
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
 
 
 def _layout(tensor: Tensor | None) -> str:

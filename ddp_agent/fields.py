@@ -49,6 +49,7 @@ class Pattern:
 
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
+Layers = Annotated[int, Range(1, 1000)]  # each takes its time, if no memory
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -132,10 +133,21 @@ def fits(value: Any, annotation: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and abs(value) <= sys.float_info.max
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and _fits_a_word(value)
     if annotation is Path:
         return isinstance(value, str | Path) and str(value) != ""
     return isinstance(value, annotation)
+
+
+def _fits_a_word(value: int) -> bool:
+    """A size, step or seed that torch can have: 64 bits with their sign."""
+    return -(2**63) <= value < 2**63
+
+
+def expected(value: Any, annotation: Any) -> str:
+    """What would be right in place of `value`, in the words of an error message."""
+    too_long = isinstance(value, int) and not _fits_a_word(value)
+    return describe(annotation) + (", of at most 64 bits" if too_long else "")
 
 
 def coerce(value: Any, annotation: Any) -> Any:
@@ -155,7 +167,7 @@ def coerce(value: Any, annotation: Any) -> Any:
 def check_fields(instance: Any) -> None:
     """Raises ValueError naming every field of a dataclass whose value does not fit its annotation."""
     problems = [
-        f"{name}: found {getattr(instance, name)!r}, expected {describe(parameter.annotation)}"
+        f"{name}: found {getattr(instance, name)!r}, expected {expected(getattr(instance, name), parameter.annotation)}"
         for name, parameter in parameters(type(instance)).items()
         if not fits(getattr(instance, name), parameter.annotation)
     ]

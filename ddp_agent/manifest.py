@@ -5,6 +5,7 @@ It carries a hash of itself, too, so that a damaged manifest is told from one of
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ddp_agent.run_directory import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
+_FILE = re.compile(r"rank-\d{4,}\.pt")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,20 @@ class Manifest:
         if content.pop("sha256") != _sha256(content):
             raise CheckpointError(f"{path}: damaged, its content does not have the sha256 that it names")
         del content["format"]
+        _check_types(content, {"step": int, "world_size": int, "fingerprint": dict, "details": dict, "files": dict})
+        for name, entry in content["files"].items():
+            _check_types(entry, {"size_bytes": int, "sha256": str})
+            if not _FILE.fullmatch(name):
+                raise CheckpointError(f"{path}: names the file {name!r}, expected rank-0000.pt and so on")
         content["files"] = {name: File(**entry) for name, entry in content["files"].items()}
         return cls(**content)
 
     def check_run(self, path: Path, fingerprint: Mapping[str, Any], world_size: int) -> None:
         """Raises CheckpointError with every difference when the checkpoint at `path` is of another run."""
-        saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
+        try:
+            saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
+        except RecursionError as error:
+            raise CheckpointError(f"{path}: found a fingerprint that is nested too deep") from error
         ours = dict(_flatten({**fingerprint, "world_size": world_size}))
         differing = [
             f"{key}: the checkpoint has {saved.get(key, 'nothing')}, this run {ours.get(key, 'nothing')}"
@@ -85,6 +95,13 @@ class Manifest:
         ]
         if differing:
             raise CheckpointError("\n  ".join([f"{path} belongs to another run", *differing]))
+
+
+def _check_types(found: Mapping[str, Any], expected: Mapping[str, type]) -> None:
+    """Raises TypeError when one differs; numbers are not negative, and nothing else is there."""
+    types = {key: type(value) for key, value in found.items()}
+    if types != expected or any(isinstance(value, int) and value < 0 for value in found.values()):
+        raise TypeError(f"found {types}, expected {expected}")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -46,7 +46,7 @@ class Options:
     target: float | None
     run_name: FileName
     data_root: Path | None
-    nproc_per_node: PositiveInt | None
+    nproc_per_node: Annotated[int, Range(1, 1024)] | None
     ranks_per_node: PositiveInt | None
     profile_steps: PositiveInt | None
     timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13

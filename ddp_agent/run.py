@@ -1,7 +1,9 @@
 """One rank of a run, from a checked configuration to a finished run directory: where the parts meet."""
 
+import functools
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddp_agent import attempts, environment, export, link, runtime
+from ddp_agent import attempts, environment, export, link, runtime, sockets
 from ddp_agent.agreement import tell
 from ddp_agent.alike import code_sha256, config_sha256, require_alike, sha256_of
 from ddp_agent.build import build, locate
@@ -25,8 +27,10 @@ from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.pictures.shards import shards
+from ddp_agent.redaction import redacted
 from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
+from ddp_agent.skeleton import skeleton
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import History, Tracker
 from ddp_agent.trainer import Trainer
@@ -78,13 +82,12 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
             f"model: {settings.label('model')} must be told {', '.join(absent)} by the data, which "
             f"{settings.label('dataset')} does not have; choose another model or dataset"
         )
-    seed_everything(settings.options.seed)
-    model: nn.Module = build(
-        "model",
-        settings.model,
-        trusted_packages=settings.options.trusted_packages,
-        **given,
+    construct = functools.partial(
+        build, "model", settings.model, trusted_packages=settings.options.trusted_packages, **given
     )
+    skeleton(construct, own=":" not in settings.model["name"])
+    seed_everything(settings.options.seed)
+    model: nn.Module = construct()
     return model
 
 
@@ -137,7 +140,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
     topology = Topology.create(options.ranks_per_node)
     model.to(ranks.device)
     fingerprint = {
-        **{group: settings.cfg[group] for group in FINGERPRINTED},
+        **redacted({group: settings.cfg[group] for group in FINGERPRINTED}),
         "data_sha256": task.sha256,
         **{
             key: getattr(options, key)
@@ -193,6 +196,8 @@ def describe(settings: Settings, ranks: Runtime) -> None:
     if said := settings.sync.stability(ranks.world_size):
         text, risky = said
         (log.warning if risky else log.info)(text)
+    if ranks.rank == 0 and (ports := sockets.told({"torchrun": os.getppid(), "rank 0": os.getpid()})):
+        log.info(ports)
 
 
 def resume(trainer: Trainer, settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Path | None, int]:
@@ -224,7 +229,7 @@ def tracing(trainer: Trainer, directory: RunDirectory) -> AbstractContextManager
 def write_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
     name, arguments = settings.model["name"], {k: v for k, v in settings.model.items() if k != "name"}
     taken = model_parameters(settings)
-    arguments |= {key: value for key, value in task.model_arguments.items() if key in taken}
+    arguments = redacted(arguments) | {key: value for key, value in task.model_arguments.items() if key in taken}
     description = {
         "name": name,
         "arguments": {**arguments, "input_shape": list(task.input_shape), "outputs": task.outputs},

@@ -6,9 +6,9 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,16 +17,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ddp_agent.errors import ConfigError
+from ddp_agent.redaction import scrubbed
 
 Record = dict[str, Any]
 State = Literal["running", "finished", "preempted", "failed"]
 
 _log = logging.getLogger(__name__)
-_SECRET = re.compile(
-    r"secret|passw|passphrase|credential|authorization"
-    r"|(^|[_.-]|api|access|auth|private|bearer)(token|key|keys)$",
-    re.IGNORECASE,
-)
 _locks_held: set[int] = set()
 
 
@@ -39,18 +35,6 @@ def _drop_inherited_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_inherited_locks)
-
-
-def redacted(config: Any) -> Any:
-    """The same tree of mappings and lists, with the value of every key that names a secret replaced."""
-    if isinstance(config, Mapping):
-        return {
-            key: "<redacted>" if _SECRET.search(str(key)) and value is not None else redacted(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, list | tuple):
-        return [redacted(item) for item in config]
-    return config
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -96,18 +80,32 @@ def _fsync_directory(path: Path) -> None:
 
 
 def read_metrics(path: Path, last_step: int) -> list[Record]:
-    """The whole lines up to `last_step`; one that was cut short is skipped. No file: no lines."""
+    """The lines up to `last_step` that are whole: one that was cut short, or that no run wrote, is skipped."""
     if not path.exists():
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and record.get("step", last_step + 1) <= last_step:
+        if _is_record(record) and record["step"] <= last_step:
             records.append(record)
     return records
+
+
+def _is_record(value: Any) -> bool:
+    """Numbers and nulls by name; a step, and times and bytes that a graph can have as its axes."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    if not all(number is None or (type(number) in (int, float) and _fits_a_float(number)) for number in value.values()):
+        return False
+    axes = [value["step"], value.get("unix_s"), value.get("train_s", 0.0), value.get("payload_bytes", 0)]
+    return all(number is not None and 0 <= number < 1e15 for number in axes)
+
+
+def _fits_a_float(number: float) -> bool:
+    return abs(number) <= sys.float_info.max
 
 
 class MetricsFile:
@@ -202,7 +200,7 @@ class RunDirectory:
         """
         status = {
             "status": state,
-            "reason": reason,
+            "reason": reason and scrubbed(reason),
             "rank": self.rank if rank is None else rank,
             "step": step,
             "unix_s": round(time.time(), 3),
@@ -271,7 +269,7 @@ class RunDirectory:
     def _read_status(self) -> Record:
         try:
             status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 

@@ -29,6 +29,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore  
 from ddp_agent.comm import CommError
 from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError, PreemptedError, RefusedError
 from ddp_agent.place import EARLIER_ATTEMPTS, Place
+from ddp_agent.redaction import scrubbed
 from ddp_agent.watch import NullWatch, Watch
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
@@ -259,14 +260,21 @@ class _Console(logging.StreamHandler[TextIO]):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        return prefix + scrubbed(record.getMessage())
+
+
+class _File(logging.Formatter):
+    """Without secrets, which an error's text or traceback may quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
 
 
 def setup_logging(run_dir: Path, rank: int) -> None:
     """Rank 0: `train.log` and the console. Others: warnings and errors, in a file made for the first of them."""
     name = "train.log" if rank == 0 else f"train.rank{rank}.log"
     file = logging.FileHandler(run_dir / name, encoding="utf-8", delay=rank != 0)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
         handlers=[file, _Console()] if rank == 0 else [file],

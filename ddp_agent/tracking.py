@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.errors import DataError
-from ddp_agent.run_directory import MetricsFile, Record, RunDirectory, read_metrics, redacted, to_json
+from ddp_agent.redaction import redacted
+from ddp_agent.run_directory import MetricsFile, Record, RunDirectory, read_metrics, to_json
 
 Values = Mapping[str, float | Tensor | None]
 
@@ -185,7 +186,7 @@ class TensorBoardMirror:
         scalars = dict(record)
         step, unix_s = scalars.pop("step"), scalars.pop("unix_s")
         self._scalars(scalars, step, unix_s)
-        if self._metric in record and "train_s" in record:
+        if {self._metric, "train_s", "payload_bytes"} <= record.keys():
             value, train_s, megabytes = record[self._metric], record["train_s"], record["payload_bytes"] / 1e6
             self._scalars({f"{self._metric}/by_seconds": value}, round(train_s), self._start_s + train_s)
             self._scalars({f"{self._metric}/by_megabytes": value}, round(megabytes), unix_s)

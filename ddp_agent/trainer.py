@@ -32,7 +32,7 @@ from ddp_agent.console import ConsoleProgress, NullProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
-from ddp_agent.errors import NonFiniteError, PreemptedError
+from ddp_agent.errors import CheckpointError, NonFiniteError, PreemptedError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
 from ddp_agent.finite import finite_check
 from ddp_agent.link import Link
@@ -387,7 +387,13 @@ class Trainer:
         if loaded is None:
             return 0
         self.rehearse()
-        self.load_state_dict(loaded[1])
+        try:
+            self.load_state_dict(loaded[1])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{run_dir}: the checkpoint of step {loaded[0]} holds a state that this run cannot take "
+                f"({type(error).__name__}: {error})"
+            ) from error
         return self.step
 
     def rehearse(self) -> None:

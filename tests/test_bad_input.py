@@ -50,7 +50,7 @@ WRONG_RATES = WRONG_NUMBERS | {"1e400": "inf", "-1e400": "-inf", "9" * 400: "9" 
         ("accumulation_steps=null", f"found None, {POSITIVE}"),
         ("eval_every=0", f"found 0, {POSITIVE} or null"),
         ("log_every=-20", f"found -20, {POSITIVE}"),
-        ("nproc_per_node=0", f"found 0, {POSITIVE} or null"),
+        ("nproc_per_node=0", f"found 0, {POSITIVE} and <= 1024 or null"),
         ("device=gpu", "found 'gpu', expected one of auto, cpu, cuda"),
         ("precision=fp64", "found 'fp64', expected one of fp32, bf16, fp16"),
         ("compile=yes", "found 'yes', expected true or false"),

@@ -6,7 +6,9 @@ import math
 import pickle
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from ddp_agent.build import build, problems
+from ddp_agent.datasets import cifar10 as cifar10_module
 from ddp_agent.datasets.article import Article
 from ddp_agent.datasets.augment import crop_and_flip
 from ddp_agent.datasets.base import LOSSES, Task, accuracy, fingerprint, half_squared_error
-from ddp_agent.datasets.cifar10 import CIFAR10
+from ddp_agent.datasets.cifar10 import ARCHIVE, CIFAR10
 from ddp_agent.datasets.digits import DATA, Digits, stratified_split
+from ddp_agent.datasets.download import Published
 from ddp_agent.datasets.fashion_mnist import FashionMNIST
 from ddp_agent.datasets.idx import read_idx
 from ddp_agent.datasets.image_folder import ImageFolder
@@ -270,20 +274,25 @@ def test_fashion_mnist_says_where_it_looked(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+def publish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets Fashion-MNIST's files come from a folder; returns the names of those that are asked for, as they are."""
+    asked = []
+
+    def from_folder(file: Published) -> Published:
+        asked.append(file.name)
+        source = folder / file.name
+        return replace(file, url=source.as_uri(), sha256=hashlib.sha256(source.read_bytes()).hexdigest())
+
+    download = Published.download
+    monkeypatch.setattr(Published, "download", lambda file, target: download(from_folder(file), target))
+    return asked
+
+
 def test_fashion_mnist_downloads_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision
-
-    calls = []
-
-    def download(root: str, download: bool) -> None:
-        calls.append(root)
-        assert Path(root) != tmp_path / "new"  # a file that is being written must not be found
-        write_fashion(Path(root) / "FashionMNIST" / "raw")
-
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
+    asked = publish(write_fashion(tmp_path / "source"), monkeypatch)
     for _ in range(2):
         assert len(fashion(tmp_path / "new", download=True).load().train) == 20  # type: ignore[arg-type]
-    assert len(calls) == 1
+    assert sorted(asked) == sorted(f"{name}.gz" for name in NAMES.values())
     left = {path.name for path in (tmp_path / "new").iterdir()}
     assert left == {"FashionMNIST", ".download.lock"}
 
@@ -296,26 +305,20 @@ def test_fashion_mnist_does_not_write_beside_files_that_are_there(tmp_path: Path
 
 
 def test_fashion_mnist_download_completes_a_partial_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision
-
+    asked = publish(write_fashion(tmp_path / "source"), monkeypatch)
     write_fashion(tmp_path / "FashionMNIST" / "raw", instead={"t10k_labels": None})
-    monkeypatch.setattr(
-        torchvision.datasets,
-        "FashionMNIST",
-        lambda root, download: write_fashion(Path(root) / "FashionMNIST" / "raw"),
-    )
     check(fashion(tmp_path, download=True).load(), input_shape=(1, 28, 28), outputs=10, train=20, test=10)
+    assert asked == ["t10k-labels-idx1-ubyte.gz"]
 
 
 def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision
-
-    def fail(root: str, download: bool) -> None:
+    def fail(url: str, timeout: float) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fail)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
     with pytest.raises(DataError, match="downloading fashion_mnist failed: no route to host"):
         fashion(tmp_path, download=True).load()
+    assert list((tmp_path / "FashionMNIST" / "raw").iterdir()) == []
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
@@ -378,6 +381,33 @@ def test_cifar10_says_how_to_get_it(cifar: Path, tmp_path: Path) -> None:
         DataError, match=r"differ from the published ones.*cifar-10-python.tar.gz.*dataset.download=true"
     ):
         cifar10(cifar).load()
+
+
+def pack(folder: Path, archive: Path, extra: str | None = None) -> Published:
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+        if extra is not None:
+            tar.add(folder / "test_batch", extra)
+    return Published(ARCHIVE.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
+
+
+def test_cifar10_is_downloaded_by_sha256_and_unpacked(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10_module, "ARCHIVE", pack(cifar / "cifar-10-batches-py", tmp_path / "source.tar.gz"))
+    downloaded = CIFAR10(data_root=tmp_path / "new", download=True, augment=False, loss="cross_entropy").load()
+    assert downloaded.sha256 == cifar10(cifar).load().sha256
+
+
+def test_cifar10_from_somebody_else_is_not_unpacked(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(cifar / "cifar-10-batches-py", tmp_path / "source.tar.gz")
+    foreign = replace(ARCHIVE, url=(tmp_path / "source.tar.gz").as_uri())
+    monkeypatch.setattr(cifar10_module, "ARCHIVE", foreign)
+    with pytest.raises(DataError, match=f"found content with sha256 .*, expected {ARCHIVE.sha256}"):
+        CIFAR10(data_root=tmp_path / "new", download=True, augment=False, loss="cross_entropy").load()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".download.lock"]
 
 
 # Augmentation

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     # Leaves: they know nobody, so anyone may know them.
     "ddp_agent": [],
     **{f"ddp_agent.{leaf}": [] for leaf in ("errors", "fields", "place", "clock", "console", "comm", "flat")},
-    **{f"ddp_agent.{leaf}": [] for leaf in ("standing", "random_streams")},
+    **{f"ddp_agent.{leaf}": [] for leaf in ("standing", "random_streams", "redaction", "sockets", "memory")},
     "ddp_agent.moment": [],
     "ddp_agent.cadences": ["moment", "fields"],
     # The four nouns. They do not know how they are configured, started, logged or saved.
@@ -45,30 +45,31 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     # What is trained, and on what: they do not know that there are other ranks.
     "ddp_agent.models*": ["models.*", "fields"],
-    "ddp_agent.datasets*": ["datasets.*", "fields", "errors"],
+    "ddp_agent.datasets*": ["datasets.*", "fields", "errors", "memory"],
     # Configuration.
     "ddp_agent.optimizers": ["fields"],
     "ddp_agent.schedules": ["fields"],
     "ddp_agent.options": ["fields"],
-    "ddp_agent.build": ["fields", "errors"],
+    "ddp_agent.build": ["fields", "errors", "redaction"],
     "ddp_agent.catalogue": ["build"],
     "ddp_agent.config": [
         *("build", "fields", "errors", "options", "optimizers", "schedules", "checkpoint.folder"),
         *("datasets.base", "sync*", "reducers*", "cadences", "slicing.base", "order"),
     ],
     # What a run leaves behind.
-    "ddp_agent.run_directory": ["errors"],
+    "ddp_agent.run_directory": ["errors", "redaction"],
     "ddp_agent.manifest": ["run_directory", "errors"],
-    "ddp_agent.tracking": ["run_directory", "errors"],
+    "ddp_agent.tracking": ["run_directory", "errors", "redaction"],
     "ddp_agent.agreement": ["comm", "errors"],
     "ddp_agent.checkpoint*": ["checkpoint.*", "manifest", "agreement", "run_directory", "comm", "errors"],
-    "ddp_agent.export": ["build", "manifest", "run_directory", "errors"],
+    "ddp_agent.skeleton": ["memory", "errors"],
+    "ddp_agent.export": ["build", "manifest", "run_directory", "skeleton", "errors"],
     # The loop and what it is made of.
     "ddp_agent.alike": ["comm", "errors"],
     "ddp_agent.attempts": ["run_directory"],
     "ddp_agent.signs": [],
     "ddp_agent.watch": ["signs", "errors"],
-    "ddp_agent.runtime": ["place", "comm", "watch", "errors"],
+    "ddp_agent.runtime": ["place", "comm", "watch", "errors", "redaction"],
     "ddp_agent.finite": ["sync.base", "errors"],
     "ddp_agent.link": ["errors"],
     "ddp_agent.stragglers": ["comm"],
@@ -90,7 +91,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "ddp_agent.run": ["*"],
     # Starting: knows how to begin and refuse, and of the rest only what `train.py` hands over.
-    "ddp_agent.launch*": ["launch*", "place", "runtime", "run_directory", "build", "catalogue", "errors", "attempts"],
+    "ddp_agent.launch*": [
+        *("launch*", "place", "runtime", "run_directory", "build", "catalogue", "errors", "attempts", "redaction"),
+    ],
     # Tools of their own.
     "ddp_agent.report*": ["report*"],
     "ddp_agent.plan*": ["plan*", "report.files", "report.rows", "report.runs", "console"],
@@ -123,6 +126,7 @@ ONLY_WHEN_NEEDED = ["torchvision", "torch.utils.tensorboard", "PIL"]
 WITHOUT_TORCH = ["ddp_agent.report*", "ddp_agent.plan*"]
 WITHOUT_TORCH += ["ddp_agent.launch.composition", "ddp_agent.launch.command", "ddp_agent.launch"]
 WITHOUT_TORCH += [f"ddp_agent.{leaf}" for leaf in ("errors", "fields", "build", "catalogue", "place", "run_directory")]
+WITHOUT_TORCH += [f"ddp_agent.{leaf}" for leaf in ("redaction", "sockets", "memory", "launch.trust")]
 
 
 @dataclass(frozen=True)

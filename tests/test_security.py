@@ -1,6 +1,15 @@
-"""Reads the source of everything that is shipped, and finds what must not be there."""
+"""Reads everything that is shipped, and finds what must not be there: SECURITY.md has the rules.
+
+What is tested elsewhere: a hostile checkpoint (test_checkpoint_damage.py), `_target_` and places outside
+(test_trust.py, test_bad_input.py), archives (test_archive.py), secrets and ports of a real run
+(test_secrets_and_ports.py), damaged and lying files of every kind (test_fuzz_readers.py).
+"""
 
 import ast
+import gc
+import importlib
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +20,28 @@ COMM = "ddp_agent/comm.py"
 # The benchmark's yardsticks are what people write without Comm; no run uses them.
 MAY_CALL_COLLECTIVES = {COMM, "ddp_agent/bench/yardsticks.py"}
 
+DOWNLOAD = "ddp_agent/datasets/download.py"
+ARCHIVE = "ddp_agent/datasets/archive.py"
+# In a text: a place that everybody may write, known beforehand; an address that everybody may reach.
+FORBIDDEN_TEXTS = {
+    re.compile(r"^/(var/)?tmp/"): "is a fixed name in a folder that all may write: mkdtemp makes one of its own",
+    re.compile(r"^0\.0\.0\.0$|^::$|--?bind_all"): "lets other machines in",
+}
+
 # Name, or the beginning of dotted names, to the reason.
 FORBIDDEN = {
     **dict.fromkeys(["pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"], "runs code of what it reads"),
-    **dict.fromkeys(["torch.package", "torch.jit.load", "torch.hub"], "runs code of what it reads"),
+    **dict.fromkeys(["torch.package", "torch.jit.load"], "runs code of what it reads"),
     "torch.distributed.checkpoint": "unpickles its metadata without restriction",
-    **dict.fromkeys(["eval", "exec"], "runs text as code"),
+    **dict.fromkeys(["torch.serialization.load", "joblib", "pandas.read_pickle"], "runs code of what it reads"),
+    **dict.fromkeys(["eval", "exec", "__import__", "builtins.eval", "builtins.exec"], "runs text as code"),
+    **dict.fromkeys(["shutil.unpack_archive", "torchvision.datasets.utils"], "unpacks to wherever an archive says"),
+    **dict.fromkeys(["urllib.request.urlretrieve", "requests", "torch.hub"], "downloads what nobody compares"),
+    "tempfile.mktemp": "names a file that somebody else may make first",
     **dict.fromkeys([f"yaml.{name}load" for name in ("", "full_", "unsafe_")], "builds any object the file names"),
     **dict.fromkeys([f"yaml.{name}load_all" for name in ("", "full_", "unsafe_")], "builds any object it names"),
     **dict.fromkeys(["hydra.utils.instantiate", "hydra.utils.call"], "calls whatever a config names"),
-    "os.system": "runs text in a shell",
+    **dict.fromkeys(["os.system", "os.popen", "subprocess.getoutput"], "runs text in a shell"),
 }
 OBJECTS = [
     "all_gather_object",
@@ -99,6 +120,10 @@ def _violations_of(node: ast.AST, origins: dict[str, str], path: str) -> Iterato
             yield node.lineno, "assigns to .data, which leaves the optimizer with the old storage"
     elif isinstance(node, ast.Call):
         yield from _violations_of_call(node, dotted_name(node.func, origins))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        for text, reason in FORBIDDEN_TEXTS.items():
+            if text.search(node.value):
+                yield node.lineno, f"{node.value!r} {reason}"
 
 
 def _rebinds_data(node: ast.Name | ast.Attribute) -> bool:
@@ -117,6 +142,10 @@ def _violations_of_name(name: str, line: int, path: str) -> Iterator[tuple[int, 
         yield line, f"{name} unpickles what a peer sent"
     if module in DISTRIBUTED and member in COLLECTIVES and path not in MAY_CALL_COLLECTIVES:
         yield line, f"{name} outside {COMM} is traffic that nobody counts"
+    if name == "urllib.request.urlopen" and path != DOWNLOAD:
+        yield line, f"{name} outside {DOWNLOAD}, where sha256 is compared"
+    if member in ("extractall", "extract") and path != ARCHIVE:
+        yield line, f"{name} outside {ARCHIVE}, where names and sizes are looked at"
 
 
 def _violations_of_call(call: ast.Call, name: str) -> Iterator[tuple[int, str]]:
@@ -125,10 +154,12 @@ def _violations_of_call(call: ast.Call, name: str) -> Iterator[tuple[int, str]]:
     }
     if name == "torch.load" and literals.get("weights_only") is not True:
         yield call.lineno, "torch.load without a literal weights_only=True"
-    if literals.get("allow_pickle") is True:
-        yield call.lineno, "allow_pickle=True"
-    if literals.get("shell") is True:
-        yield call.lineno, "shell=True"
+    given = {keyword.arg for keyword in call.keywords}
+    for name in ("allow_pickle", "shell"):
+        if name in given and literals.get(name) is not False:
+            yield call.lineno, f"{name} that is not a literal False"
+    if literals.get("download") is True:
+        yield call.lineno, "download=True: ours compare sha256"
 
 
 def shipped_files() -> list[Path]:
@@ -170,7 +201,22 @@ def test_the_walk_reaches_the_code_that_has_something_to_find() -> None:
         "from torch import load as read\nread(path)",
         "import torch\ntorch.hub.load('a', 'b')",
         "import numpy\nnumpy.load(path, allow_pickle=True)",
+        "import numpy\nnumpy.load(path, allow_pickle=trusted)",
         "import subprocess\nsubprocess.run(text, shell=True)",
+        "import subprocess\nsubprocess.run(text, shell=1)",
+        "__import__('os')",
+        "from torch.serialization import load",
+        "import builtins\nbuiltins.exec(text)",
+        "import os\nos.popen('ls')",
+        "import tempfile\ntempfile.mktemp()",
+        "path = '/tmp/mine'",
+        "server.bind(('0.0.0.0', 80))",
+        "command = ['tensorboard', '--bind_all']",
+        "import urllib.request\nurllib.request.urlopen(url)",
+        "from urllib.request import urlretrieve",
+        "import shutil\nshutil.unpack_archive(path)",
+        "tar.extractall(folder)",
+        "Files(root, download=True)",
         "import torch.distributed as dist\ndist.all_gather_object(out, value)",
         "from torch.distributed import broadcast_object_list",
         "import torch.distributed as dist\ndist.all_reduce(tensor)",
@@ -201,7 +247,63 @@ def test_each_forbidden_thing_is_found(source: str) -> None:
         "data = tensor",
         "self.data = inputs",
         "from yaml import safe_load",
+        "import numpy\nnumpy.load(path, allow_pickle=False)",
+        "import tempfile\ntempfile.mkdtemp()",
+        "path = root / 'tmp'",
+        "Files(root, download=wanted)",
     ],
 )
 def test_what_looks_alike_is_let_through(source: str) -> None:
     assert violations(source, "made_up.py") == []
+
+
+# What is shipped besides code
+
+
+def test_every_download_is_named_by_its_sha256() -> None:
+    from ddp_agent.datasets.download import Published
+
+    for file in (ROOT / "ddp_agent" / "datasets").glob("*.py"):
+        importlib.import_module(f"ddp_agent.datasets.{file.stem}")
+    published = [found for found in gc.get_objects() if type(found) is Published]
+    ours = [one for one in published if not one.url.startswith("file:")]  # other tests make their own
+    assert len(ours) >= 9
+    for one in ours:
+        assert one.url.startswith("https://"), one
+        assert re.fullmatch("[0-9a-f]{64}", one.sha256), one
+
+
+def dependencies() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["test"]]
+
+
+@pytest.mark.parametrize("dependency", dependencies())
+def test_every_dependency_has_a_lower_bound_and_a_locked_version_that_keeps_it(dependency: str) -> None:
+    name, least = re.fullmatch(r"([A-Za-z0-9_-]+)>=([\d.]+)(,<[\d.]+)?", dependency).group(1, 2)  # type: ignore[union-attr]
+    locked = re.search(rf"^{name}==([\d.]+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)
+    assert locked, f"{name} is not in requirements.lock: its first lines say how it is made again"
+    assert [int(part) for part in locked[1].split(".")] >= [int(part) for part in least.split(".")]
+
+
+def test_the_lock_names_hashes_and_no_place() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.match(r"[a-z0-9_.-]+==|    --hash=sha256:[0-9a-f]{64}", line) for line in wanted)
+    assert not any("://" in line or "--index" in line or "--find-links" in line for line in lines)
+    for number, line in enumerate(wanted):
+        assert line.startswith("    ") or wanted[number + 1].startswith("    --hash=sha256:"), line
+
+
+def documents() -> list[Path]:
+    folders = [ROOT / name for name in ("docs", "launch", "conf", "ddp_agent")]
+    found = [file for folder in folders for file in folder.rglob("*") if file.suffix in (".md", ".sh", ".py", ".yaml")]
+    return [*ROOT.glob("*.md"), *found]
+
+
+def test_tensorboard_stays_on_localhost_wherever_it_is_named() -> None:
+    told = {file: file.read_text(encoding="utf-8") for file in documents()}
+    commands = [(file, line) for file, text in told.items() for line in text.splitlines() if "tensorboard --" in line]
+    assert {ROOT / "README.md", ROOT / "ddp_agent" / "console.py"} <= {file for file, _ in commands}
+    assert [command for command in commands if re.search(r"--(bind_all|host)\b", command[1])] == []
+    assert "ssh -L 6006:localhost:6006" in told[ROOT / "README.md"]

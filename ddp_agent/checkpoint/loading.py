@@ -2,6 +2,8 @@
 
 import logging
 import re
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +43,10 @@ def load(directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any]) -> tupl
 
 
 def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
+    if path.name not in manifest.files:
+        raise CheckpointError(f"{path}: the manifest beside it names no such file")
     manifest.files[path.name].check(path)
+    _check_sizes(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's own text would advise to switch the restriction off
@@ -51,3 +56,15 @@ def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a dict")
     return state
+
+
+def _check_sizes(path: Path) -> None:
+    """torch's loader allocates what a file says that it holds. One that torch.save wrote holds it as it is."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(f"{path}: found no file of torch.save ({error})") from error
+    claimed, size_bytes = sum(member.file_size for member in members), path.stat().st_size
+    if claimed > size_bytes:
+        raise CheckpointError(f"{path}: found {claimed:,} bytes packed into {size_bytes:,}, expected them as they are")

@@ -6,6 +6,7 @@ import torch
 
 from ddp_agent.datasets.base import LossName, Samples, Task, resident_classification
 from ddp_agent.fields import PositiveFloat, PositiveInt, check_fields
+from ddp_agent.memory import require
 
 DATA_SEED = 1000  # never the run's: every run sees the same samples
 
@@ -28,6 +29,7 @@ class Article:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(8 * (self.samples + self.test_samples) * (self.features + 1), "its samples")  # and as much on the way
 
     def load(self) -> Task:
         generator = torch.Generator().manual_seed(DATA_SEED)

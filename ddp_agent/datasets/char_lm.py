@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ddp_agent.datasets.archive import stays_inside
 from ddp_agent.datasets.base import Task, fingerprint
 from ddp_agent.datasets.download import Published, located
 from ddp_agent.errors import DataError
@@ -72,6 +73,8 @@ class CharLM:
     def _path(self) -> Path:
         if self.file == SHAKESPEARE.name:
             return located(self.data_root, "tinyshakespeare", [SHAKESPEARE], download=self.download) / self.file
+        if not stays_inside(self.file):
+            raise DataError(f"dataset.file: found {self.file!r}, expected a path below data_root")
         path = self.data_root / self.file
         if not path.is_file():
             raise DataError(f"{path}: found no such file, expected a text; dataset.file names it, below data_root")

@@ -7,13 +7,20 @@ from typing import Any
 
 import torch
 
+from ddp_agent.datasets.archive import unpack
 from ddp_agent.datasets.augment import crop_and_flip
 from ddp_agent.datasets.base import LossName, Samples, Task, normalise, resident_classification
-from ddp_agent.datasets.download import in_turn
+from ddp_agent.datasets.download import Published, in_turn
 from ddp_agent.errors import DataError
 from ddp_agent.fields import check_fields
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVE = Published(
+    "cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+UNPACKED_BYTES = 200_000_000  # 186 MB
 PADDING = 4  # as in He et al. 2016, section 4.2
 # Of the training pixels of each channel, scaled to 0..1.
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
@@ -62,8 +69,13 @@ class CIFAR10:
                     "files that are missing or differ from the published ones" if folder.is_dir() else "no such folder"
                 )
                 raise DataError(
-                    f"{folder}: found {found}, expected the content of {Files.filename} from {Files.url}; "
+                    f"{folder}: found {found}, expected the content of {ARCHIVE.name} from {ARCHIVE.url}; "
                     "unpack it there, or set dataset.download=true"
                 ) from error
         with in_turn(self.data_root, "cifar10"):
-            return Files(self.data_root, train=train, download=True)
+            try:
+                return Files(self.data_root, train=train)  # the rank before this one may have got them
+            except (RuntimeError, OSError):
+                ARCHIVE.download(self.data_root)
+                unpack(self.data_root / ARCHIVE.name, self.data_root, most_bytes=UNPACKED_BYTES)
+                return Files(self.data_root, train=train)

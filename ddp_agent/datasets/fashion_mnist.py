@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ddp_agent.datasets.base import LossName, Samples, Task, normalise, resident_classification
-from ddp_agent.datasets.download import in_turn
+from ddp_agent.datasets.download import Published, in_turn
 from ddp_agent.datasets.idx import read_idx
 from ddp_agent.errors import DataError
 from ddp_agent.fields import check_fields
@@ -15,6 +14,18 @@ CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shi
 CLASSES = len(CLASS_NAMES)
 SIZE = (28, 28)
 MEAN, STD = 0.2860, 0.3530  # of the training pixels, scaled to 0..1
+_SOURCE = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/data"
+)
+PUBLISHED = tuple(
+    Published(f"{name}-ubyte.gz", f"{_SOURCE}/fashion/{name}-ubyte.gz", sha256)
+    for name, sha256 in {
+        "train-images-idx3": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    }.items()
+)
 TORCHVISION_FOLDER = "FashionMNIST/raw"
 DEBIAN_FOLDER = "fashion-mnist"
 
@@ -57,17 +68,12 @@ class FashionMNIST:
 
     def _download(self) -> None:
         """A file appears under its name once it is whole: a rank that starts later may look at any moment."""
-        from torchvision.datasets import FashionMNIST as Downloader
-
+        target = self.data_root / TORCHVISION_FOLDER
         with in_turn(self.data_root, "fashion_mnist"):
-            if self._folder(all) is not None:
-                return
-            with TemporaryDirectory(dir=self.data_root) as scratch:
-                Downloader(scratch, download=True)
-                target = self.data_root / TORCHVISION_FOLDER
-                target.mkdir(parents=True, exist_ok=True)
-                for file in (Path(scratch) / TORCHVISION_FOLDER).iterdir():
-                    file.replace(target / file.name)
+            target.mkdir(parents=True, exist_ok=True)
+            for file in PUBLISHED:
+                if _find(target, file.name.removesuffix(".gz")) is None:
+                    file.download(target)
 
 
 def _name(part: str, kind: str) -> str:

@@ -4,18 +4,19 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from ddp_agent.datasets.augment import crop_and_flip
 from ddp_agent.datasets.base import LossName, Task, classification
 from ddp_agent.errors import DataError
-from ddp_agent.fields import NonNegativeInt, PositiveInt, check_fields
+from ddp_agent.fields import Range, check_fields
 
 SPLITS = ("train", "test")
 # ImageNet's, by convention: any fixed numbers that bring pixels near mean 0 and variance 1 would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOST_PIXELS = 1 << 26  # 200 MB as RGB
 
 
 @dataclass(kw_only=True)
@@ -23,11 +24,11 @@ class ImageFolder:
     """Your own images: data_root/{train,test}/<class>/*.png or jpg, resized and streamed by workers."""
 
     data_root: Path
-    image_size: PositiveInt
+    image_size: Annotated[int, Range(1, 4096)]
     """Side of the square that is cut from the middle, after the shorter side was brought to it."""
     augment: bool
     """Random crops and mirror images of what is trained on."""
-    workers: NonNegativeInt
+    workers: Annotated[int, Range(0, 256)]
     loss: LossName
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ def _read_image(path: str) -> Any:
 
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:  # a few kilobytes can say so, and mean gigabytes
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise DataError(f"{path}: found no readable image ({error}), expected PNG or JPEG") from error

@@ -12,7 +12,7 @@ import torch
 from ddp_agent.datasets.base import LossName, Samples, Task, resident_classification
 from ddp_agent.datasets.download import Published, located
 from ddp_agent.datasets.tokens import Features, encode, words
-from ddp_agent.errors import DataError
+from ddp_agent.errors import ConfigError, DataError
 from ddp_agent.fields import PositiveInt, Range, check_fields
 
 CorpusName = Literal["clinc150", "banking77"]
@@ -57,7 +57,10 @@ class Intents:
 
     def _samples(self, sentences: list[Sentence], names: tuple[str, ...]) -> Samples:
         label = {name: number for number, name in enumerate(names)}
-        tokens = encode([text for text, _ in sentences], self.features, self.buckets, self.length)
+        try:
+            tokens = encode([text for text, _ in sentences], self.features, self.buckets, self.length)
+        except ValueError as error:
+            raise ConfigError(f"dataset.length: {error}") from error
         return tokens, torch.tensor([label[intent] for _, intent in sentences])
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ddp_agent.memory import require
+
 Features = Literal["words", "ngrams"]
 PADDING = 0
 
@@ -44,7 +46,11 @@ def number(feature: str, buckets: int) -> int:
 
 
 def encode(texts: Sequence[str], features: Features, buckets: int, length: int) -> Tensor:
-    """int64 [texts, length]: the first `length` features of each text by number, then padding."""
+    """int64 [texts, length]: the first `length` features of each text by number, then padding.
+
+    Raises ValueError when that is more than memory can hold.
+    """
+    require(8 * len(texts) * length, f"{len(texts):,} texts of length {length:,}")
     rows = torch.full((len(texts), length), PADDING)
     for row, text in zip(rows, texts, strict=True):
         numbers = [number(feature, buckets) for feature in FEATURES[features](text)][:length]

@@ -17,6 +17,7 @@ from ddp_agent import catalogue
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, VERSION_BASE, Check, Configs, Work
 from ddp_agent.place import Place, die_with_parent
+from ddp_agent.redaction import scrubbed
 
 INTERRUPTED = 130
 
@@ -42,6 +43,7 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config") -
 
 
 def _say(message: str, place: Place | None) -> None:
+    message = scrubbed(message)
     if place is None:
         print(message, file=sys.stderr)
     else:

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,9 @@ from yaml import YAMLError
 
 from ddp_agent.build import unknown
 from ddp_agent.errors import ConfigError, RefusedError
-from ddp_agent.run_directory import RunDirectory, redacted, write_atomically
+from ddp_agent.launch import trust
+from ddp_agent.redaction import redacted, redacted_override, remember, remember_overrides, scrubbed
+from ddp_agent.run_directory import RunDirectory, write_atomically
 
 VERSION_BASE = "1.3"
 RUN_TIME = "DDP_AGENT_RUN_TIME"  # when the run began, agreed by its ranks: a part of directory names
@@ -62,11 +65,14 @@ class Configs:
     extra_folder: Path | None = None
 
     def compose(self, overrides: Sequence[str]) -> "Composed":
-        """Never raises for an override: what is wrong with each is in `problems`, the rest is composed."""
+        """What is wrong with an override is in `problems`, the rest composed. Raises ConfigError for wrong files."""
+        remember_overrides(overrides)
+        if wild := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
+            raise ConfigError(wild)
         with hydra.initialize_config_dir(str(self.folder), job_name="train", version_base=VERSION_BASE):
             try:
                 return Composed(self._compose(overrides))
-            except (HydraException, OmegaConfBaseException, YAMLError):
+            except Exception:  # of Hydra, OmegaConf and the parsers below them: whatever is typed, they raise it
                 return self._compose_what_is_right(overrides)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -77,7 +83,7 @@ class Configs:
         """One override at a time (0.1 s each), to tell all that is wrong at once; groups first, as Hydra has it."""
         try:
             cfg = self._compose([])
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        except Exception as error:
             raise ConfigError(_in_one_line(error)) from error
         accepted: list[str] = []
         problems: list[str] = []
@@ -86,7 +92,7 @@ class Configs:
             try:
                 cfg = self._compose([*accepted, override])
                 accepted.append(override)
-            except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            except Exception as error:
                 problems.append(explain(error, override, cfg))
                 groups_chosen &= not isinstance(error, MissingConfigException | YAMLError)
         return Composed(cfg, tuple(problems), groups_chosen)
@@ -114,7 +120,7 @@ class Composed:
                 if not problems:
                     raise
                 problems.append(str(refusal))
-        if problems:
+        if problems := problems or trust.directory_problems(self.cfg.hydra):
             raise ConfigError(problems)
         return context
 
@@ -122,6 +128,9 @@ class Composed:
         if self.cfg.hydra.mode == RunMode.MULTIRUN and RUN_DIR not in os.environ:
             raise ConfigError("hydra.mode: found MULTIRUN in a config file; type -m as well")
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
+        remember(OmegaConf.to_container(self.without_hydra(), resolve=False))
+        if code := trust.code_problems(self.cfg.hydra):
+            raise ConfigError(code)
         try:
             resolved = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
             run_dir = Path(os.environ.get(RUN_DIR) or str(self.cfg.hydra.run.dir))
@@ -129,11 +138,12 @@ class Composed:
             raise ConfigError(f"{error.full_key}: {_in_one_line(error)}") from error
         assert isinstance(resolved, dict)
         cfg = {str(key): value for key, value in resolved.items()}
+        remember(cfg)
         choices = self.cfg.hydra.runtime.choices
         return LaunchContext(
             cfg=cfg,
             choices={group: choice for group, choice in choices.items() if choice and "/" not in group},
-            overrides=list(self.cfg.hydra.overrides.task),
+            overrides=unresolved(self.cfg.hydra.overrides.task),
             run_dir=run_dir.absolute(),
             world_size=ranks(cfg),
             attempt=attempt,
@@ -146,9 +156,8 @@ class Composed:
         """`.hydra/` as `hydra.main` writes it: unresolved, so that it can be composed again; secrets are left out."""
         task = OmegaConf.to_container(self.without_hydra(), resolve=False)
         node: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
-        overrides = [_without_secret(override) for override in node["overrides"]["task"]]
-        node["overrides"]["task"] = overrides
-        node["job"]["override_dirname"] = ",".join(overrides)
+        overrides = node["overrides"]["task"]
+        node["job"]["override_dirname"] = ",".join(map(redacted_override, overrides))
         node["runtime"]["output_dir"] = str(run_dir)
         folder = run_dir / ".hydra"
         folder.mkdir(exist_ok=True)
@@ -156,9 +165,24 @@ class Composed:
             write_atomically(folder / f"{name}.yaml", OmegaConf.to_yaml(redacted(content)))
 
 
+def unresolved(overrides: Any) -> list[str]:
+    """As typed: iterated over, ${oc.env:HF_TOKEN} would become what it stands for."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(plain)
+
+
+def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
+    """In a sweep Hydra writes what was typed as it was typed: here again, without secrets."""
+    for file in [*(run_dir / ".hydra").glob("*.yaml"), sweep_dir / "multirun.yaml"]:
+        with suppress(OSError, YAMLError, OmegaConfBaseException):
+            saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            if (clean := redacted(saved)) != saved:
+                write_atomically(file, OmegaConf.to_yaml(clean))
+
+
 def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
     """One line: what was typed, what is wrong with it, what would be right. `cfg` is composed without it."""
-    text = str(error)
+    text, override = str(error), redacted_override(override)
     if isinstance(error, OverrideParseException):
         return f"{override}: expected key=value; quote a value with spaces, = or brackets: key=\\'a b\\'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -193,13 +217,10 @@ def _in_one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages, without the search path, the link to the manual and the types of nodes."""
     lines = [line.strip() for line in (str(error) or str(error.__cause__)).splitlines()]
     noise = ("See https", "full_key:", "object_type", "reference_type", "provider=", "Config search path")
-    return "; ".join(line for line in lines if line and not line.startswith(noise))
+    told = "; ".join(line for line in lines if line and not line.startswith(noise))
+    explained = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+    return scrubbed(told if explained else f"{type(error).__name__}: {told}")
 
 
 def _is_value(override: str) -> bool:
     return "." in override.partition("=")[0]
-
-
-def _without_secret(override: str) -> str:
-    key, equals, value = override.partition("=")
-    return f"{key}{equals}{redacted({key: value})[key]}"

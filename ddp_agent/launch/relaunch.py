@@ -3,18 +3,24 @@
 import json
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
 NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
+MOST_RANKS = 1024  # of one machine: a wrong number of processes takes it down
+BACKLOG = 2048  # ranks that knock at the store at once; torch's own
 PEER_FAILED, PREEMPTED = 4, 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
@@ -36,10 +42,10 @@ def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
     wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
     try:
         count = int(wanted)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         count = 0
-    if count < 1:
-        raise ConfigError(f"nproc_per_node: found {wanted!r}, expected an integer >= 1")
+    if not 1 <= count <= MOST_RANKS:
+        raise ConfigError(f"nproc_per_node: found {wanted!r}, expected an integer >= 1 and <= {MOST_RANKS}")
     return count
 
 
@@ -65,7 +71,8 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
     from torch.distributed.run import main as torchrun
 
     nodes = _nodes()
-    rendezvous = ["--standalone"] if nodes == 1 else []
+    store = _store_on_loopback() if nodes == 1 else None
+    rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
     try:
         torchrun([*rendezvous, f"--nproc_per_node={context.world_size // nodes}", str(script), *arguments])
@@ -80,10 +87,22 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
     return 0
 
 
+def _store_on_loopback() -> "TCPStore":
+    """The store of a run on one machine. torchrun's own listens on every interface and asks nobody for a password;
+    in the process that holds this one it opens none, since tenants of a process share the store of a port."""
+    from torch._C._distributed_c10d import TCPStore
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        "127.0.0.1", port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listener.detach()
+    )
+
+
 def read_status(run_dir: Path) -> dict[str, Any]:
     try:
         status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 

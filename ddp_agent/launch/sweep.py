@@ -29,9 +29,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ddp_agent.errors import ConfigError
-from ddp_agent.launch.composition import RUN_DIR, RUN_TIME, VERSION_BASE, Configs, explain
+from ddp_agent.launch import trust
+from ddp_agent.launch.composition import (
+    RUN_DIR,
+    RUN_TIME,
+    VERSION_BASE,
+    Configs,
+    explain,
+    redact_saved,
+    unresolved,
+)
 from ddp_agent.launch.relaunch import read_status
 from ddp_agent.place import EARLIER_ATTEMPTS, Place, without_torchrun
+from ddp_agent.redaction import redacted_override, scrubbed
 from ddp_agent.run_directory import write_atomically
 
 GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
@@ -54,7 +64,9 @@ class Job:
         """The run's best metric, for a sweeper that optimises: `hydra.sweeper.direction` says which way is better."""
         job = HydraConfig.get()
         run_dir = Path(job.runtime.output_dir)
-        overrides = list(job.overrides.task)
+        typed = unresolved(job.overrides.task)
+        overrides = [redacted_override(override) for override in typed]
+        redact_saved(run_dir, Path(job.runtime.cwd, job.sweep.dir))
         name = f"job {job.job.num} ({shlex.join(overrides)})"
         attempts = _earlier_attempts(run_dir, overrides, name)
         if attempts and read_status(run_dir).get("status") == "finished":
@@ -62,7 +74,7 @@ class Job:
             return _objective(run_dir)
         write_atomically(run_dir / JOB_FILE, json.dumps({"overrides": overrides, "attempts": attempts + 1}) + "\n")
         print(f"{name}: {run_dir}", flush=True)
-        command = [*self.command, *overrides, f"hydra.job.num={job.job.num}"]
+        command = [*self.command, *typed, f"hydra.job.num={job.job.num}"]
         code = _run(command, run_dir, job.runtime.cwd, attempts)
         if code != 0:
             raise JobFailedError(_report(f"{name} failed: {_reason(run_dir, code)}"))
@@ -111,7 +123,7 @@ def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int
         earlier, attempts = list(told["overrides"]), int(told["attempts"])
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise JobFailedError(_report(f"{name} not started: {run_dir / JOB_FILE} cannot be read ({error})")) from error
     if earlier != list(overrides):
         raise JobFailedError(
@@ -137,7 +149,8 @@ def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
 def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
     """Hydra explains a misspelt key badly, and only the first: have ours look at one job beforehand."""
     try:
-        problems = configs.compose(_first_job(overrides)).problems
+        first = configs.compose(_first_job(overrides))
+        problems = [*first.problems, *trust.hydra_problems(first.cfg.hydra)]
     except OverrideParseException as error:
         raise ConfigError(explain(error, error.override)) from error
     if problems:
@@ -178,6 +191,7 @@ def _reason(run_dir: Path, code: int) -> str:
 
 
 def _report(failure: str) -> str:
+    failure = scrubbed(failure)
     print(failure, file=sys.stderr, flush=True)
     with open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")

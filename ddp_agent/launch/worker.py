@@ -27,6 +27,7 @@ from ddp_agent.launch.composition import (
     run_time,
 )
 from ddp_agent.place import Place
+from ddp_agent.redaction import scrubbed
 from ddp_agent.run_directory import RunDirectory, State
 from ddp_agent.runtime import Rendezvous, connect
 
@@ -97,7 +98,7 @@ def say_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None) -
     as long as torchrun, so a restart does not repeat it.
     """
     rank, store = rendezvous.place.rank, rendezvous.store
-    named = rank or None if of_rank is None else of_rank
+    message, named = scrubbed(message), rank or None if of_rank is None else of_rank
     text = message if named is None else f"rank {named}: {message}"
     if not _answers(store):
         print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, PositiveInt
+from ddp_agent.fields import Decay, Layers, PositiveInt
 from ddp_agent.models.base import INITIAL_STD, Block, check_heads, text_length
 
 _MULTIPLIER, _PRIME = 1_000_003, 2**31 - 1  # of the hash: products stay far below 2^63
@@ -19,7 +19,7 @@ class GPT(nn.Module):
         input_shape: tuple[int, ...],
         vocabulary: int,
         width: PositiveInt,
-        layers: PositiveInt,
+        layers: Layers,
         heads: PositiveInt,
         ngrams: PositiveInt,
         buckets: PositiveInt,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, PositiveInt
+from ddp_agent.fields import Decay, Layers, PositiveInt
 from ddp_agent.models.base import INITIAL_STD, Block, check_heads, text_length
 
 
@@ -17,7 +17,7 @@ class TextTransformer(nn.Module):
         outputs: int,
         vocabulary: int,
         width: PositiveInt,
-        layers: PositiveInt,
+        layers: Layers,
         heads: PositiveInt,
         token_dropout: Decay,
         dropout: Decay,

@@ -11,6 +11,8 @@ from torch import Tensor
 from ddp_agent.fields import check_fields
 from ddp_agent.random_streams import mixed_seed
 
+LOOKED_AT = 1000  # epochs, before the first: a millisecond each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stock:
@@ -63,7 +65,7 @@ class Shards(Slicing, ABC):
     def problems(self, stock: Stock, ranks: int, seed: int, epochs: int) -> Iterator[str]:
         if ranks > stock.count:
             return  # told already, and no way of slicing would help
-        for epoch in range(epochs if self.drawn == "every_epoch" else 1):
+        for epoch in range(min(epochs, LOOKED_AT) if self.drawn == "every_epoch" else 1):
             try:
                 self.shards(stock, ranks, seed, epoch)
             except ValueError as error:
