@@ -19,8 +19,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 from ddp_agent import tracking
+from ddp_agent.layers import layer_table
 from ddp_agent.run_directory import RunDirectory
-from ddp_agent.tracking import History, NullTracker, Tracker, layer_table
+from ddp_agent.tracking import History, NullTracker, Tracker
 
 SUMMARY = {"steps": 30, "test_metric": 0.9, "train_s": 2.5, "target": 0.99, "time_to_target_s": None}
 

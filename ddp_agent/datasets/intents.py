@@ -46,6 +46,7 @@ class Intents:
         parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
         names = _check(parts)
         train, test = (self._samples(sentences, names) for sentences in parts.values())
+        *_, tested = parts.values()
         return resident_classification(
             train,
             test,
@@ -53,6 +54,7 @@ class Intents:
             loss=self.loss,
             class_names=names,
             model_arguments={"vocabulary": self.buckets},
+            test_texts=[text for text, _ in tested],
         )
 
     def _samples(self, sentences: list[Sentence], names: tuple[str, ...]) -> Samples:
