@@ -66,9 +66,7 @@ class Evaluator:
                     output = model(inputs).float()
                 found = [task.loss(output, target).double() * len(output)]
                 sums[batch] = torch.stack([*found, *(metric(output, target).double().sum() for metric in metrics)])
-                if self._guess:
-                    pairs = target * self._classes + self._guess(output)
-                    counts.scatter_add_(0, pairs, torch.ones_like(pairs))
+                self._count_(counts, output, target)
         sums, counts = sums.to(self._comm.device), counts.to(self._comm.device)
         if not alone:
             with self._comm.uncounted():
@@ -77,8 +75,13 @@ class Evaluator:
                     self._comm.all_reduce_(counts)
         loss, metric, *more = (sums.sum(0) / self._count).tolist()
         finished = task.finish(metric) if task.finish else metric
-        confusion = counts.cpu().view(self._classes, self._classes) if self._guess else None
+        confusion = counts.cpu().view(self._classes, self._classes) if counts.any() else None
         return Scores(loss, finished, dict(zip(task.more_metrics, more, strict=True)), confusion)
+
+    def _count_(self, counts: Tensor, output: Tensor, target: Tensor) -> None:
+        if self._guess and target.dim() == 1:  # not where a sample has several labels
+            pairs = target * self._classes + self._guess(output)
+            counts.scatter_add_(0, pairs, torch.ones_like(pairs))
 
     def _batches(self, batches: list[int]) -> Iterator[Batch]:
         spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]

@@ -66,7 +66,7 @@ class Exhibition:
     def _show_predictions(self, step: int, model: nn.Module) -> None:
         task = self._task
         drawn = visible(tuple(self._inputs.shape[1:]))
-        if task.guess is None or not (drawn or task.test_texts):
+        if task.guess is None or self._labels.dim() != 1 or not (drawn or task.test_texts):
             return
         labels, guesses = self._names(self._labels), self._names(task.guess(model(self._inputs).float()))
         if drawn:
