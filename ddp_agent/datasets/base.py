@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from ddp_agent.errors import DataError
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Transform = Callable[[Tensor], Tensor]
 LossName = Literal["cross_entropy", "half_squared_error"]
@@ -103,7 +105,8 @@ def classification(
     test_texts: Sequence[str] = (),
     workers: int = 0,
 ) -> Task:
-    """A Task judged by accuracy."""
+    """A Task judged by accuracy. Raises DataError for labels that are no classes from 0 to `outputs` - 1."""
+    require_classes("train on", labels, outputs)
     return Task(
         train=train,
         test=test,
@@ -146,6 +149,7 @@ def resident_classification(
     The representation of `transform` is a part of the fingerprint, and must be the same on every rank.
     """
     first = train[0][:1]
+    require_classes("test", test[1], outputs)
     return classification(
         TensorDataset(*train),
         TensorDataset(*test),
@@ -162,6 +166,17 @@ def resident_classification(
         look=look,
         test_texts=test_texts,
     )
+
+
+def require_classes(purpose: str, labels: Tensor, outputs: int) -> None:
+    """Raises DataError for labels [samples] beyond 0 to `outputs` - 1."""
+    if not len(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= outputs:
+        raise DataError(
+            f"labels to {purpose}: found {low} to {high}, expected 0 to {outputs - 1}: {outputs} classes, numbered from 0"
+        )
 
 
 def fingerprint(*tensors: Tensor, also: str = "") -> str:
