@@ -175,7 +175,7 @@ def require_classes(purpose: str, labels: Tensor, outputs: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= outputs:
         raise DataError(
-            f"labels to {purpose}: found {low} to {high}, expected 0 to {outputs - 1}: {outputs} classes, numbered from 0"
+            f"labels to {purpose}: found {low} to {high}, expected 0 to {outputs - 1}: {outputs} classes, from 0"
         )
 
 
