@@ -328,7 +328,7 @@ class Trainer:
             self.scored, self.best_step = (step, scores.metric), step if improved else self.best_step
             self.tracker.evaluation(
                 step,
-                values | per_class | costs,
+                {**values, **per_class, **costs},
                 train_s=costs["train_s"],
                 payload_bytes=int(costs["payload_bytes"]),
                 model=self.module,
