@@ -55,8 +55,8 @@ def read_ratings(path: Path) -> Ratings:
             user, film, rating, second = _whole(row[0]), _whole(row[1]), float(row[2]), _whole(row[3])
         except ValueError as error:
             raise DataError(
-                f"{path}: line {line}: found {','.join(row)[:80]}, expected four numbers, of which the rating alone "
-                "may have a fraction"
+                f"{path}: line {line}: found {','.join(row)[:80]}, expected four numbers below 2^63, of which the "
+                "rating alone may have a fraction"
             ) from error
         if not LOWEST <= rating <= HIGHEST:
             raise DataError(f"{path}: line {line}: found rating {rating:g}, expected {LOWEST:g} to {HIGHEST:g}")
