@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ddp_agent.datasets.base import Task
 from ddp_agent.loader import Batch, stream
 
 BATCH = 512  # samples of one forward pass
+MOST_CLASSES = 1024  # whose confusion is counted: 8 MB for the most
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Scores:
     loss: float
     metric: float
     more: Mapping[str, float]
+    confusion: Tensor | None = field(default=None, compare=False)
+    """Samples by class and by guess, int64 [classes, classes]; None for data without classes, or with too many."""
 
 
 class Evaluator:
@@ -39,6 +42,8 @@ class Evaluator:
         count = len(task.test)  # type: ignore[arg-type]
         self._starts = list(range(0, count, BATCH))
         self._count = count
+        self._guess = task.guess if task.outputs <= MOST_CLASSES else None
+        self._classes = task.outputs if self._guess else 0
         self._resident: tuple[Tensor, ...] | None = None
         if isinstance(task.test, TensorDataset):
             self._resident = tuple(tensor.to(device) for tensor in task.test.tensors)
@@ -52,6 +57,7 @@ class Evaluator:
         task = self._task
         metrics = (task.metric, *task.more_metrics.values())
         sums = torch.zeros(len(self._starts), 1 + len(metrics), dtype=torch.float64, device=self._device)
+        counts = torch.zeros(self._classes**2, dtype=torch.int64, device=self._device)
         with inference(model):
             for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
                 if task.transform is not None:
@@ -60,13 +66,22 @@ class Evaluator:
                     output = model(inputs).float()
                 found = [task.loss(output, target).double() * len(output)]
                 sums[batch] = torch.stack([*found, *(metric(output, target).double().sum() for metric in metrics)])
-        sums = sums.to(self._comm.device)
+                self._count_(counts, output, target)
+        sums, counts = sums.to(self._comm.device), counts.to(self._comm.device)
         if not alone:
             with self._comm.uncounted():
                 self._comm.all_reduce_(sums)
+                if self._guess:
+                    self._comm.all_reduce_(counts)
         loss, metric, *more = (sums.sum(0) / self._count).tolist()
         finished = task.finish(metric) if task.finish else metric
-        return Scores(loss, finished, dict(zip(task.more_metrics, more, strict=True)))
+        confusion = counts.cpu().view(self._classes, self._classes) if counts.any() else None
+        return Scores(loss, finished, dict(zip(task.more_metrics, more, strict=True)), confusion)
+
+    def _count_(self, counts: Tensor, output: Tensor, target: Tensor) -> None:
+        if self._guess and target.dim() == 1:  # not where a sample has several labels
+            pairs = target * self._classes + self._guess(output)
+            counts.scatter_add_(0, pairs, torch.ones_like(pairs))
 
     def _batches(self, batches: list[int]) -> Iterator[Batch]:
         spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]

@@ -21,10 +21,12 @@ from ddp_agent.census import Census
 from ddp_agent.census import summary as shard_summary
 from ddp_agent.comm import Comm
 from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
+from ddp_agent.confusion import values as class_accuracies
 from ddp_agent.console import ConsoleProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
 from ddp_agent.evaluate import Scores, inference
+from ddp_agent.exhibition import Exhibition
 from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.pictures.shards import shards
 from ddp_agent.redaction import redacted
@@ -112,8 +114,9 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         history = History.read(source, first_step) if source else None
         trainer.tracker = Tracker(directory, task.metric_name, history=history)
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
+        trainer.exhibition = Exhibition(task, trainer.tracker, ranks.device, last_step=trainer.total_steps)
     with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
-        trainer.tracker.describe(trainer.module, settings.cfg)
+        trainer.tracker.describe(trainer.module, settings.cfg, trainer.exhibition.specimen())
         if census and first_step == 0:
             trainer.tracker.picture("shards", lambda: shards(census, task.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
@@ -273,6 +276,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "higher_is_better": task.higher_is_better,
         "test_metric": scores.metric,
         "test_loss": scores.loss,
+        **class_accuracies(scores.confusion, task.class_names),
         **times,
         "syncs": trainer.sync.syncs,
         "collectives": trainer.topology.world.stats.calls,

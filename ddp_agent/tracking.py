@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.errors import DataError
+from ddp_agent.layers import layer_table
 from ddp_agent.redaction import redacted
 from ddp_agent.run_directory import MetricsFile, Record, RunDirectory, read_metrics, to_json
 
@@ -38,7 +39,10 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class History:
-    """What a run recorded up to `last_step`. What is drawn is in its event files alone, all of it in the newest."""
+    """What a run recorded up to `last_step`.
+
+    What is drawn, or said of an evaluation in words, is in its event files alone, all of it in the newest.
+    """
 
     records: list[Record]
     event_file: Path | None
@@ -54,9 +58,13 @@ class History:
             return
         reader = import_module("tensorboard.backend.event_processing.event_file_loader")
         for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
-            drawn = any(value.HasField("histo") or value.HasField("image") for value in event.summary.value)
-            if event.step <= self.last_step and drawn:
+            if event.step <= self.last_step and any(_is_drawn(value, event.step) for value in event.summary.value):
                 yield event
+
+
+def _is_drawn(value: Any, step: int) -> bool:
+    """Of texts, those of an evaluation: `describe` writes the others anew, at step 0."""
+    return bool(value.HasField("histo") or value.HasField("image") or (value.HasField("tensor") and step > 0))
 
 
 class NullTracker:
@@ -64,7 +72,7 @@ class NullTracker:
 
     lost_lines = 0
 
-    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None: ...
+    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None = None) -> None: ...
 
     def log(self, step: int, values: Values) -> None: ...
 
@@ -99,9 +107,12 @@ class Tracker:
             raise DataError(f"{directory.path}: metrics cannot be written ({error.strerror})") from error
         self._mirror: TensorBoardMirror | None = mirror
 
-    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None:
-        """Once, when `model` holds the weights that training starts from: updates are counted from them."""
-        self._reflect(lambda mirror: mirror.describe(model, config))
+    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None = None) -> None:
+        """Once, when `model` holds the weights that training starts from: updates are counted from them.
+
+        With a `specimen` [1, ...] of what the model gets, layers are shown with shapes and FLOPs.
+        """
+        self._reflect(lambda mirror: mirror.describe(model, config, specimen))
 
     def log(self, step: int, values: Values) -> None:
         """Steps may be logged and then evaluated, or the other way round, but never go back."""
@@ -191,9 +202,9 @@ class TensorBoardMirror:
             self._scalars({f"{self._metric}/by_seconds": value}, round(train_s), self._start_s + train_s)
             self._scalars({f"{self._metric}/by_megabytes": value}, round(megabytes), unix_s)
 
-    def describe(self, model: nn.Module, config: Mapping[str, Any]) -> None:
+    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None) -> None:
         self._samples = _sample(model)
-        self._writer.add_text("model", layer_table(model))
+        self._writer.add_text("model", layer_table(model, specimen))
         self._writer.add_text("config", _code_block(to_json(redacted(config), indent=2)))
         self._writer.add_custom_scalars(self._layout())
 
@@ -271,19 +282,6 @@ def _sample(model: nn.Module) -> dict[str, Tensor]:
         return {}
     values: Any = torch.cat(list(views.values())).cpu()
     return dict(zip(views, values.split([len(view) for view in views.values()]), strict=True))
-
-
-def layer_table(model: nn.Module) -> str:
-    """Markdown. A layer is a module that has parameters of its own or no modules inside."""
-    rows = ["| layer | type | parameters | count |", "|---|---|---|---:|"]
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if own or not any(module.children()):
-            shapes = ", ".join(f"{key} {'×'.join(map(str, value.shape))}" for key, value in own.items())
-            count = sum(value.numel() for value in own.values())
-            rows.append(f"| {name or '(model)'} | {type(module).__name__} | {shapes} | {count:,} |")
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return "\n".join([*rows, f"| **total** | {type(model).__name__} | | **{total:,}** |"])
 
 
 def _code_block(text: str) -> str:

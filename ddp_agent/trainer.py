@@ -28,12 +28,14 @@ from ddp_agent.alike import require_common
 from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.clock import Clock
+from ddp_agent.confusion import values as class_accuracies
 from ddp_agent.console import ConsoleProgress, NullProgress
 from ddp_agent.datasets.base import Task
 from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
 from ddp_agent.errors import CheckpointError, NonFiniteError, PreemptedError
 from ddp_agent.evaluate import Evaluator, Scores, recalibrate_
+from ddp_agent.exhibition import Exhibition, NullExhibition
 from ddp_agent.finite import finite_check
 from ddp_agent.link import Link
 from ddp_agent.loader import Batch, micro_batches
@@ -75,6 +77,7 @@ class Trainer:
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
+    exhibition: Exhibition | NullExhibition = field(default_factory=NullExhibition)
     watch: Watch | NullWatch = field(default_factory=NullWatch)
 
     def __post_init__(self) -> None:
@@ -311,6 +314,7 @@ class Trainer:
                 self.recalibrate()
             scores = self.evaluator(self.module, self.autocast)
             values |= self.named("test_{}", scores)
+            per_class = class_accuracies(scores.confusion, self.task.class_names)
             if self.ema:
                 with self.ema.eval_weights(self.topology.world) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
@@ -325,12 +329,14 @@ class Trainer:
             self.scored, self.best_step = (step, scores.metric), step if improved else self.best_step
             self.tracker.evaluation(
                 step,
-                values | costs,
+                {**values, **per_class, **costs},
                 train_s=costs["train_s"],
                 payload_bytes=int(costs["payload_bytes"]),
                 model=self.module,
             )
+            self.exhibition.show(step, self.module, scores)
         self.progress.evaluation(step, values)
+        self.topology.world.barrier()  # else what rank 0 shows would count as the others' communication
         self.clock.enter("compute")
         return scores
 

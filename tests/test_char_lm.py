@@ -115,6 +115,7 @@ def test_what_is_written_follows_the_model_and_is_the_same_each_time() -> None:
     [
         (b"", "found an empty file, expected a text"),
         (b"\xff\xfe\x00T", "found .*can't decode.*expected a text in UTF-8"),
+        (b"a" * 99, "found nothing but 'a', expected a text of two or more different characters"),
         (b"To be or n", r"found 10 characters, of which the first 9 .* more than dataset.context=9"),
     ],
 )
@@ -135,6 +136,9 @@ def test_a_missing_text_is_named(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(DataError, match=r"faust.txt: found no such file.*dataset.file"):
         load(tmp_path, file="faust.txt")
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(DataError, match=r"texts: found a folder, expected a text"):
+        load(tmp_path, file="texts")
 
 
 def test_a_run_ends_with_a_sample(ranks2: RankPool, tmp_path: Path) -> None:

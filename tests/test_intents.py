@@ -131,7 +131,16 @@ def test_every_intent_of_clinc150_is_in_one_of_ten_domains() -> None:
     [
         ({"train": None}, r"data_full.json: found no part 'train', expected JSON"),
         ({"test": []}, r"data_full.json: test: found no sentences"),
-        ({"test": [["book it"]]}, r"data_full.json: found not enough values .*expected JSON"),
+        ({"test": [["book it"]]}, r"data_full.json: found \"\['book it'\]\" among the sentences, expected JSON"),
+        (
+            {"train": [{"text": "what time", "label": 3}]},
+            r"data_full.json: found .*'label'.* among the sentences, expected",
+        ),
+        ({"train": ["is", "it"]}, r"data_full.json: found 'is' among the sentences, expected JSON"),
+        (
+            {"train": TRAIN[:1], "test": TEST[:1]},
+            r"data_full.json: train: found one intent, time, expected two or more",
+        ),
         ({"train": 7}, r"data_full.json: found 'int' object .*expected JSON"),
         ({"train": [["what time", 3]]}, r"train: found 'what time', 3 at 1, expected a sentence and its intent"),
         ({"train": [["what time", ""]]}, r"train: found 'what time', '' at 1, expected a sentence and its intent"),

@@ -91,6 +91,8 @@ def test_titles_are_those_of_the_rated_films(tmp_path: Path) -> None:
         ([(1, 2, "nan", 3)], "line 2: found rating nan, expected 0.5 to 5"),
         ([(1, "", 3.0, 3)], "line 2: found 1,,3.0,3, expected four numbers"),
         ([("Ann", 2, 3.0, 3)], "line 2: found Ann,2,3.0,3, expected four numbers"),
+        ([(1, 2**63, 3.0, 3)], "line 2: found 1,9223372036854775808,3.0,3, expected four numbers"),
+        ([(1, 2, 3.0, 1.5)], "line 2: found 1,2,3.0,1.5, expected four numbers below 2.63, of which the rating"),
         ([(1, 2, 3.0)], "line 2: found 3 columns, expected 4"),
         ([], "found no ratings below the first line"),
         ([(9, 2, 3.0, 3), (1, 2, 3.0, 3), (9, 2, 4.0, 4)], "found more than one rating of film 2 by user 9"),

@@ -14,8 +14,8 @@ from torch.utils.data import TensorDataset
 
 from ddp_agent import export
 from ddp_agent.config import parse
-from ddp_agent.datasets.base import Task
-from ddp_agent.errors import ConfigError
+from ddp_agent.datasets.base import Task, resident_classification
+from ddp_agent.errors import ConfigError, DataError
 from ddp_agent.run import create_model
 
 
@@ -137,3 +137,16 @@ def test_embedded_digits_have_labels_and_names() -> None:
     task = parse(cfg, choices=choices, world_size=1).dataset.load()
     assert torch.equal(task.labels, task.train[:][1])
     assert task.class_names == tuple("0123456789") and task.groups is None
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1]])
+@pytest.mark.parametrize("part", ["train on", "test"])
+def test_labels_that_do_not_start_at_0_are_refused(labels: list[int], part: str) -> None:
+    """In a dataset of one's own, whose labels nobody has looked at; training would end in an error of torch."""
+    inputs, right, wrong = torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.tensor(labels)
+    train, test = (wrong, right) if part == "train on" else (right, wrong)
+    with pytest.raises(
+        DataError, match=rf"labels to {part}: found {min(labels)} to {max(labels)}, expected 0 to 2: 3 cl"
+    ):
+        resident_classification((inputs, train), (inputs, test), outputs=3, loss="cross_entropy")
+    resident_classification((inputs, right), (inputs, right), outputs=3, loss="cross_entropy")

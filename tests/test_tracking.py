@@ -20,7 +20,7 @@ from torch import nn
 
 from ddp_agent import tracking
 from ddp_agent.run_directory import RunDirectory
-from ddp_agent.tracking import History, NullTracker, Tracker, layer_table
+from ddp_agent.tracking import History, NullTracker, Tracker
 
 SUMMARY = {"steps": 30, "test_metric": 0.9, "train_s": 2.5, "target": 0.99, "time_to_target_s": None}
 
@@ -35,7 +35,11 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard(path: Path) -> Any:
-    reader = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    return read_events(path / "tensorboard")
+
+
+def read_events(path: Path) -> Any:
+    reader = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
     return reader.Reload()
 
 
@@ -57,6 +61,7 @@ def run_steps(tracker: Tracker, first: int, last: int, model: nn.Module) -> None
         if step % 2 == 0:
             values = {"test_accuracy": step / 100, "test_loss": 2 / step}
             tracker.evaluation(step, values, train_s=5.0 * step, payload_bytes=40_000_000 * step, model=model)
+            tracker.text("sample", f"after {step}", step)
 
 
 @contextmanager
@@ -212,6 +217,14 @@ def test_model_and_config_are_readable_text_without_secrets(tmp_path: Path) -> N
         assert not file.is_file() or b"canary" not in file.read_bytes()
 
 
+def test_a_specimen_shows_what_layers_give_and_cost(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        tracker = Tracker(run, "accuracy")
+        tracker.describe(small_model(), {}, torch.zeros(1, 3))
+        tracker.close()
+    assert "| 0 | Linear | weight 4×3, bias 4 | 16 | 4 | 24 |" in text(tensorboard(tmp_path), "model")
+
+
 def test_a_text_is_shown_as_it_is_line_by_line(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
         tracker = Tracker(run, "nats")
@@ -220,21 +233,6 @@ def test_a_text_is_shown_as_it_is_line_by_line(tmp_path: Path) -> None:
     reader = tensorboard(tmp_path)
     assert text(reader, "sample") == "    To be,\n    *or* not"
     assert reader.Tensors("sample/text_summary")[-1].step == 7
-
-
-def test_the_layer_table_counts_what_torch_counts() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(5))
-            self.embed = nn.Embedding(7, 3)
-            self.head = nn.Linear(3, 7, bias=False)
-            self.head.weight = self.embed.weight
-
-    table = layer_table(Tied())
-    assert "| (model) | Tied | scale 5 | 5 |" in table
-    assert "| head | Linear | weight 7×3 | 21 |" in table
-    assert f"**{5 + 21}**" in table
 
 
 def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
@@ -346,6 +344,10 @@ def test_a_run_resumed_twice_reads_like_one_that_was_never_interrupted(tmp_path:
     assert [event.step for event in reader.Histograms("parameters/0.weight")] == list(range(2, 15, 2))
     assert [event.step for event in reader.Histograms("updates/0.weight")] == list(range(2, 15, 2))
     assert "Linear" in text(reader, "model")
+    newest = read_events(max((tmp_path / third / "tensorboard").iterdir()))  # this reader purges no texts of old files
+    assert [event.step for event in newest.Tensors("sample/text_summary")] == list(range(2, 15, 2))
+    assert text(newest, "sample") == "    after 14"
+    assert len(newest.Tensors("model/text_summary")) == 1
 
 
 def test_a_run_resumed_elsewhere_stays_as_it_was(tmp_path: Path) -> None:

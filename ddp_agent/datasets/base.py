@@ -1,7 +1,7 @@
 """What a dataset hands to a run, and what all classification datasets share."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from ddp_agent.errors import DataError
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Transform = Callable[[Tensor], Tensor]
 LossName = Literal["cross_entropy", "half_squared_error"]
+Look = Literal["image", "spectrogram"]
 Samples = tuple[Tensor, Tensor]
 """Inputs [samples, ...] and labels [samples] (int64, from 0)."""
 
@@ -48,6 +51,12 @@ class Task:
     """Speaker or user of each training sample, int64 [samples], from 0."""
     class_names: tuple[str, ...] = ()
     """One a class, in the order of the outputs; empty when they have none."""
+    guess: Callable[[Tensor], Tensor] | None = None
+    """(output [samples, classes]) -> class of each sample; None for data without classes."""
+    look: Look = "image"
+    """How inputs are drawn, as the model gets them: a spectrogram is [..., frequencies, frames]."""
+    test_texts: Sequence[str] = ()
+    """What each test sample says, for people, where inputs are texts in numbers."""
     sample: Callable[[nn.Module], str] | None = None
     """What a trained model makes, as text for people."""
     workers: int = 0
@@ -62,9 +71,14 @@ def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(output, one_hot, reduction="sum") / (2 * len(output))
 
 
+def likeliest(output: Tensor) -> Tensor:
+    """The class with the largest output of each sample."""
+    return output.argmax(1)
+
+
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
     """1 where the largest output is the target, else 0."""
-    return (output.argmax(1) == target).float()
+    return (likeliest(output) == target).float()
 
 
 LOSSES: dict[LossName, Criterion] = {
@@ -87,9 +101,12 @@ def classification(
     transform: Transform | None = None,
     augment: Transform | None = None,
     model_arguments: Mapping[str, Any] | None = None,
+    look: Look = "image",
+    test_texts: Sequence[str] = (),
     workers: int = 0,
 ) -> Task:
-    """A Task judged by accuracy."""
+    """A Task judged by accuracy. Raises DataError for labels that are no classes from 0 to `outputs` - 1."""
+    require_classes("train on", labels, outputs)
     return Task(
         train=train,
         test=test,
@@ -102,6 +119,9 @@ def classification(
         labels=labels,
         groups=groups,
         class_names=class_names,
+        guess=likeliest,
+        look=look,
+        test_texts=test_texts,
         transform=transform,
         augment=augment,
         model_arguments=model_arguments or {},
@@ -121,12 +141,15 @@ def resident_classification(
     transform: Transform | None = None,
     augment: Transform | None = None,
     model_arguments: Mapping[str, Any] | None = None,
+    look: Look = "image",
+    test_texts: Sequence[str] = (),
 ) -> Task:
     """A classification Task of tensors that fit on the device.
 
     The representation of `transform` is a part of the fingerprint, and must be the same on every rank.
     """
     first = train[0][:1]
+    require_classes("test", test[1], outputs)
     return classification(
         TensorDataset(*train),
         TensorDataset(*test),
@@ -140,7 +163,20 @@ def resident_classification(
         transform=transform,
         augment=augment,
         model_arguments=model_arguments,
+        look=look,
+        test_texts=test_texts,
     )
+
+
+def require_classes(purpose: str, labels: Tensor, outputs: int) -> None:
+    """Raises DataError for labels [samples] beyond 0 to `outputs` - 1."""
+    if not len(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= outputs:
+        raise DataError(
+            f"labels to {purpose}: found {low} to {high}, expected 0 to {outputs - 1}: {outputs} classes, from 0"
+        )
 
 
 def fingerprint(*tensors: Tensor, also: str = "") -> str:

@@ -77,7 +77,8 @@ class CharLM:
             raise DataError(f"dataset.file: found {self.file!r}, expected a path below data_root")
         path = self.data_root / self.file
         if not path.is_file():
-            raise DataError(f"{path}: found no such file, expected a text; dataset.file names it, below data_root")
+            found = "a folder" if path.is_dir() else "no such file"
+            raise DataError(f"{path}: found {found}, expected a text; dataset.file names it, below data_root")
         return path
 
 
@@ -88,6 +89,8 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: found {error}, expected a text in UTF-8") from error
     if not text:
         raise DataError(f"{path}: found an empty file, expected a text")
+    if len(set(text)) < 2:
+        raise DataError(f"{path}: found nothing but {text[0]!r}, expected a text of two or more different characters")
     return text
 
 

@@ -46,6 +46,7 @@ class Intents:
         parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
         names = _check(parts)
         train, test = (self._samples(sentences, names) for sentences in parts.values())
+        *_, tested = parts.values()
         return resident_classification(
             train,
             test,
@@ -53,6 +54,7 @@ class Intents:
             loss=self.loss,
             class_names=names,
             model_arguments={"vocabulary": self.buckets},
+            test_texts=[text for text, _ in tested],
         )
 
     def _samples(self, sentences: list[Sentence], names: tuple[str, ...]) -> Samples:
@@ -75,12 +77,20 @@ def _read_clinc150(folder: Path) -> Parts:
     path = folder / "data_full.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {f"{path}: {part}": [(text, intent) for text, intent in content[part]] for part in ("train", "test")}
+        return {f"{path}: {part}": [_pair(entry) for entry in content[part]] for part in ("train", "test")}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         problem = f"no part {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f'{path}: found {problem}, expected JSON like {{"train": [["what time is it", "time"], …], "test": […]}}'
         ) from error
+
+
+def _pair(entry: object) -> Sentence:
+    """A dictionary or a word of two letters could be taken apart, too."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise ValueError(f"{str(entry)[:80]!r} among the sentences")
+    text, intent = entry
+    return text, intent
 
 
 def _read_banking77(folder: Path) -> Parts:
@@ -109,6 +119,8 @@ def _check(parts: Parts) -> tuple[str, ...]:
             if next(words(text), None) is None:
                 raise DataError(f"{part}: found no word in sentence {number}, {text!r}; take it out, with its intent")
     known, tested = ({intent for _, intent in sentences} for sentences in parts.values())
+    if len(known) < 2:
+        raise DataError(f"{next(iter(parts))}: found one intent, {', '.join(known)}, expected two or more")
     if unknown := sorted(tested - known):
         raise DataError(f"{part}: found {', '.join(unknown[:3])}, expected only intents that are trained on")
     return tuple(sorted(known))

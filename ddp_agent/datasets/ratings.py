@@ -52,9 +52,12 @@ def read_ratings(path: Path) -> Ratings:
     users, films, stars, seconds = [], [], [], []
     for line, row in _rows(path, COLUMNS):
         try:
-            user, film, rating, second = int(row[0]), int(row[1]), float(row[2]), int(row[3])
+            user, film, rating, second = _whole(row[0]), _whole(row[1]), float(row[2]), _whole(row[3])
         except ValueError as error:
-            raise DataError(f"{path}: line {line}: found {','.join(row)}, expected four numbers") from error
+            raise DataError(
+                f"{path}: line {line}: found {','.join(row)[:80]}, expected four numbers below 2^63, of which the "
+                "rating alone may have a fraction"
+            ) from error
         if not LOWEST <= rating <= HIGHEST:
             raise DataError(f"{path}: line {line}: found rating {rating:g}, expected {LOWEST:g} to {HIGHEST:g}")
         users.append(user)
@@ -68,6 +71,13 @@ def read_ratings(path: Path) -> Ratings:
     found = Ratings(user_numbers, film_numbers, torch.tensor(stars), torch.tensor(seconds), user_ids, film_ids)
     _refuse_repetitions(path, found)
     return found
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number.bit_length() > 63:
+        raise ValueError("more than a tensor holds")
+    return number
 
 
 def read_titles(ratings_path: Path, film_ids: Tensor) -> tuple[str, ...]:

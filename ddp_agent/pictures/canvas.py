@@ -1,7 +1,7 @@
 """Text and tables of colours, on white."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -63,9 +63,16 @@ def width_of(text: str) -> int:
     return math.ceil(float(_font().getlength(text)))
 
 
-def table(title: str, shares: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+def table(
+    title: str,
+    shares: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shade: Callable[[float], float] = lambda share: share,
+) -> Tensor:
     """A cell for each number of `shares` [rows, columns], the bluer the larger, with the number in per cent where there
-    is room for it. `columns` may be empty: a column then goes by its number."""
+    is room for it. `columns` may be empty: a column then goes by its number. `shade` says how blue a share of the
+    largest is, both from 0 to 1."""
     largest = max(float(shares.nan_to_num().max()), 1e-9)
     names = list(columns) or [str(column) for column in range(shares.shape[1])]
     cell = max(NARROWEST, min(WIDEST, ABOUT // len(names)))
@@ -84,10 +91,10 @@ def table(title: str, shares: Tensor, rows: Sequence[str], columns: Sequence[str
         if height >= LINE or row % -(-LINE // height) == 0:
             canvas.text(left - MARGIN, y + height / 2, name, anchor="rm")
         for column, share in enumerate(values):
-            x = left + column * cell
-            canvas.box(x, y, cell - gap, height - min(gap, height - 1), blend(share / largest))
+            x, depth = left + column * cell, shade(share / largest)
+            canvas.box(x, y, cell - gap, height - min(gap, height - 1), blend(depth))
             if cell >= ROOM and height >= LINE and round(100 * share):
-                colour = "white" if share > 0.6 * largest else INK
+                colour = "white" if depth > 0.6 else INK
                 canvas.text(x + cell / 2, y + height / 2, f"{100 * share:.0f}", colour=colour, anchor="mm")
     return canvas.pixels()
 
