@@ -24,7 +24,7 @@ CONF = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
 FOR_IMAGES = [name for name in NAMES if model_inputs.kind(name) == "images"]
 SHAPES = [(10,), (1, 8, 8), (1, 28, 28), (3, 32, 32)]
-REFUSED = {(name, (10,)) for name in ("cnn", "resnet20", "torchvision")}
+REFUSED = {(name, (10,)) for name in ("cnn", "resnet20", "speech_cnn", "torchvision")}
 
 
 def node(name: str, **values: Any) -> dict[str, Any]:
@@ -171,6 +171,21 @@ def test_mlp_learns_digits() -> None:
         optimizer.zero_grad()
     inputs, targets = task.test[:]
     assert task.metric(model(inputs), targets).mean() > 0.93
+
+
+# Speech
+
+
+def test_speech_cnn_is_small_and_takes_clips_of_any_length() -> None:
+    model = build("model", node("speech_cnn"), input_shape=(1, 40, 63), outputs=16)
+    assert count(model) == 63_488
+    assert model(torch.randn(2, 1, 40, 250)).shape == model(torch.randn(2, 1, 40, 7)).shape == (2, 16)
+    assert not list(model.buffers())
+
+
+def test_speech_cnn_normalises_channels_in_eights() -> None:
+    with pytest.raises(ConfigError, match=r"channels: found 20, expected multiples of 8"):
+        build("model", node("speech_cnn", channels=[16, 20]), input_shape=(1, 40, 63), outputs=16)
 
 
 # Texts

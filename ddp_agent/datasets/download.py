@@ -4,11 +4,13 @@ import fcntl
 import hashlib
 import secrets
 import shutil
+import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ddp_agent.errors import DataError
 
@@ -81,3 +83,22 @@ def located(data_root: Path, name: str, files: Sequence[Published], *, download:
 
 def _missing(place: Path, files: Sequence[Published]) -> list[Published]:
     return [file for file in files if not (place / file.name).is_file()]
+
+
+def unpacked(archive: Published, folder: Path) -> None:
+    """Downloads a tar file and unpacks it to `folder`, which appears once it is whole, unless it is there.
+
+    Raises DataError for whatever keeps it from being there.
+    """
+    with in_turn(folder.parent, folder.name):
+        if folder.is_dir():
+            return
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            archive.download(Path(scratch))
+            content = Path(scratch) / "content"
+            try:
+                with tarfile.open(Path(scratch) / archive.name) as file:
+                    file.extractall(content, filter="data")  # refuses paths and links that lead out of it
+            except tarfile.TarError as error:
+                raise OSError(f"{archive.url}: {error}") from error
+            content.rename(folder)
