@@ -119,6 +119,13 @@ class Comm:
         mine, _ = dist.new_subgroups_by_enumeration([list(part) for part in partition])
         return Comm(cast(dist.ProcessGroup, mine), self.stats)
 
+    def among(self, ranks: Sequence[int]) -> "Comm | None":
+        """Some ranks of the whole world, which this group is; None on the others. Every rank calls it alike."""
+        if self.group is None:
+            return self
+        group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+        return Comm(cast(dist.ProcessGroup | None, group), self.stats) if self.rank in ranks else None
+
     def twin(self) -> "Comm":
         """The same ranks in a group of its own, for a thread whose collectives must not meet those of this one; on the
         CPU, and counted by itself. Every rank calls it alike."""

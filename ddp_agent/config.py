@@ -19,6 +19,7 @@ from ddp_agent.order import stock_of
 from ddp_agent.reducers import Reducer
 from ddp_agent.schedules import Schedule
 from ddp_agent.slicing.base import Slicing
+from ddp_agent.slicing.tasks import task_problems
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
 from ddp_agent.sync.base import Paced
 
@@ -60,7 +61,7 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     found = schema_problems(root, parameters(Options), also_known=GROUPS)
     right = _right(root, parameters(Options))
     built, wrong = _build_groups(cfg, right)
-    found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built)]
+    found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built, right.get("precision"))]
     found += _world_problems(built, world_size, right.get("ranks_per_node") or world_size)
     found += _length_problems(built, right.get("max_steps") or math.inf)
     if targets := list(_targets(cfg)):
@@ -90,6 +91,7 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     total_steps = options.total_steps(samples)
     epochs = -(-total_steps * options.global_batch_size // samples)
     found += settings.slicing.problems(stock_of(task), world_size, options.seed, epochs)
+    found += task_problems(settings.slicing, [each.name for each in task.subtasks], world_size)
     found += _length_problems(built, total_steps)
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
         found.append(
@@ -145,12 +147,24 @@ def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]
         yield f"resume: found {str(resume)!r}, which is no directory; expected the directory of an earlier run"
 
 
-def _pair_problems(built: Mapping[str, Any]) -> Iterator[str]:
+def _pair_problems(built: Mapping[str, Any], precision: str | None) -> Iterator[str]:
     cadence, sync = built.get("cadence", Fixed()), built.get("sync")
     if sync is not None and not isinstance(cadence, Fixed) and not isinstance(sync, Paced):
         yield f"cadence: found {type(cadence).__name__}, but {type(sync).__name__} has no period: use cadence=fixed"
+    if precision == "fp16" and _steps_together(built):
+        yield (
+            "precision: found fp16 with slicing.tasks=partition, where too large a gradient in a head would stop its "
+            "owners' step only, and ranks that average gradients must all step; use precision=bf16"
+        )
     if {"sync", "reducer"} <= built.keys() and (refused := built["sync"].refusal(built["reducer"])):
         yield f"reducer: {refused}"
+
+
+def _steps_together(built: Mapping[str, Any]) -> bool:
+    """Whether ranks train different heads, and average the gradients of all else."""
+    slicing, sync = built.get("slicing"), built.get("sync")
+    parted = slicing is not None and slicing.tasks == "partition"
+    return parted and sync is not None and (sync.sends == "gradients" or sync.reduces_in_backward)
 
 
 def _world_problems(built: Mapping[str, Any], world_size: int, ranks_per_node: int) -> Iterator[str]:

@@ -75,7 +75,6 @@ class Diagnostics:
 
     def __init__(
         self,
-        module: nn.Module,
         sync: SyncStrategy,
         clock: Clock,
         log: Log,
@@ -88,8 +87,8 @@ class Diagnostics:
         self.sync, self.clock, self.log, self.samples, self.per_layer = sync, clock, log, samples, per_layer
         self.every = every if sync.topology.world.size > 1 else None
         self.latest: dict[str, float] = {}
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._names = [name for name, _ in module.named_parameters()]
+        self._trained = {name: p for name, p in sync.flat.named.items() if p.requires_grad}
+        self._names = list(sync.flat.named)
         self._hooks: list[RemovableHandle] = []
         self._squares: dict[nn.Parameter, Tensor] = {}
         self._wanted = False  # parameters, at the next synchronisation

@@ -1,14 +1,13 @@
 """An exponential moving average of the weights, beside whatever sync mode trains them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ddp_agent.comm import Comm
 from ddp_agent.flat import Flat
 
 
@@ -24,13 +23,12 @@ class EMA:
         self._averaged.update_parameters(model)
 
     @contextmanager
-    def eval_weights(self, comm: Comm) -> Iterator[nn.Module]:
-        """The mean over ranks inside, the rank's own average after. A collective that is not counted."""
+    def eval_weights(self, average_: Callable[[Tensor], None]) -> Iterator[nn.Module]:
+        """The mean over ranks inside, as `SyncStrategy.average_` takes it, the rank's own average after."""
         own = self._flat.snapshot()
         try:
-            with comm.uncounted(), torch.no_grad():
-                comm.all_reduce_(self._flat.everything)
-                self._flat.everything.div_(comm.size)
+            with torch.no_grad():
+                average_(self._flat.everything)
             yield self.model
         finally:
             self._flat.restore(own)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddp_agent.build import build
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
+from ddp_agent.models.multi_task import multi_task
 from ddp_agent.run_directory import to_json, write_atomically
 from ddp_agent.skeleton import skeleton
 
@@ -29,7 +30,8 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
     """Writes `model.safetensors` and `model.json`. Raises CheckpointError when that fails.
 
     `description` holds the `name` of a class that `build` finds and its `arguments`, `input_shape` and
-    `outputs` among them; anything else in it (the metric, say) is kept beside these.
+    `outputs` among them, and `tasks`, the outputs of each head, for a model that has several; anything else in it (the
+    metric, say) is kept beside these.
     """
     path = run_dir / WEIGHTS
     # safetensors refuses other strides, channels-last ones for example.
@@ -52,12 +54,14 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
     about = _read_description(run_dir / DESCRIPTION)
     tensors = _read_tensors(run_dir / WEIGHTS, about["weights"])
     try:
-        construct = functools.partial(_rebuild, about["name"], about["arguments"], trusted_packages)
+        construct = functools.partial(
+            _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
+        )
         expected = skeleton(construct, own=":" not in about["name"])
         if expected is not None:  # else shapes are compared when memory has been taken for them
             _check_layout(_as_wide(expected, tensors), tensors, run_dir / WEIGHTS)
         model = construct()
-    except (ConfigError, TypeError, RuntimeError) as error:
+    except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error
     _fill(_as_wide(model, tensors), tensors, run_dir / WEIGHTS)
     return model.eval()
@@ -118,16 +122,18 @@ def _read_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not what {DESCRIPTION} describes ({error})") from error
 
 
-def _rebuild(name: str, arguments: Mapping[str, Any], trusted_packages: Sequence[str]) -> nn.Module:
+def _rebuild(
+    name: str, arguments: Mapping[str, Any], tasks: Mapping[str, int], trusted_packages: Sequence[str]
+) -> nn.Module:
     given = {key: arguments[key] for key in _GIVEN_BY_THE_DATA if key in arguments}
     if isinstance(given.get("input_shape"), list):
         given["input_shape"] = tuple(given["input_shape"])
     own = {key: value for key, value in arguments.items() if key not in given}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and not from the caller's stream
         model = build("model", {"name": name, **own}, trusted_packages=trusted_packages, **given)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")
-    return model
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")
+        return multi_task(model, tasks) if tasks else model
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,7 +1,8 @@
 """A module's parameters and buffers as views of one tensor, so that synchronising them needs no packing."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,27 +31,92 @@ class Flat:
                     f"and {name}: {parameter.dtype} on {parameter.device}; for mixed precision use autocast"
                 )
         buffers = dict(persistent_buffers(module))
-        homed = {name: buffer for name, buffer in buffers.items() if buffer.dtype == first.dtype}
-        self.others = [buffer for name, buffer in buffers.items() if name not in homed]
-        self.everything = rehome([*named.values(), *homed.values()], first.dtype, first.device)
-        self._places = [(p.size(), p.stride(), p.storage_offset()) for p in named.values()]
+        homed = [buffer for buffer in buffers.values() if buffer.dtype == first.dtype]
+        everything = rehome([*named.values(), *homed], first.dtype, first.device)
+        count = sum(parameter.numel() for parameter in named.values())
+        self._describe(named, buffers, everything[:count], everything[count:], [everything])
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Flat":
+        """A part has a place in the tensor of its whole already."""
+        return module.flat if isinstance(module, Part) else cls(module)
+
+    def part(self, named: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor]) -> "Flat":
+        """The same for some of the parameters and buffers, where they are. Raises ValueError unless they lie side by
+        side: each part is averaged in one piece."""
+        parameters = self._stretch(list(named.values()))
+        homed = self._stretch([buffer for buffer in buffers.values() if buffer.dtype == parameters.dtype])
+        part = Flat.__new__(Flat)
+        part._describe(named, buffers, parameters, homed, [parameters, homed] if homed.numel() else [parameters])
+        return part
+
+    def _stretch(self, tensors: Sequence[Tensor]) -> Tensor:
+        start = end = tensors[0].storage_offset() if tensors else 0
+        for tensor in tensors:
+            if tensor.storage_offset() != end:
+                raise ValueError("its parameters do not lie side by side: register heads behind what all ranks train")
+            end += tensor.numel()
+        return self.everything[start:end]
+
+    def _describe(
+        self,
+        named: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        parameters: Tensor,
+        homed: Tensor,
+        stretches: list[Tensor],
+    ) -> None:
+        self.named, self.parameters, self.buffers, self.stretches = dict(named), parameters, homed, stretches
+        self.others = [buffer for buffer in buffers.values() if buffer.dtype != parameters.dtype]
+        start = parameters.storage_offset()
+        self._places = [(p.size(), p.stride(), p.storage_offset() - start) for p in named.values()]
         self.shapes = [parameter.shape for parameter in named.values()]
-        count = sum(shape.numel() for shape in self.shapes)
-        self.parameters, self.buffers = self.everything[:count], self.everything[count:]
         described = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in {**named, **buffers}.items())
         self.layout_sha256 = hashlib.sha256(described.encode()).hexdigest()
 
+    @property
+    def everything(self) -> Tensor:
+        """[parameters | floating-point buffers], which are one `stretch` in a whole model, and two in a part of one."""
+        (everything,) = self.stretches
+        return everything
+
     def views_of(self, other: Tensor) -> list[Tensor]:
         """Of a tensor as long as `parameters`: what lies where each parameter lies, in its shape and strides."""
-        return [other.as_strided(size, strides, offset) for size, strides, offset in self._places]
+        start = other.storage_offset()
+        return [other.as_strided(size, strides, start + offset) for size, strides, offset in self._places]
 
     def snapshot(self) -> list[Tensor]:
         """Copies of all state, for `restore`."""
-        return [tensor.clone() for tensor in (self.everything, *self.others)]
+        return [tensor.clone() for tensor in (*self.stretches, *self.others)]
 
     def restore(self, snapshot: Iterable[Tensor]) -> None:
-        for tensor, saved in zip((self.everything, *self.others), snapshot, strict=True):
+        for tensor, saved in zip((*self.stretches, *self.others), snapshot, strict=True):
             tensor.copy_(saved)
+
+
+class Part(nn.Module):
+    """Some of a module's parameters and buffers, by their names, as a module: what keeps it in step keeps these.
+
+    Called, it does what `whole` does, so that a wrapper of it wraps the whole. `flat` is the whole's.
+    """
+
+    def __init__(self, whole: nn.Module, module: nn.Module, flat: Flat, belongs: Callable[[str], bool]) -> None:
+        """`module` has the parameters; `whole` is it, or a wrapper of it. Raises ValueError for none."""
+        super().__init__()
+        self._whole = (whole,)  # in a tuple, so that it is not registered, with all that it has
+        # Past `register_parameter`, which takes no dots: names are to be those that the module gives them.
+        self._parameters.update({name: tensor for name, tensor in module.named_parameters() if belongs(name)})
+        self._buffers.update({name: tensor for name, tensor in persistent_buffers(module) if belongs(name)})
+        if not self._parameters:
+            raise ValueError("it has no parameters")
+        self.flat = flat.part(dict(self.named_parameters()), dict(self.named_buffers()))
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._whole[0](*inputs, **named)
+
+    def train(self, mode: bool = True) -> "Part":
+        self._whole[0].train(mode)
+        return super().train(mode)
 
 
 def persistent_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

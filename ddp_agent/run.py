@@ -28,11 +28,14 @@ from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.exhibition import Exhibition
 from ddp_agent.fields import REQUIRED, parameters
+from ddp_agent.models.multi_task import multi_task
 from ddp_agent.pictures.shards import shards
 from ddp_agent.redaction import redacted
 from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
 from ddp_agent.skeleton import skeleton
+from ddp_agent.slicing.tasks import Owners
+from ddp_agent.task_slicing import deal, partition
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import History, Tracker
 from ddp_agent.trainer import Trainer
@@ -90,7 +93,10 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
     skeleton(construct, own=":" not in settings.model["name"])
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
-    return model
+    try:
+        return multi_task(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
 
 
 def model_parameters(settings: Settings) -> dict[str, Any]:
@@ -104,8 +110,9 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     last_reason = directory.reason() if ranks.rank == 0 else None
     if ranks.rank == 0:
         directory.write_status("running")
-    trainer = assemble(settings, task, model, directory, ranks)
-    describe(settings, ranks)
+    owners = deal(settings.slicing, task, model, ranks.world_size)
+    trainer = assemble(settings, task, model, owners, directory, ranks)
+    describe(settings, owners, ranks)
     census = Census.of(trainer.order)
     init_sha256 = tensor_sha256(trainer.sync.flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
@@ -126,6 +133,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
             if ranks.rank == 0:
                 write_sample(trainer, task, directory)
         summary = summarise(trainer, settings, task, scores) | {
+            "task_owners": {name: list(each) for name, each in owners.items()} or None,
             "nodes": ranks.world_size // ranks.local_world_size,
             "init_sha256": init_sha256,
             **shard_summary(census),
@@ -138,7 +146,9 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     return summary
 
 
-def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime) -> Trainer:
+def assemble(
+    settings: Settings, task: Task, model: nn.Module, owners: Owners, directory: RunDirectory, ranks: Runtime
+) -> Trainer:
     options = settings.options
     topology = Topology.create(options.ranks_per_node)
     model.to(ranks.device)
@@ -156,6 +166,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
     )
     total_steps = options.total_steps(len(task.train))  # type: ignore[arg-type]
     settings.cadence.total_steps = total_steps
+    task, sync = partition(task, model, settings.sync, owners, ranks.rank)
     try:
         trainer = Trainer(
             options=options,
@@ -165,7 +176,7 @@ def assemble(settings: Settings, task: Task, model: nn.Module, directory: RunDir
             optimizer=settings.optimizer.create(model.parameters()),
             schedule=settings.schedule,
             slicing=settings.slicing,
-            sync=settings.sync,
+            sync=sync,
             reducer=settings.reducer,
             topology=topology,
             device=ranks.device,
@@ -188,7 +199,7 @@ def refuse_a_futile_attempt(
             raise NoProgressError(futile)
 
 
-def describe(settings: Settings, ranks: Runtime) -> None:
+def describe(settings: Settings, owners: Owners, ranks: Runtime) -> None:
     log.info(
         "%s on %s, sync %s, reducer %s: %d ranks on %s (%s)",
         *(settings.label(group) for group in ("model", "dataset", "sync", "reducer")),
@@ -196,6 +207,8 @@ def describe(settings: Settings, ranks: Runtime) -> None:
         ranks.device.type,
         ranks.backend,
     )
+    for name, each in owners.items():
+        log.info("%s is trained by rank%s %s", name, "s" * (len(each) > 1), ", ".join(map(str, each)))
     if said := settings.sync.stability(ranks.world_size):
         text, risky = said
         (log.warning if risky else log.info)(text)
@@ -238,13 +251,14 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
         "arguments": {**arguments, "input_shape": list(task.input_shape), "outputs": task.outputs},
         "dataset": settings.label("dataset"),
         "metric_name": task.metric_name,
+        "tasks": {each.name: each.outputs for each in task.subtasks},
     }
     if trainer.sync.buffers == "recalibrate":
         trainer.recalibrate()
     if ranks.rank == 0:
         export.save(directory.path, trainer.module, description=description)
     if trainer.ema is not None:
-        with trainer.ema.eval_weights(trainer.topology.world) as averaged:
+        with trainer.ema.eval_weights(trainer.sync.average_) as averaged:
             if ranks.rank == 0:
                 export.save(directory.path / "ema", averaged, description=description)
 
@@ -277,6 +291,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "test_metric": scores.metric,
         "test_loss": scores.loss,
         **class_accuracies(scores.confusion, task.class_names),
+        "task_metrics": {each.name: scores.more[f"{each.name}_{task.metric_name}"] for each in task.subtasks} or None,
         **times,
         "syncs": trainer.sync.syncs,
         "collectives": trainer.topology.world.stats.calls,

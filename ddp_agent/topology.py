@@ -1,7 +1,8 @@
 """With whom a rank averages: everybody, its node, or its counterparts on the other nodes."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ddp_agent.comm import Comm
@@ -16,6 +17,7 @@ class Topology:
 
     world: Comm
     ranks_per_node: int
+    parts: dict[tuple[int, ...], "Topology | None"] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def create(cls, ranks_per_node: int | None = None) -> "Topology":
@@ -34,8 +36,31 @@ class Topology:
 
     @property
     def comms(self) -> list[Comm]:
-        """The groups in use so far, the same on every rank."""
-        return [self.world, *(self.__dict__[name] for name in ("node", "across") if name in self.__dict__)]
+        """The groups in use so far, for all of their ranks in one order."""
+        own = [self.world, *(self.__dict__[name] for name in ("node", "across") if name in self.__dict__)]
+        return own + [comm for part in self.parts.values() if part for comm in part.comms]
+
+    def among(self, ranks: Sequence[int]) -> "Topology | None":
+        """The same for some ranks, of which a node may have few or none; None on the others.
+
+        Every rank of the whole world calls it, alike, since it makes the process groups that this takes.
+        """
+        key = tuple(ranks)
+        if key == tuple(range(self.world.size)):
+            return self
+        if key not in self.parts:
+            self.parts[key] = self._among(key)
+        return self.parts[key]
+
+    def _among(self, ranks: tuple[int, ...]) -> "Topology | None":
+        world, size = self.world.among(ranks), self.ranks_per_node
+        part = Topology(world=world, ranks_per_node=size) if world else None
+        for name, kind in (("node", int.__floordiv__), ("across", int.__mod__)):
+            kinds = sorted({kind(rank, size) for rank in ranks})
+            comms = [self.world.among([rank for rank in ranks if kind(rank, size) == one]) for one in kinds]
+            if part:
+                part.__dict__[name] = next(comm for comm in comms if comm)
+        return part
 
     @cached_property
     def node(self) -> Comm:

@@ -97,8 +97,7 @@ class Trainer:
         self.ema = EMA(self.module, options.ema_decay) if options.ema_decay is not None else None
         self.evaluator = Evaluator(self.task, world, self.device)
         self.diagnostics = Diagnostics(
-            self.module,
-            self.sync,
+            self.sync.everywhere,
             self.clock,
             lambda step, values: self.tracker.log(step, values),
             samples=self.micro_batch * options.accumulation_steps,
@@ -214,7 +213,7 @@ class Trainer:
         if self.task.augment is not None:
             inputs = self.task.augment(inputs)
         with self.autocast():
-            loss = self.task.loss((model or self.model)(inputs), target)
+            loss = (self.task.train_loss or self.task.loss)((model or self.model)(inputs), target)
         parts = self.options.accumulation_steps
         return loss / parts if parts > 1 else loss  # dividing by 1 would cost 20 us, most of it in backward
 
@@ -233,7 +232,8 @@ class Trainer:
     def clip(self) -> None:
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.options.clip_norm)
+            for part in self.sync.parts:  # each by itself: ranks that share one must scale it alike
+                torch.nn.utils.clip_grad_norm_(part.named.values(), self.options.clip_norm)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         return micro_batches(
@@ -316,7 +316,7 @@ class Trainer:
             values |= self.named("test_{}", scores)
             per_class = class_accuracies(scores.confusion, self.task.class_names)
             if self.ema:
-                with self.ema.eval_weights(self.topology.world) as averaged:
+                with self.ema.eval_weights(self.sync.average_) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
             costs = self.costs()
             improved = self.standing.note(

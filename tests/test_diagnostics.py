@@ -31,9 +31,7 @@ class Loop:
         self.topology = Topology.create()
         self.model = sync.setup(self.module, self.optimizer, self.topology, Dense())
         self.measured: Measured = {}
-        self.diagnostics = Diagnostics(
-            self.module, sync, Clock(), self.note, samples=SAMPLES, every=every, per_layer=per_layer
-        )
+        self.diagnostics = Diagnostics(sync, Clock(), self.note, samples=SAMPLES, every=every, per_layer=per_layer)
         self.step = 0
         self.own: Tensor | None = None  # gradient of the last step
         self.before_sync: list[Tensor] = []  # parameters after each optimizer step

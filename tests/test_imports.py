@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.gradients": ["overlap", "reducers*", "comm", "flat"],
     "ddp_agent.fragments": ["reducers*", "comm"],
     "ddp_agent.uneven": ["sync.base", "reducers*", "comm"],
+    "ddp_agent.ownership": ["sync.base", "reducers*", "topology", "flat"],
     "ddp_agent.sync*": [
         "sync*",
         "reducers*",
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.catalogue": ["build"],
     "ddp_agent.config": [
         *("build", "fields", "errors", "options", "optimizers", "schedules", "checkpoint.folder"),
-        *("datasets.base", "sync*", "reducers*", "cadences", "slicing.base", "order"),
+        *("datasets.base", "sync*", "reducers*", "cadences", "slicing.base", "slicing.tasks", "order"),
     ],
     # What a run leaves behind.
     "ddp_agent.run_directory": ["errors", "redaction"],
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.agreement": ["comm", "errors"],
     "ddp_agent.checkpoint*": ["checkpoint.*", "manifest", "agreement", "run_directory", "comm", "errors"],
     "ddp_agent.skeleton": ["memory", "errors"],
-    "ddp_agent.export": ["build", "manifest", "run_directory", "skeleton", "errors"],
+    "ddp_agent.export": ["build", "manifest", "models.multi_task", "run_directory", "skeleton", "errors"],
     # The loop and what it is made of.
     "ddp_agent.alike": ["comm", "errors"],
     "ddp_agent.attempts": ["run_directory"],
@@ -83,9 +84,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.confusion": [],
     "ddp_agent.pictures*": ["pictures.*", "census", "confusion", "datasets.base"],
     "ddp_agent.loader": ["order", "random_streams", "errors", "place"],
-    "ddp_agent.ema": ["comm", "flat"],
+    "ddp_agent.ema": ["flat"],
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.exhibition": ["confusion", "datasets.base", "evaluate", "loader", "pictures.*", "tracking"],
+    "ddp_agent.task_slicing": [
+        *("datasets.base", "datasets.tasks", "models.multi_task", "slicing.base", "slicing.tasks"),
+        *("sync.base", "ownership", "evaluate"),
+    ],
     "ddp_agent.trainer": [
         *("clock", "console", "tracking", "checkpoint.*", "loader", "evaluate", "ema", "errors", "options"),
         "schedules",

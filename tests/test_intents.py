@@ -19,7 +19,7 @@ from ddp_agent.datasets.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.datasets.download import Published
 from ddp_agent.datasets.intents import Intents
 from ddp_agent.datasets.tokens import encode, ngrams, number, words
-from ddp_agent.errors import DataError
+from ddp_agent.errors import ConfigError, DataError
 
 TRAIN = [["what time is it", "time"], ["book a flight", "book_flight"], ["tell me the time", "time"]]
 TEST = [["the time please", "time"], ["a flight to rome", "book_flight"]]
@@ -234,3 +234,33 @@ def test_the_published_files(data_root: Path, corpus: str, classes: int, train: 
     assert (task.outputs, len(task.train), len(task.test)) == (classes, train, test)  # type: ignore[arg-type]
     if corpus == "clinc150":
         assert set(task.class_names) == DOMAIN_OF.keys()
+
+
+# Two tasks.
+
+
+def test_a_sentence_has_a_domain_beside_its_intent(tmp_path: Path) -> None:
+    task = load(write_clinc150(tmp_path), tasks=["domain", "intent"])
+    _, labels, _, test_labels = tensors(task)
+    names = [each.class_names for each in task.subtasks]
+    assert [each.name for each in task.subtasks] == ["domain", "intent"]
+    assert names == [tuple(DOMAINS), ("book_flight", "time")] and task.outputs == 12
+    found = [(names[0][domain], names[1][intent]) for domain, intent in [*labels.tolist(), *test_labels.tolist()]]
+    assert found == [(DOMAIN_OF[intent], intent) for _, intent in [*TRAIN, *TEST]]
+    alone = load(tmp_path, tasks=["domain"])
+    assert alone.class_names == tuple(DOMAINS) and torch.equal(tensors(alone)[1], labels[:, 0])
+
+
+def test_tasks_that_a_corpus_does_not_have(tmp_path: Path) -> None:
+    odd = [*TRAIN, ["who won", "sports"]]
+    with pytest.raises(DataError, match=r"data_full.json: train: found sports, which is in no domain of CLINC150"):
+        load(write_clinc150(tmp_path, train=odd), tasks=["domain"])
+    for tasks, message in (
+        (["topic"], r"dataset.tasks: found \['topic'\], expected a list, each one of intent, domain"),
+        ([], r"dataset: tasks: found \[\], expected one or more of intent, domain, each once"),
+        (["intent", "intent"], r"found \[intent, intent\], expected one or more of intent, domain, each once"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataset(tmp_path, tasks=tasks)
+    with pytest.raises(ConfigError, match=r"tasks: found domain, which banking77 does not have; expected \[intent\]"):
+        dataset(tmp_path, corpus="banking77", tasks=["domain"])

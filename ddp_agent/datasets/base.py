@@ -21,6 +21,17 @@ Samples = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subtask:
+    """One of several tasks on the same inputs; see `datasets.tasks`."""
+
+    name: str
+    outputs: int
+    loss: Criterion
+    metric: Criterion
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """Data, loss and metric of a run. A TensorDataset is kept on the device, anything else is streamed."""
 
@@ -31,6 +42,8 @@ class Task:
     outputs: int
     loss: Criterion
     """(output, target) -> scalar, the mean over the batch."""
+    train_loss: Criterion | None = None
+    """What training minimises, where it is not `loss`."""
     metric: Criterion
     """(output, target) -> one float a sample."""
     metric_name: str
@@ -39,6 +52,8 @@ class Task:
     """Makes the metric of the mean over the samples, where it is more than that mean: a square root, say."""
     more_metrics: Mapping[str, Criterion] = field(default_factory=dict)
     """By name, like `metric`: also evaluated and logged."""
+    subtasks: tuple[Subtask, ...] = ()
+    """Where there are several: outputs and columns of the target are theirs, side by side in this order."""
     transform: Transform | None = None
     """Applied to the inputs of every batch, on their device, in training and in evaluation."""
     augment: Transform | None = None

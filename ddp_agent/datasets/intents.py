@@ -5,17 +5,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 
-from ddp_agent.datasets.base import LossName, Samples, Task, resident_classification
+from ddp_agent.datasets.base import LossName, Task, resident_classification
+from ddp_agent.datasets.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.datasets.download import Published, located
+from ddp_agent.datasets.tasks import Labels, check_tasks, multi_task
 from ddp_agent.datasets.tokens import Features, encode, words
 from ddp_agent.errors import ConfigError, DataError
 from ddp_agent.fields import PositiveInt, Range, check_fields
 
 CorpusName = Literal["clinc150", "banking77"]
+TaskName = Literal["intent", "domain"]
 Sentence = tuple[str, str]
 """A text and the name of its intent."""
 Parts = dict[str, list[Sentence]]
@@ -36,34 +39,51 @@ class Intents:
     length: PositiveInt
     """Tokens of a sentence; what a longer one has more is cut off."""
     loss: LossName
+    tasks: tuple[TaskName, ...]
+    """What is asked of a sentence: its intent, which of CLINC150's ten domains that is of, or both."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_tasks(self.tasks, get_args(TaskName))
+        if "domain" in self.tasks and self.corpus != "clinc150":
+            raise ValueError(f"tasks: found domain, which {self.corpus} does not have; expected [intent]")
 
     def load(self) -> Task:
         """Raises DataError for files that are missing, damaged or of another kind."""
         corpus = CORPORA[self.corpus]
         parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
-        names = _check(parts)
-        train, test = (self._samples(sentences, names) for sentences in parts.values())
+        intents = _check(parts)
+        labels = {task: _labels(task, parts, intents) for task in self.tasks}
+        train, test = (self._tokens(sentences) for sentences in parts.values())
         *_, tested = parts.values()
-        return resident_classification(
-            train,
-            test,
-            outputs=len(names),
+        first = labels[self.tasks[0]]
+        task = resident_classification(
+            (train, first.train),
+            (test, first.test),
+            outputs=len(first.names),
             loss=self.loss,
-            class_names=names,
+            class_names=first.names,
             model_arguments={"vocabulary": self.buckets},
             test_texts=[text for text, _ in tested],
         )
+        return multi_task(task, labels, self.loss)
 
-    def _samples(self, sentences: list[Sentence], names: tuple[str, ...]) -> Samples:
-        label = {name: number for number, name in enumerate(names)}
+    def _tokens(self, sentences: list[Sentence]) -> torch.Tensor:
         try:
-            tokens = encode([text for text, _ in sentences], self.features, self.buckets, self.length)
+            return encode([text for text, _ in sentences], self.features, self.buckets, self.length)
         except ValueError as error:
             raise ConfigError(f"dataset.length: {error}") from error
-        return tokens, torch.tensor([label[intent] for _, intent in sentences])
+
+
+def _labels(task: TaskName, parts: Parts, intents: tuple[str, ...]) -> Labels:
+    if task == "domain" and (unknown := [intent for intent in intents if intent not in DOMAIN_OF]):
+        raise DataError(f"{next(iter(parts))}: found {', '.join(unknown[:3])}, which is in no domain of CLINC150")
+    class_of = {intent: intent if task == "intent" else DOMAIN_OF[intent] for intent in intents}
+    names = intents if task == "intent" else tuple(DOMAINS)
+    train, test = (
+        torch.tensor([names.index(class_of[intent]) for _, intent in sentences]) for sentences in parts.values()
+    )
+    return Labels(train=train, test=test, names=names)
 
 
 @dataclass(frozen=True)

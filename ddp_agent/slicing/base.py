@@ -25,7 +25,14 @@ class Stock:
 
 @dataclass(kw_only=True)
 class Slicing:
-    """Who trains on what. Without `Shards`, all on everything."""
+    """Who trains on what. Without `Shards`, all on everything.
+
+    `tasks`: of data with several tasks every rank trains all, or some; which, says `deal` (see `slicing.tasks`): in
+    turn, by what they cost, or as listed for each rank.
+    """
+
+    tasks: Literal["replicate", "partition"] = "replicate"
+    deal: Literal["round_robin", "by_cost"] | tuple[tuple[str, ...], ...] = "round_robin"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -83,6 +83,16 @@ class SyncStrategy:
         """Whether ranks meet inside backward, so that every rank needs a batch in every step."""
         return False
 
+    @property
+    def everywhere(self) -> "SyncStrategy":
+        """What keeps in step all that every rank trains; another one only where ranks train different things."""
+        return self
+
+    @property
+    def parts(self) -> list[Flat]:
+        """What this rank trains, in the parts that each have their own ranks in step."""
+        return [self.flat]
+
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         """Starts all ranks from rank 0's weights; returns what forward is called on.
 
@@ -92,10 +102,10 @@ class SyncStrategy:
         if refused := self.refusal(reducer) or self.misfit(topology.world.size, topology.ranks_per_node):
             raise ValueError(refused)
         self.optimizer, self.topology, self.reducer = optimizer, topology, reducer
-        self.flat = Flat(model)
+        self.flat = Flat.of(model)
         with topology.world.uncounted():
             require_same(self.flat.layout_sha256, topology.world, "the model's parameters and buffers")
-            for tensor in (self.flat.everything, *self.flat.others):
+            for tensor in (*self.flat.stretches, *self.flat.others):
                 topology.world.broadcast_(tensor)
         return model
 
@@ -132,6 +142,13 @@ class SyncStrategy:
     def to_consensus_(self) -> None:
         """Turns this rank's parameters into those of the consensus model: the mean over ranks."""
         mean_(self.flat.parameters, self.topology.world)
+
+    def average_(self, everything: Tensor) -> None:
+        """Replaces a tensor that lies like `flat.everything` by its mean over the ranks that train each part of it.
+
+        A collective that is not counted."""
+        with self.topology.world.uncounted():
+            mean_(everything, self.topology.world)
 
     def common(self, step: int) -> Tensor | None:
         """What all ranks have alike after `step`, bit for bit, as a tensor of their state; None: nothing is sure to be.
@@ -207,7 +224,7 @@ class Paced(SyncStrategy):
     def _synchronise(self, step: int) -> None:
         drift = self._drift() if self.cadence.measures_drift else None
         self.merge_parameters_()
-        merge_optimizer_state_(self.optimizer, self.optimizer_state, self.topology.world)
+        merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, self.topology.world)
         self.syncs += 1
         self._begin_period(step, drift)
 

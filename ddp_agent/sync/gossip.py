@@ -58,8 +58,9 @@ class Gossip(Periodic):
         if self.graph == "complete":
             average_(self.flat, self.buffers, self.reducer, world)
         else:
-            mixed = self.flat.everything if self.buffers == "average" else self.flat.parameters
-            self._mix_(mixed, self.shares(world.rank, world.size), self.receivers(world.rank, world.size))
+            shares, receivers = self.shares(world.rank, world.size), self.receivers(world.rank, world.size)
+            for mixed in self.flat.stretches if self.buffers == "average" else [self.flat.parameters]:
+                self._mix_(mixed, shares, receivers)
         self.rounds += 1
 
     def _mix_(self, own: torch.Tensor, shares: Mapping[int, float], receivers: list[int]) -> None:

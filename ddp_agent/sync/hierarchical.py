@@ -73,7 +73,7 @@ class Hierarchical(Paced):
         node = self.topology.node
         if self.gradients is None and node.size > 1 and step != self.synced_step and step % self.node_period == 0:
             average_(self.flat, self.buffers, self.reducer, node)
-            merge_optimizer_state_(self.optimizer, self.optimizer_state, node)
+            merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, node)
             self.syncs += 1
 
     def merge_parameters_(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.comm import Comm
@@ -59,28 +59,33 @@ def average_(flat: Flat, policy: BufferPolicy, reducer: Reducer, comm: Comm) -> 
     """The mean of raw parameters over `comm`, and buffers by `policy`."""
     together = policy == "average"  # buffers lie behind the parameters: one collective serves both
     finish_buffers = start_merging_buffers(flat, policy, comm, homed=not together)
-    reducer.mean_(flat.everything if together else flat.parameters, comm)
+    for tensor in flat.stretches if together else [flat.parameters]:
+        reducer.mean_(tensor, comm)
     finish_buffers()
 
 
-def merge_optimizer_state_(optimizer: Optimizer, policy: OptimizerPolicy, comm: Comm) -> None:
-    """`average`: the mean of state tensors shaped like their parameter (moments); `reset`: all state is forgotten."""
+def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPolicy, comm: Comm) -> None:
+    """What the optimizer keeps of these parameters. `average`: the mean of state tensors shaped like their parameter
+    (moments); `reset`: all state is forgotten."""
+    own = set(flat.named.values())
     if policy == "reset":
-        optimizer.state.clear()
+        for parameter in own:
+            optimizer.state.pop(parameter, None)
     elif policy == "average":
-        moments = list(_moments(optimizer))
+        moments = _moments(optimizer, own)
         if moments:
             merge_packed_(moments, moments[0].dtype, "mean", comm)
 
 
-def _moments(optimizer: Optimizer) -> list[Tensor]:
+def _moments(optimizer: Optimizer, own: set[nn.Parameter]) -> list[Tensor]:
     """State tensors in parameter order. Ranks must send the same shapes, so a parameter that has no state here
     (it had no gradient yet) counts as zeros, which are not kept: an optimizer takes kept ones for its own."""
     moments = []
     for group in optimizer.param_groups:
-        states = {p: optimizer.state[p] for p in group["params"] if p in optimizer.state}
+        parameters = [p for p in group["params"] if p in own]
+        states = {p: optimizer.state[p] for p in parameters if p in optimizer.state}
         keys = {key for p, state in states.items() for key, value in state.items() if _like(value, p)}
-        for p in group["params"]:
+        for p in parameters:
             moments += [states.get(p, {}).get(key, torch.zeros_like(p)) for key in sorted(keys)]
     return moments
 

@@ -112,7 +112,7 @@ class StreamingDiLoCo(Periodic):
     def _end_period(self, step: int) -> None:
         drift = self._drift() if self.cadence.measures_drift else None
         merge_buffers_(self.flat, self.buffers, self.topology.world)
-        merge_optimizer_state_(self.optimizer, self.optimizer_state, self.topology.world)
+        merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, self.topology.world)
         self._begin_period(step, drift)
 
     @torch.no_grad()
