@@ -27,6 +27,7 @@ _SECRET = re.compile(
     r"|(^|[_.-]|api|access|auth|private|bearer)(token|key|keys)$",
     re.IGNORECASE,
 )
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _locks_held: set[int] = set()
 
 
@@ -245,6 +246,14 @@ class RunDirectory:
                 f"hydra.run.dir={self.path}: holds a run already; choose a new directory, "
                 f"or continue that run with resume={self.path}"
             )
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """What processes that were killed left of files that they were writing; those of checkpoints go elsewhere."""
+        for path in self.path.rglob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
 
     def _lock_out_others(self) -> None:
         self._lock = lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
