@@ -30,15 +30,20 @@ def require_alike(sha256_of: Mapping[str, str], comm: Comm) -> None:
         raise ConfigError(problems)
 
 
-def require_common(tensor: Tensor, comm: Comm, step: int) -> None:
-    """Raises DivergedError on every rank when a bit of what all should have alike differs. A collective.
+def unlike_rank_0(tensor: Tensor, comm: Comm) -> list[int]:
+    """Ranks where a bit of it is another than on rank 0. A collective.
 
     Compares sums of the numbers' bits taken as integers, which a flipped bit changes: one pass and eight bytes.
     """
     total = tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
     with comm.uncounted():
         sums = [int(each) for each in comm.all_gather(total.reshape(1).to(comm.device))]
-    if others := [rank for rank, each in enumerate(sums) if each != sums[0]]:
+    return [rank for rank, each in enumerate(sums) if each != sums[0]]
+
+
+def require_common(tensor: Tensor, comm: Comm, step: int) -> None:
+    """Raises DivergedError on every rank when a bit of what all should have alike differs. A collective."""
+    if others := unlike_rank_0(tensor, comm):
         raise DivergedError(
             f"after step {step} the parameters that all ranks share are not the same on {_ranks(others)} as on rank 0: "
             "a faulty memory or link, or ranks that compute differently; nothing of it is saved",

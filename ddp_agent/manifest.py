@@ -81,20 +81,25 @@ class Manifest:
         content["files"] = {name: File(**entry) for name, entry in content["files"].items()}
         return cls(**content)
 
-    def check_run(self, path: Path, fingerprint: Mapping[str, Any], world_size: int) -> None:
-        """Raises CheckpointError with every difference when the checkpoint at `path` is of another run."""
+    def check_run(self, path: Path, fingerprint: Mapping[str, Any], world_size: int | None) -> None:
+        """Raises CheckpointError with every difference when the checkpoint at `path` is of another run.
+
+        `world_size` None: any will do.
+        """
         try:
             saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
         except RecursionError as error:
             raise CheckpointError(f"{path}: found a fingerprint that is nested too deep") from error
-        ours = dict(_flatten({**fingerprint, "world_size": world_size}))
-        differing = [
-            f"{key}: the checkpoint has {saved.get(key, 'nothing')}, this run {ours.get(key, 'nothing')}"
+        ours = dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
+        differing = {
+            key: f"{key}: the checkpoint has {saved.get(key, 'nothing')}, this run {ours.get(key, 'nothing')}"
             for key in sorted(saved.keys() | ours.keys())
             if saved.get(key) != ours.get(key)
-        ]
+        }
+        if differing.keys() == {"world_size"}:
+            differing["world_size"] += "; resume_other_ranks=true admits that where all ranks were alike"
         if differing:
-            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *differing]))
+            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *differing.values()]))
 
 
 def _check_types(found: Mapping[str, Any], expected: Mapping[str, type]) -> None:

@@ -37,6 +37,7 @@ class Options:
     consensus_per_layer: bool
     log_every: PositiveInt
     resume: Path | None
+    resume_other_ranks: bool
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool

@@ -23,6 +23,7 @@ Record = dict[str, Any]
 State = Literal["running", "finished", "preempted", "failed"]
 
 _log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _locks_held: set[int] = set()
 
 
@@ -243,6 +244,14 @@ class RunDirectory:
                 f"hydra.run.dir={self.path}: holds a run already; choose a new directory, "
                 f"or continue that run with resume={self.path}"
             )
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """What processes that were killed left of files that they were writing; those of checkpoints go elsewhere."""
+        for path in self.path.rglob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
 
     def _lock_out_others(self) -> None:
         self._lock = lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

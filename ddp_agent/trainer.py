@@ -11,6 +11,7 @@ A step, with what may hook in where:
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent import stragglers
-from ddp_agent.alike import require_common
+from ddp_agent.alike import require_common, unlike_rank_0
 from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.clock import Clock
@@ -52,6 +53,10 @@ from ddp_agent.topology import Topology
 from ddp_agent.tracking import NullTracker, Tracker
 from ddp_agent.watch import NullWatch, Watch
 
+log = logging.getLogger(__name__)
+
+# What every rank has of its own, also where all have the same parameters.
+OWN = ("optimizer", "reducer", "diagnostics", "random")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -389,7 +394,12 @@ class Trainer:
 
     def resume(self, run_dir: Path) -> int:
         """Loads the newest complete checkpoint of a run and returns its step; 0 when there is none. A collective."""
-        loaded = load(run_dir / "checkpoints", comm=self.topology.world, fingerprint=self.fingerprint)
+        loaded = load(
+            run_dir / "checkpoints",
+            comm=self.topology.world,
+            fingerprint=self.fingerprint,
+            of_other_ranks=self.options.resume_other_ranks,
+        )
         if loaded is None:
             return 0
         self.rehearse()
@@ -430,6 +440,7 @@ class Trainer:
         """This rank's whole state: a run resumed from it continues bit for bit."""
         return {
             "step": self.step,
+            "ranks": [self.topology.world.size, not unlike_rank_0(self.sync.flat.parameters, self.topology.world)],
             "weights": [self.sync.flat.everything, *self.sync.flat.others],
             "syncs": self.sync.syncs,
             "comm": asdict(self.topology.world.settle()),
@@ -440,6 +451,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        other_ranks = self.of_other_ranks(state)
         self.step = state["step"]
         self.sync.flat.restore(state["weights"])
         self.sync.syncs = state["syncs"]
@@ -450,4 +462,25 @@ class Trainer:
         if self.link:
             self.link.training_bytes = state.get("link_bytes")
         for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+            if not (other_ranks and name in OWN):
+                part.load_state_dict(state[name])
+
+    def of_other_ranks(self, state: Mapping[str, Any]) -> bool:
+        """Whether it is rank 0's of another number of ranks. Raises CheckpointError when these were not alike."""
+        size, alike = state.get("ranks", (self.topology.world.size, True))
+        if size == self.topology.world.size:
+            return False
+        if not alike:
+            raise CheckpointError(
+                f"resume_other_ranks: after step {state['step']} the {size} ranks of the checkpoint had parameters of "
+                "their own, expected one that was saved right after all were averaged (sync.period divides "
+                "checkpoint_every, for example)"
+            )
+        log.warning(
+            "resumed with %d ranks what %d ranks had saved: parameters, the sync mode's own state and the position in "
+            "the data go on; optimizer state, error feedback and random streams begin afresh, shards are cut anew, "
+            "buffers and moving averages are those of rank 0",
+            self.topology.world.size,
+            size,
+        )
+        return True

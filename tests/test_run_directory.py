@@ -269,3 +269,24 @@ def test_paths(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "status.json", "model.safetensors",
     ]  # fmt: skip
+
+
+def begin_to_write_and_die(path: Path) -> None:
+    os.replace = lambda *_: os._exit(9)  # type: ignore[assignment]
+    write_atomically(path, "half")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_attempt_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "ema").mkdir()
+    for name in ("status.json", "ema/model.json"):
+        assert in_child(begin_to_write_and_die, tmp_path / name) == 9
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 2
+    kept = [tmp_path / name for name in (".notes.tmp", "metrics.jsonl", "status.json.0123abcd.tmp")]
+    for path in kept:
+        path.touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunDirectory(tmp_path)
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 3, "another run's business"
+    RunDirectory(tmp_path, restart=True).close()
+    assert list(tmp_path.rglob(".*.tmp")) == [tmp_path / ".notes.tmp"]
+    assert all(path.exists() for path in kept)

@@ -177,6 +177,7 @@ def options_for(global_batch_size: int) -> Options:
         consensus_per_layer=False,
         log_every=LOG_EVERY,
         resume=None,
+        resume_other_ranks=False,
         device="auto",
         precision="fp32",
         compile=False,

@@ -53,7 +53,8 @@ def manifest_of(path: Path) -> Manifest:
     return manifest
 
 
-def manifest_of_run(path: Path, fingerprint: Mapping[str, Any], world_size: int) -> Manifest:
+def manifest_of_run(path: Path, fingerprint: Mapping[str, Any], world_size: int | None) -> Manifest:
+    """`world_size` None: any."""
     manifest = manifest_of(path)
     manifest.check_run(path, fingerprint, world_size)
     return manifest

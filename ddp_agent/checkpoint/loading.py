@@ -19,8 +19,12 @@ from ddp_agent.manifest import Manifest
 _log = logging.getLogger(__name__)
 
 
-def load(directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+def load(
+    directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any], of_other_ranks: bool = False
+) -> tuple[int, dict[str, Any]] | None:
     """Step and this rank's state of the newest checkpoint that is whole on every rank. A collective.
+
+    `of_other_ranks` admits a checkpoint of another number of ranks, of which every rank gets rank 0's state.
 
     None when there is no checkpoint. A damaged one is logged, and the one before it taken. Raises
     CheckpointError, the same on all ranks, when all are damaged or when the newest belongs to another run.
@@ -29,8 +33,10 @@ def load(directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any]) -> tupl
     with comm.uncounted():
         candidates = on_rank_0(comm, newest, directory) or []
         for name in tell(comm, " ".join(path.name for path in candidates)).split():
-            manifest = on_all(comm, manifest_of_run, directory / name, fingerprint, comm.size)
-            state, error = attempt(_read, directory / name / file_of(comm.rank), manifest)
+            admitted = None if of_other_ranks else comm.size
+            manifest = on_all(comm, manifest_of_run, directory / name, fingerprint, admitted)
+            rank = comm.rank if manifest.world_size == comm.size else 0
+            state, error = attempt(_read, directory / name / file_of(rank), manifest)
             problem = first_problem(comm, error)
             if problem is None:
                 return manifest.step, cast(dict[str, Any], state)
