@@ -10,6 +10,7 @@ from typing import Any
 
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
+from ddp_agent.launch.replicas import world_size as replicas_of
 from ddp_agent.run_directory import RunDirectory
 
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
@@ -33,6 +34,7 @@ def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], 
 
 
 def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
+    replicas_of(cfg, None)
     wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
     try:
         count = int(wanted)
