@@ -64,6 +64,8 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built, right.get("precision"))]
     found += _world_problems(built, world_size, right.get("ranks_per_node") or world_size)
     found += _length_problems(built, right.get("max_steps") or math.inf)
+    if right.get("on_rank_loss") == "continue" and "sync" in built and (refused := built["sync"].loss_refusal()):
+        found.append(f"on_rank_loss: {refused}")
     if targets := list(_targets(cfg)):
         found = [line for line in found if line.partition(":")[0] not in targets]
         found += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]

@@ -33,6 +33,12 @@ class CheckpointError(RefusedError):
     exit_code = 3
 
 
+class CutOffError(RefusedError):
+    """A replica cannot reach the keeper, or the others do not come; alone it must not go on."""
+
+    exit_code = 4
+
+
 class PeerFailedError(RefusedError):
     """Another rank failed, so this one cannot go on. `code` is what that rank exits with, if it told why."""
 

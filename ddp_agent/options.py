@@ -50,6 +50,7 @@ class Options:
     nproc_per_node: Annotated[int, Range(1, 1024)] | None
     ranks_per_node: PositiveInt | None
     profile_steps: PositiveInt | None
+    on_rank_loss: Literal["stop", "continue"]
     timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13
     trusted_packages: list[str]
 

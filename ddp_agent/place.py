@@ -18,6 +18,7 @@ _TORCHRUN = (*_REQUIRED, "LOCAL_WORLD_SIZE")
 _TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_KEEPER")
 EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep that is gone on with
 
 
@@ -49,6 +50,23 @@ class Place:
     @property
     def single_node(self) -> bool:
         return self.local_world_size == self.world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """Which of `count` runs this is that train together, each in a torchrun of its own (`launch/elastic.sh`)."""
+
+    number: int
+    count: int
+    keeper: str  # HOST:PORT
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Replica | None":
+        """None for a run that is none."""
+        if any(name not in environment for name in REPLICA):
+            return None
+        number, count, keeper = (environment[name] for name in REPLICA)
+        return cls(number=int(number), count=int(count), keeper=keeper)
 
 
 def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ddp_agent import attempts, environment, export, link, runtime, sockets
 from ddp_agent.agreement import tell
-from ddp_agent.alike import code_sha256, config_sha256, require_alike, sha256_of
+from ddp_agent.alike import code_sha256, config_sha256, sha256_of
 from ddp_agent.build import build, locate
 from ddp_agent.census import Census
 from ddp_agent.census import summary as shard_summary
@@ -23,13 +23,16 @@ from ddp_agent.comm import Comm
 from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
 from ddp_agent.confusion import values as class_accuracies
 from ddp_agent.console import ConsoleProgress
+from ddp_agent.crew import Settled
 from ddp_agent.datasets.base import Task
-from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
+from ddp_agent.elastic.crew import Change, Crew, OverError, OvertakenError
+from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError, PreemptedError
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.exhibition import Exhibition
 from ddp_agent.fields import REQUIRED, parameters
 from ddp_agent.models.multi_task import multi_task
 from ddp_agent.pictures.shards import shards
+from ddp_agent.place import Replica
 from ddp_agent.redaction import redacted
 from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
@@ -75,7 +78,12 @@ def run(context: Context, directory: RunDirectory) -> None:
     with runtime.start(settings.options.device, settings.options.timeout_s) as ranks:
         setup_logging(directory.path, ranks.rank)
         ranks.watch.on_failure = lambda it: directory.write_status("failed", it.text, it.rank, it.step)
-        train(settings, task, model, directory, ranks)
+        try:
+            train(settings, task, model, directory, ranks)
+        except OverError:
+            said = "the other replicas finished the run while this one was away"
+            log.warning(said)
+            directory.write_status("finished", said)
 
 
 def create_model(settings: Settings, task: Task) -> nn.Module:
@@ -116,7 +124,10 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     census = Census.of(trainer.order)
     init_sha256 = tensor_sha256(trainer.sync.flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
-    refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
+    if settings.options.on_rank_loss == "stop":  # a replica that comes back has its progress from the others
+        refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
+    joined = trainer.crew.begin(trainer)
+    first_step = trainer.step
     if ranks.rank == 0:
         history = History.read(source, first_step) if source else None
         trainer.tracker = Tracker(directory, task.metric_name, history=history)
@@ -127,20 +138,19 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
         if census and first_step == 0:
             trainer.tracker.picture("shards", lambda: shards(census, task.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
-            scores = trainer.fit()
-        with trainer.sync.eval_weights():
-            write_model(trainer, settings, task, directory, ranks)
-            if ranks.rank == 0:
-                write_sample(trainer, task, directory)
+            scores = fit(trainer, joined)
+        trainer.crew.together(trainer, lambda: leave_model(trainer, settings, task, directory, ranks), "export")
+        trainer.crew.end()
         summary = summarise(trainer, settings, task, scores) | {
             "task_owners": {name: list(each) for name, each in owners.items()} or None,
             "nodes": ranks.world_size // ranks.local_world_size,
             "init_sha256": init_sha256,
+            **trainer.crew.facts(),
             **shard_summary(census),
         }
         if ranks.rank == 0:
             directory.write_summary(summary)
-            trainer.tracker.finish(summary, hparams(settings, ranks.world_size))
+            trainer.tracker.finish(summary, hparams(settings, trainer.slots))
             trainer.progress.finish(summary, directory.path)
             directory.write_status("finished", step=trainer.step)
     return summary
@@ -150,7 +160,7 @@ def assemble(
     settings: Settings, task: Task, model: nn.Module, owners: Owners, directory: RunDirectory, ranks: Runtime
 ) -> Trainer:
     options = settings.options
-    topology = Topology.create(options.ranks_per_node)
+    topology, crew = company(settings, directory, ranks)
     model.to(ranks.device)
     fingerprint = {
         **redacted({group: settings.cfg[group] for group in FINGERPRINTED}),
@@ -159,10 +169,10 @@ def assemble(
             key: getattr(options, key)
             for key in ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
         },
+        **({"replicas": crew.slots} if options.on_rank_loss == "continue" else {}),
     }
-    require_alike(
-        {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.sha256)},
-        topology.world,
+    crew.require_alike(
+        {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.sha256)}
     )
     total_steps = options.total_steps(len(task.train))  # type: ignore[arg-type]
     settings.cadence.total_steps = total_steps
@@ -181,13 +191,46 @@ def assemble(
             topology=topology,
             device=ranks.device,
             fingerprint=fingerprint,
+            crew=crew,
             run_dir=directory.path,
             watch=ranks.watch,
         )
     except ValueError as error:  # a model that cannot be re-homed, ranks whose models differ
         raise ConfigError(str(error)) from error
-    seed_everything(options.seed, ranks.rank)
+    seed_everything(options.seed, trainer.slot)
     return trainer
+
+
+def company(settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Topology, Settled]:
+    """The ranks that torchrun started; or replicas, of which each is the one rank of its own torchrun."""
+    options = settings.options
+    replica = Replica.read()
+    if options.on_rank_loss == "stop" or replica is None:
+        topology = Topology.create(options.ranks_per_node)
+        return topology, Settled(topology.world)
+    crew = Crew(replica, options.timeout_s)
+
+    def tell(change: Change) -> None:
+        directory.write_status("running", str(change), step=change.step)
+
+    def leave_when_asked() -> None:
+        if ranks.watch.asked:
+            raise PreemptedError(f"{ranks.watch.asked}: stopped while it waited for the other replicas", 0)
+
+    crew.on_change, crew.interrupted = tell, leave_when_asked
+    return Topology(world=crew.world, ranks_per_node=1), crew
+
+
+def fit(trainer: Trainer, joined: bool) -> Scores:
+    """All steps that are left; again from where the others are, when they went on without this replica."""
+    while True:
+        try:
+            if joined:
+                trainer.end_step(trainer.step)
+            return trainer.fit()
+        except OvertakenError:
+            log.warning("the others went on without this replica; it joins them again")
+            joined = trainer.crew.begin(trainer)
 
 
 def refuse_a_futile_attempt(
@@ -242,6 +285,13 @@ def tracing(trainer: Trainer, directory: RunDirectory) -> AbstractContextManager
     return traced(trainer, trainer.options.profile_steps, path)
 
 
+def leave_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
+    with trainer.sync.eval_weights():
+        write_model(trainer, settings, task, directory, ranks)
+        if ranks.rank == 0:
+            write_sample(trainer, task, directory)
+
+
 def write_model(trainer: Trainer, settings: Settings, task: Task, directory: RunDirectory, ranks: Runtime) -> None:
     name, arguments = settings.model["name"], {k: v for k, v in settings.model.items() if k != "name"}
     taken = model_parameters(settings)
@@ -281,7 +331,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "status": "finished",
         **{group: settings.label(group) for group in ("dataset", "slicing", "model", "sync", "cadence", "reducer")},
         "period": settings.cfg["sync"].get("period"),
-        "world_size": trainer.topology.world.size,
+        "world_size": trainer.slots,
         "seed": options.seed,
         "steps": trainer.step,
         "samples": samples,

@@ -13,9 +13,10 @@ A step, with what may hook in where:
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,10 +28,12 @@ from torch.optim import Optimizer
 from ddp_agent import stragglers
 from ddp_agent.alike import require_common, unlike_rank_0
 from ddp_agent.checkpoint.loading import load
-from ddp_agent.checkpoint.writer import Writer
+from ddp_agent.checkpoint.writer import Writer, copied
 from ddp_agent.clock import Clock
+from ddp_agent.comm import Comm
 from ddp_agent.confusion import values as class_accuracies
 from ddp_agent.console import ConsoleProgress, NullProgress
+from ddp_agent.crew import Settled
 from ddp_agent.datasets.base import Task
 from ddp_agent.diagnostics import Diagnostics
 from ddp_agent.ema import EMA
@@ -58,6 +61,7 @@ log = logging.getLogger(__name__)
 # What every rank has of its own, also where all have the same parameters.
 OWN = ("optimizer", "reducer", "diagnostics", "random")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MEETINGS_CHANGE = ("weights", "syncs", "sync", "reducer", "standing", "optimizer")  # of a trainer's state
 
 
 @dataclass(kw_only=True)
@@ -79,6 +83,7 @@ class Trainer:
     device: torch.device
     fingerprint: Mapping[str, Any]
     slicing: Slicing = field(default_factory=Shared)
+    crew: Settled = field(default_factory=lambda: Settled(Comm.world()))  # who meets
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
@@ -87,12 +92,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         options, world = self.options, self.topology.world
+        self.slot, self.slots = self.crew.slot, self.crew.slots  # whose samples
         self.step = 0
         self.link = Link.from_environment()
         self.clock = Clock(self.link)
         self.standing = Standing()
-        self.order = order_of(self.slicing, stock_of(self.task), options.seed, world.rank, world.size)
-        self.micro_batch = options.global_batch_size // (options.accumulation_steps * world.size)
+        self.order = order_of(self.slicing, stock_of(self.task), options.seed, self.slot, self.slots)
+        self.micro_batch = options.global_batch_size // (options.accumulation_steps * self.slots)
         self.steps_per_epoch = math.ceil(self.order.samples / options.global_batch_size)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         if options.compile:
@@ -134,7 +140,6 @@ class Trainer:
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
         diagnostics, gradients = self.diagnostics, self.gradients
         accumulation = options.accumulation_steps
-        eval_every = options.eval_every or self.steps_per_epoch
         parameters = list(self.module.parameters())
         batches = self.batches(self.step + 1)
         self.model.train()
@@ -160,20 +165,30 @@ class Trainer:
             self.scaler.step(optimizer)
             self.scaler.update()
             diagnostics.parameters(step)
-            sync.after_step(step)
+            self.step = step
+            self.synchronise(step)
             for parameter in parameters:  # optimizer.zero_grad does the same in 5 times the time
                 parameter.grad = None
-            if self.ema:
-                self.ema.update(self.module)
-            self.step = step
-            self.progress.advance(step)
-            if step % options.log_every == 0:
-                self.log(step)
-            if step % eval_every == 0 and step < self.total_steps:
-                self.evaluate(step)
-            if self.checkpoint_is_due(step):
-                self.save()
+            self.end_step(step)
         return self.finish()
+
+    def synchronise(self, step: int) -> None:
+        if self.sync.meets(step):
+            self.crew.together(self, partial(self.sync.after_step, step), "sync")
+        else:
+            self.sync.after_step(step)
+
+    def end_step(self, step: int) -> None:
+        """What follows a step that is synchronised; a replica that joined there begins here."""
+        if self.ema:
+            self.ema.update(self.module)
+        self.progress.advance(step)
+        if step % self.options.log_every == 0 and step > self.logged_step:
+            self.log(step)
+        if step % (self.options.eval_every or self.steps_per_epoch) == 0 and step < self.total_steps:
+            self.evaluate(step)
+        if self.checkpoint_is_due(step):
+            self.save()
 
     def checkpoint_is_due(self, step: int) -> bool:
         """At the end `finish` saves."""
@@ -198,9 +213,9 @@ class Trainer:
         if self.step > self.logged_step:
             self.log(self.step)
         self.clock.enter("eval")
-        self.consensus_distance = self.sync.consensus_distance()
+        self.consensus_distance = self.crew.together(self, self.sync.consensus_distance, "measurement")
         self.clock.enter("compute")
-        self.sync.flush(self.step)
+        self.crew.together(self, partial(self.sync.flush, self.step), "flush")
         self.settle()
         scores = self.evaluate(self.step)
         self.settle_checkpoint()
@@ -244,8 +259,8 @@ class Trainer:
         return micro_batches(
             self.task.train,
             self.order,
-            rank=self.topology.world.rank,
-            world_size=self.topology.world.size,
+            rank=self.slot,
+            world_size=self.slots,
             micro_batch=self.micro_batch,
             accumulation=self.options.accumulation_steps,
             first_step=first_step,
@@ -309,6 +324,11 @@ class Trainer:
         """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
         self.settle()
         self.clock.enter("eval")
+        scores = self.crew.together(self, partial(self.score, step), "evaluation")
+        self.clock.enter("compute")
+        return scores
+
+    def score(self, step: int) -> Scores:
         self.compare_ranks()
         self.settle_stragglers()
         values = {} if self.options.consensus_every else {"consensus_distance": self.sync.consensus_distance()}
@@ -342,7 +362,6 @@ class Trainer:
             self.exhibition.show(step, self.module, scores)
         self.progress.evaluation(step, values)
         self.topology.world.barrier()  # else what rank 0 shows would count as the others' communication
-        self.clock.enter("compute")
         return scores
 
     def named(self, pattern: str, scores: Scores) -> dict[str, float]:
@@ -450,19 +469,52 @@ class Trainer:
             **{name: part.state_dict() for name, part in self.parts().items()},
         }
 
+    # What a meeting may change, and what one that joins goes on from: see `crew.Member`.
+
+    def check_start(self) -> None:
+        if self.step == 0:
+            require_common(self.sync.flat.parameters, self.topology.world, 0)
+
+    def snapshot(self) -> dict[str, Any]:
+        state = self.state_dict()
+        local = getattr(self.sync, "optimizer_state", "local") == "local"
+        return {key: copied(state[key]) for key in MEETINGS_CHANGE if not (key == "optimizer" and local)}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """What is there may be half changed, and is not looked at."""
+        self.load_parts(snapshot, snapshot)
+
+    def regroup(self, rank: int, size: int, new_size: int) -> None:
+        self.reducer.regroup(rank, size, new_size)
+
+    def parcel(self) -> dict[str, Any]:
+        """The optimizer's moments, too: better than none, and with optimizer_state=average they are everybody's."""
+        state = self.state_dict() | {"reducer": self.reducer.common_state()}
+        return {key: state[key] for key in ("step", *MEETINGS_CHANGE, "scaler", "ema") if key in state}
+
+    def adopt(self, parcel: Mapping[str, Any]) -> None:
+        self.step = parcel["step"]
+        self.load_parts(parcel, parcel)
+        self.loss_sum.zero_()
+        self.logged_step, self.logged_s = self.step, self.clock.read(0.0)["train_s"]
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         other_ranks = self.of_other_ranks(state)
         self.step = state["step"]
-        self.sync.flat.restore(state["weights"])
-        self.sync.syncs = state["syncs"]
         for name, value in state["comm"].items():
             setattr(self.topology.world.stats, name, value)
         self.loss_sum.copy_(state["loss_sum"])
         self.logged_step, self.logged_s = state["logged"]
         if self.link:
             self.link.training_bytes = state.get("link_bytes")
+        self.load_parts(state, self.parts().keys() - set(OWN if other_ranks else ()))
+
+    def load_parts(self, state: Mapping[str, Any], names: Container[str]) -> None:
+        """Weights, and the parts of these names."""
+        self.sync.flat.restore(state["weights"])
+        self.sync.syncs = state["syncs"]
         for name, part in self.parts().items():
-            if not (other_ranks and name in OWN):
+            if name in names:
                 part.load_state_dict(state[name])
 
     def of_other_ranks(self, state: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,8 +47,16 @@ class Torchrun:
     """Use it as a context manager: no process of it is left behind."""
 
     def __init__(
-        self, folder: Path, size: int, typed: Sequence[str], faults: Sequence[Fault] = (), *, max_restarts: int = 0
+        self,
+        folder: Path,
+        size: int,
+        typed: Sequence[str],
+        faults: Sequence[Fault] = (),
+        *,
+        max_restarts: int = 0,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._more = dict(environment or {})
         self.run_dir = folder / "run"
         self.outcome = Outcome(self.run_dir)
         self._folder, self._size, self._faults, self._restarts = folder, size, list(faults), max_restarts
@@ -121,7 +129,7 @@ class Torchrun:
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": attempt,
             }
-            environment = {name: str(value) for name, value in variables.items()}
+            environment = {name: str(value) for name, value in variables.items()} | self._more
             arguments = (environment, str(self._folder), self._typed, self._faults, attempt)
             process = self._context.Process(target=_rank, args=arguments, name=f"rank {rank}")
             process.start()

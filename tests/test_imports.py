@@ -68,6 +68,12 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.export": ["build", "manifest", "models.multi_task", "run_directory", "skeleton", "errors"],
     # The loop and what it is made of.
     "ddp_agent.alike": ["comm", "errors"],
+    "ddp_agent.crew": ["alike", "comm"],
+    "ddp_agent.elastic.comm": ["comm"],
+    "ddp_agent.elastic.keeper": [],
+    "ddp_agent.elastic.membership": ["elastic.keeper", "errors", "place"],
+    "ddp_agent.elastic.crew": ["elastic.comm", "elastic.membership", "crew", "comm", "errors", "place"],
+    "ddp_agent.elastic*": ["elastic.*", "place", "launch.composition"],  # which start it: they know no crew
     "ddp_agent.attempts": ["run_directory"],
     "ddp_agent.signs": [],
     "ddp_agent.watch": ["signs", "errors"],
@@ -95,7 +101,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         *("clock", "console", "tracking", "checkpoint.*", "loader", "evaluate", "ema", "errors", "options"),
         "schedules",
         *("comm", "topology", "datasets.base", "sync.base", "reducers*", "standing", "random_streams", "link"),
-        *("stragglers", "diagnostics", "slicing.base", "slicing.shared", "order", "watch", "finite", "alike"),
+        *("stragglers", "diagnostics", "slicing.base", "slicing.shared", "order", "watch", "finite", "alike", "crew"),
         *("confusion", "exhibition"),
     ],
     "ddp_agent.run": ["*"],
@@ -118,6 +124,7 @@ ONLY_IN: dict[str, list[str]] = {
     "torch.distributed": [
         *("ddp_agent.comm", "ddp_agent.runtime", "ddp_agent.overlap", "ddp_agent.bench.*"),
         *("ddp_agent.launch.worker", "ddp_agent.launch.relaunch"),  # torchrun, and errors of its store
+        "ddp_agent.elastic.*",
     ],
     "torchvision": ["ddp_agent.models.*", "ddp_agent.datasets.*", "ddp_agent.bench.*"],
     "torch.utils.tensorboard": ["ddp_agent.tracking"],
@@ -126,10 +133,11 @@ ONLY_IN: dict[str, list[str]] = {
     "safetensors": ["ddp_agent.export"],
     "lightning": ["ddp_agent.bench.*"],
     "accelerate": ["ddp_agent.bench.*"],
+    "torchft": ["ddp_agent.elastic.*"],
 }
 
 # Imported inside functions only: slow, or not always there, and rarely needed.
-ONLY_WHEN_NEEDED = ["torchvision", "torch.utils.tensorboard", "PIL"]
+ONLY_WHEN_NEEDED = ["torchvision", "torch.utils.tensorboard", "PIL", "torchft"]
 
 # Without torch: a help text, a refusal and a report must not wait seconds for it.
 WITHOUT_TORCH = ["ddp_agent.report*", "ddp_agent.plan*"]

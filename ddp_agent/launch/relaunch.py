@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.launch.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
+from ddp_agent.launch.replicas import world_size as replicas_of
 from ddp_agent.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], 
 
 
 def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
+    replicas_of(cfg, None)
     wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
     try:
         count = int(wanted)

@@ -26,6 +26,7 @@ from ddp_agent.launch.composition import (
     Work,
     run_time,
 )
+from ddp_agent.launch.replicas import world_size as replicas_of
 from ddp_agent.place import Place
 from ddp_agent.redaction import scrubbed
 from ddp_agent.run_directory import RunDirectory, State
@@ -54,6 +55,8 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
 
 
 def _world_size(cfg: Mapping[str, Any], place: Place) -> int:
+    if replicas := replicas_of(cfg, place):
+        return replicas
     wanted = cfg.get("nproc_per_node")
     if isinstance(wanted, int) and wanted != place.local_world_size:
         raise ConfigError(

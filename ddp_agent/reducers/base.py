@@ -51,6 +51,13 @@ class Reducer(ABC):
         """Replaces `tensor` by its mean over ranks."""
         self.start(tensor, comm)()
 
+    def regroup(self, rank: int, size: int, new_size: int) -> None:  # noqa: B027 (most keep nothing of a rank's own)
+        """The next mean is over `new_size` ranks; the last one was over `size`, of which this was number `rank`."""
+
+    def common_state(self) -> dict[str, Any]:
+        """Of `state_dict` what is not this rank's own: for one that joins, and owes nothing yet."""
+        return self.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs, such as error-feedback residuals."""
         return {}

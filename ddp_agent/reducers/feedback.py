@@ -25,6 +25,7 @@ class ErrorFeedback(Reducer, ABC):
     exact: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ("residual",)  # the flat tensors that are saved; None before the first call
+    owed: ClassVar[tuple[str, ...]] = ("residual", "second")  # those of them that are a rank's own
 
     shapes: list[torch.Size] | None = field(default=None, init=False, repr=False, compare=False)
     residual: Tensor | None = field(default=None, init=False, repr=False, compare=False)  # flat, as long as the tensor
@@ -67,6 +68,14 @@ class ErrorFeedback(Reducer, ABC):
         if self.residual is None:
             raise ValueError(f"{self} has not averaged anything yet")
         return self.residual.clone()
+
+    def regroup(self, rank: int, size: int, new_size: int) -> None:
+        for part in self.parts:
+            part.regroup(rank, size, new_size)
+
+    def common_state(self) -> dict[str, Any]:
+        kept = {name: None for name in self.kept if name in self.owed}
+        return self.state_dict() | kept | {"parts": [part.common_state() for part in self.parts]}
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: None if (tensor := getattr(self, name)) is None else tensor.clone() for name in self.kept}

@@ -87,10 +87,20 @@ class Quantised(ErrorFeedback, ABC):
             self._share(unsent, comm).add_(self.second, alpha=comm.size)
         return unsent
 
+    def regroup(self, rank: int, size: int, new_size: int) -> None:
+        """Chunks are cut anew, so what the owner of one still owes goes to its residual; nothing is lost."""
+        super().regroup(rank, size, new_size)
+        if self.residual is not None and self.second is not None:
+            self._chunk(self.residual, rank, size).add_(self.second.to(self.residual), alpha=new_size)
+        self.second = None
+
     def _share(self, tensor: Tensor, comm: Comm) -> Tensor:
         """The part of a flat tensor that this rank averages: its chunk without padding, maybe nothing."""
-        chunk = -(-tensor.numel() // (comm.size * self.block_length)) * self.block_length
-        return tensor[comm.rank * chunk : (comm.rank + 1) * chunk]
+        return self._chunk(tensor, comm.rank, comm.size)
+
+    def _chunk(self, tensor: Tensor, rank: int, size: int) -> Tensor:
+        chunk = -(-tensor.numel() // (size * self.block_length)) * self.block_length
+        return tensor[rank * chunk : (rank + 1) * chunk]
 
     def _encoded(self, flat: Tensor, packets: int, blocks: int) -> Tensor:
         """uint8 [packets, bytes]: the scales of `blocks` blocks, then their codes. What is only padding stays zero."""

@@ -74,6 +74,13 @@ class SyncStrategy:
         """Why this mode cannot work among so many ranks, and what would; None when it can."""
         return None
 
+    def loss_refusal(self) -> str | None:
+        """Why a run cannot go on in this mode when a rank is lost, and what can; None when it can."""
+        return (
+            f"{type(self).__name__} needs every rank in every step, so nobody could go on without the one that is "
+            "lost; use a mode with a period, such as sync=local_sgd or sync=diloco"
+        )
+
     def stability(self, world_size: int) -> tuple[str, bool] | None:
         """What a user should know of the step that this mode takes, and whether it is a warning."""
         return None
@@ -116,6 +123,10 @@ class SyncStrategy:
     def due(self, step: int) -> bool:
         """Whether the ranks' parameters are brought together after `step`; True where every step is like the other."""
         return True
+
+    def meets(self, step: int) -> bool:
+        """Whether `after_step(step)` exchanges anything."""
+        return self.due(step)
 
     def before_step(self, step: int) -> None:
         """Gradients of all micro-batches are complete; clipping and the optimizer come next."""
@@ -199,6 +210,9 @@ class Paced(SyncStrategy):
         self.current_period = self.base_period
         self._begin_period(self.first_step)
         return model
+
+    def loss_refusal(self) -> str | None:
+        return super().loss_refusal() if self.reduces_in_backward else None
 
     @property
     def base_period(self) -> int:

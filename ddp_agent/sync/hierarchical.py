@@ -43,6 +43,12 @@ class Hierarchical(Paced):
             return f"Hierarchical averages over two sets of ranks in turn, which {reducer} cannot tell apart"
         return super().refusal(reducer)
 
+    def loss_refusal(self) -> str | None:
+        return (
+            "Hierarchical averages inside nodes, which are fixed sets of ranks that a lost one takes apart; use "
+            "sync=local_sgd"
+        )
+
     @property
     def base_period(self) -> int:
         return self.global_period

@@ -51,6 +51,19 @@ class StreamingDiLoCo(Periodic):
                 f"fragments (period {self.period} / fragments {self.count})"
             )
 
+    def loss_refusal(self) -> str | None:
+        if self.delay == 0:
+            return super().loss_refusal()
+        return (
+            f"StreamingDiLoCo has an all-reduce under way for {self.delay} steps, which cannot be taken back when a "
+            "rank is lost meanwhile; use sync.delay=0 or sync=diloco"
+        )
+
+    def meets(self, step: int) -> bool:
+        """With delay 0. A step behind the period's end is of a loop that does not begin with step 1."""
+        passed = step - self.synced_step
+        return passed % (self.current_period // self.count) == 0 or passed > self.current_period
+
     @property
     def count(self) -> int:
         """P."""

@@ -1,0 +1,53 @@
+"""The one process that all replicas know: torchft's lighthouse, which says who is there, and a store.
+
+It is trusted and must outlive the run, like torchrun's store. Both listen on one address alone, the loopback unless
+told otherwise: torch's store would listen on every interface, so it is given a socket that does not.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from torch._C._distributed_c10d import TCPStore
+
+LIGHTHOUSE = "lighthouse"  # keys of the store
+LOST_AFTER_S = "lost_after_s"
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Serves until `close`.
+
+    `lost_after_s`: how long a replica may show no sign of life; `patience_s`: how long one that is alive may let the
+    others wait in a meeting.
+    """
+
+    store: TCPStore
+    lighthouse: object
+    address: str
+
+    @classmethod
+    def start(cls, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> "Keeper":
+        os.environ.setdefault("RUST_LOG", "warn")  # the lighthouse tells two lines a meeting
+        from torchft.coordination import LighthouseServer  # an extra, and slow to import
+
+        store, port = _store(host, port)
+        lighthouse = LighthouseServer(
+            bind=f"{host}:0",
+            min_replicas=1,
+            join_timeout_ms=round(1000 * patience_s),
+            quorum_tick_ms=50,
+            heartbeat_timeout_ms=round(1000 * lost_after_s),
+        )
+        store.set(LOST_AFTER_S, str(lost_after_s))
+        store.set(LIGHTHOUSE, f"http://{host}:{lighthouse.address().rpartition(':')[2]}")
+        return cls(store, lighthouse, f"{host}:{port}")
+
+    def close(self) -> None:
+        self.lighthouse.shutdown()  # type: ignore[attr-defined]
+
+
+def _store(host: str, port: int) -> tuple[TCPStore, int]:
+    listener = socket.create_server((host, port), backlog=256)
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()), port

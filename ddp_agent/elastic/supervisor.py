@@ -1,0 +1,124 @@
+"""Starts a keeper and the replicas of one machine, starts a lost one again, and leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from ddp_agent.place import EARLIER_ATTEMPTS, REPLICA, without_torchrun
+
+POLL_S = 0.1
+GRACE_S = 45.0  # torchrun gives its rank 30 s to save
+NOT_AGAIN = (2, 3, 75)  # exit codes that another try would not change: config, data; told to stop
+
+
+@dataclass
+class Child:
+    number: int
+    starts: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+    code: int | None = None  # the last one's, once no other will be started
+
+
+@dataclass
+class Supervisor:
+    """`numbers`: the replicas to start here, of `count` in all; each writes into `folder`/replica-<number>."""
+
+    script: Path
+    arguments: Sequence[str]
+    folder: Path
+    numbers: Sequence[int]
+    count: int
+    keeper: str
+    max_restarts: int
+    children: list[Child] = field(init=False)
+    stopping: bool = field(default=False, init=False)
+
+    def run(self) -> int:
+        """Returns when all have ended: 0 when one of them has finished the run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.children = [Child(number) for number in self.numbers]
+        handlers = {it: signal.signal(it, self._stop) for it in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            for child in self.children:
+                self._start(child)
+            while any(child.code is None for child in self.children):
+                self._look()
+                time.sleep(POLL_S)
+        finally:
+            self._end()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        codes = [child.code or 0 for child in self.children]
+        return 0 if 0 in codes else codes[0]
+
+    def _start(self, child: Child) -> None:
+        quoted = f"hydra.run.dir='{self.folder.absolute() / f'replica-{child.number}'}'"
+        command = [sys.executable, "-m", "ddp_agent.elastic.replica", str(self.script), "on_rank_loss=continue", quoted]
+        with self._output(child.number) as output:
+            child.process = subprocess.Popen(
+                [*command, *self.arguments],
+                env=self._environment(child),
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on
+                stdout=output,
+                stderr=output,
+            )
+        child.starts += 1
+
+    def _environment(self, child: Child) -> Mapping[str, str]:
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+        told = dict(zip(REPLICA, (str(child.number), str(self.count), self.keeper), strict=True))
+        return {
+            **without_torchrun(os.environ),
+            **told,
+            "PYTHONPATH": path,
+            EARLIER_ATTEMPTS: str(child.starts),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+
+    def _output(self, number: int) -> IO[bytes]:
+        """The first one's is seen, the others' are in files beside their directories."""
+        if number == self.numbers[0]:
+            return os.fdopen(os.dup(2), "wb")
+        return open(self.folder / f"replica-{number}.txt", "ab")
+
+    def _look(self) -> None:
+        for child in self.children:
+            code = child.process.poll() if child.process else None
+            if code is None or child.code is not None:
+                continue
+            finished = any(other.code == 0 for other in self.children)
+            if code == 0 or self.stopping or finished or code in NOT_AGAIN or child.starts > self.max_restarts:
+                child.code = code
+                if code:
+                    self._say(child, f"ended with code {code} and is not started again")
+            else:
+                self._say(child, f"ended with code {code}; started again ({child.starts} of {self.max_restarts})")
+                self._start(child)
+
+    def _say(self, child: Child, text: str) -> None:
+        print(f"replica {child.number} {text}", file=sys.stderr, flush=True)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        for child in self.children:
+            if child.process and child.process.poll() is None:
+                child.process.terminate()
+
+    def _end(self) -> None:
+        self._stop(0, None)
+        deadline = time.monotonic() + GRACE_S
+        for child in self.children:
+            if child.process:
+                try:
+                    child.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    child.process.kill()  # its rank dies with it
+                    child.process.wait()
