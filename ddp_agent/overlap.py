@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class OverlappedGradients:
         self._parts: dict[tuple[int, ...], Reducer] = {}  # for the parameters of a bucket, if the reducer remembers
         self._settled = False
         self._started: list[Finish] = []
+        self._expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self._gathered = 0  # gradients in the buckets that were complete
         if comm.group is None:
             return
         with warnings.catch_warnings():
@@ -50,6 +52,7 @@ class OverlappedGradients:
         # DDP compares this annotation with exactly this type.
         def start(_: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
             self._started.append(self._of(bucket).start(bucket.buffer(), comm))
+            self._gathered += bucket.buffer().numel()
             done: Future[Tensor] = Future(devices=devices)
             done.set_result(bucket.buffer())
             return done
@@ -61,11 +64,22 @@ class OverlappedGradients:
         return nullcontext() if synchronise or self._ddp is None else self._ddp.no_sync()
 
     def finish(self) -> None:
-        """Leaves the mean gradients in `.grad`."""
+        """Leaves the mean gradients in `.grad`. Raises RuntimeError when backward has left some out."""
         for finish in self._started:
             finish()
             self._settled = True
         self._started.clear()
+        gathered, self._gathered = self._gathered, 0
+        if self._ddp and gathered < self._expected:
+            self._refuse(self._ddp.module)
+
+    def _refuse(self, model: nn.Module) -> NoReturn:
+        """DDP itself would say so in the next forward, with an argument that only its caller could give."""
+        absent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        raise RuntimeError(
+            f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; use "
+            "sync=compressed, which counts what is not there as zeros"
+        )
 
     def _of(self, bucket: GradBucket) -> Reducer:
         """What averages this bucket. DDP regroups them after the first backward, so that one is averaged exactly; the

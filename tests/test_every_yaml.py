@@ -6,7 +6,7 @@ from typing import Any
 import model_inputs
 import pytest
 import torch
-from configs import files, node
+from configs import CONF, files, node
 from loops import Loop, mlp, random_batch
 from torch import Tensor, nn
 
@@ -30,6 +30,21 @@ ALLOWED = [
     for sync, reducer in itertools.product(files("sync"), files("reducer"))
     if built("sync", sync).refusal(built("reducer", reducer)) is None
 ]
+
+
+def documented() -> set[tuple[str, str]]:
+    """The pairs that docs/modes.md ticks."""
+    text = (CONF.parent / "docs" / "modes.md").read_text(encoding="utf-8").partition("## What fits what\n\n")[2]
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.partition("\n\n")[0].splitlines()
+    )
+    assert sorted(head[2:]) == files("reducer")
+    assert sorted(row[0] for row in rows) == files("sync")
+    return {(row[0], head[place]) for row in rows for place in range(2, len(head)) if row[place] == "✓"}
+
+
+def test_the_documented_pairs_are_those_that_are_allowed() -> None:
+    assert documented() == set(ALLOWED)
 
 
 def loss_of(module: nn.Module, inputs: Tensor, target: Tensor) -> float:

@@ -75,15 +75,16 @@ def test_the_mean_over_equal_nodes_means_is_the_mean(ranks4: RankPool) -> None:
     assert max(ranks4.run(mean_of_means)) < 1e-15
 
 
-def count() -> tuple[int, int]:
-    stats = Loop(Hierarchical(node_period=2, global_period=4), topology=nodes(2)).run(4).topology.world.stats
+def count(node_period: int) -> tuple[int, int]:
+    stats = Loop(Hierarchical(node_period=node_period, global_period=4), topology=nodes(2)).run(4).topology.world.stats
     return stats.payload_bytes, stats.wire_bytes
 
 
-def test_bytes_of_both_levels_are_counted(ranks4: RankPool) -> None:
-    """The node's mean after step 2 among 2 ranks, everybody's after step 4 among 4."""
+@pytest.mark.parametrize(("node_period", "in_nodes"), [(1, 4), (2, 1), (3, 1), (4, 0)])
+def test_bytes_of_both_levels_are_counted(ranks4: RankPool, node_period: int, in_nodes: int) -> None:
+    """So many means among the 2 ranks of a node, and everybody's after step 4 among 4. Gradients at every step."""
     size = 39 * 8
-    assert ranks4.run(count) == [(2 * size, size + size * 3 // 2)] * 4
+    assert ranks4.run(count, node_period) == [((in_nodes + 1) * size, in_nodes * size + size * 3 // 2)] * 4
 
 
 def test_a_node_that_waits_for_all_is_refused() -> None:

@@ -80,9 +80,22 @@ def measure_period_one_with_reset_momentum() -> float:
     return measure(LocalSGD(period=1, optimizer_state="reset"), AllReduce(), sgd(momentum=0.9))
 
 
-def test_control_adamw_and_forgotten_momentum_break_it(ranks3: RankPool) -> None:
+class Clipping(SGD):
+    """Each rank clips what it has: its own gradient, or the mean."""
+
+    def step(self, closure: Any = None) -> None:
+        nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 0.1)
+        super().step(closure)
+
+
+def measure_period_one_with_clipping() -> float:
+    return measure(LocalSGD(period=1), AllReduce(), lambda parameters: Clipping(parameters, lr=0.1))
+
+
+def test_control_adamw_forgotten_momentum_and_clipping_break_it(ranks3: RankPool) -> None:
     assert largest(ranks3.run(measure_period_one_with_adamw)) > 1e-3
     assert largest(ranks3.run(measure_period_one_with_reset_momentum)) > 1e-3
+    assert largest(ranks3.run(measure_period_one_with_clipping)) > 1e-3
 
 
 # Data parallelism is only a way to compute one big batch.
@@ -308,39 +321,44 @@ def test_every_rank_holds_the_same_bits_after_a_sync_and_no_sooner(ranks3: RankP
     assert same == expected
 
 
-def measure_permuted(mode: str, shift: int) -> Tensor:
-    ranks = torch.distributed.get_world_size()
-    loop = Loop(ALL[mode](), batches=lambda step, rank: random_batch(step, (rank + shift) % ranks))
+def measure_permuted(mode: str, *data_of: int) -> Tensor:
+    loop = Loop(ALL[mode](), batches=lambda step, rank: random_batch(step, data_of[rank]))
     return loop.run(10).flush().weights
 
 
 @MODES
 def test_permuting_ranks_changes_only_rounding(ranks3: RankPool, mode: str) -> None:
-    plain, permuted = ranks3.run(measure_permuted, mode, 0), ranks3.run(measure_permuted, mode, 1)
-    if mode in ("independent", "gossip", "easgd"):  # ranks never hold one model, so the models change places
-        assert all(apart(permuted[rank], plain[(rank + 1) % 3]) < TOLERANCE for rank in range(3))
-    else:
-        assert all(apart(permuted[rank], plain[rank]) < TOLERANCE for rank in range(3))
+    plain, permuted = ranks3.run(measure_permuted, mode, 0, 1, 2), ranks3.run(measure_permuted, mode, 1, 2, 0)
+    # Where ranks never hold one model, the models change places.
+    moved = 1 if mode in ("independent", "gossip", "easgd") else 0
+    assert all(apart(permuted[rank], plain[(rank + moved) % 3]) < TOLERANCE for rank in range(3))
+    control = ranks3.run(measure_permuted, mode, 1, 1, 0)  # one rank's data twice
+    assert apart(control[1], plain[(1 + moved) % 3]) > 1e-4
 
 
-def measure_still(mode: str) -> float:
+def measure_still(mode: str, lr: float) -> float:
     started = Loop(ALL[mode](), optimizer=sgd(lr=0.0)).weights
-    return apart(train(ALL[mode](), 9, optimizer=sgd(lr=0.0, momentum=0.9)), started)
+    return apart(train(ALL[mode](), 9, optimizer=sgd(lr=lr, momentum=0.9)), started)
 
 
 @MODES
 def test_without_learning_rate_nothing_moves(ranks2: RankPool, mode: str) -> None:
-    assert largest(ranks2.run(measure_still, mode)) == 0.0
+    assert largest(ranks2.run(measure_still, mode, 0.0)) == 0.0
+    assert min(ranks2.run(measure_still, mode, 0.1)) > 1e-2  # control
 
 
-def measure_alone(mode: str, in_a_group: bool) -> float:
-    """DiLoCo's outer optimizer and a sum's step still act on one rank: the law holds where they change nothing."""
-    make = {
-        "parameter_update": partial(ParameterUpdate, period=4),
-        "diloco": partial(DiLoCo, period=4, outer_lr=1, outer_momentum=0),
-        "streaming_diloco": partial(StreamingDiLoCo, period=4, fragments=2, outer_lr=1, outer_momentum=0),
-        "slowmo": partial(SlowMo, period=4, slow_momentum=0),
-    }.get(mode, ALL[mode])
+# An outer optimizer, a sum's step and a spring act on one rank, too: the law holds where they change nothing.
+NEUTRAL: dict[str, Make] = {
+    "parameter_update": partial(ParameterUpdate, period=4),
+    "diloco": partial(DiLoCo, period=4, outer_lr=1, outer_momentum=0),
+    "streaming_diloco": partial(StreamingDiLoCo, period=4, fragments=2, outer_lr=1, outer_momentum=0),
+    "slowmo": partial(SlowMo, period=4, slow_momentum=0),
+}
+ACTING = ("easgd", *NEUTRAL)
+
+
+def measure_alone(mode: str, in_a_group: bool, make: Make | None = None) -> float:
+    make = make or NEUTRAL.get(mode, ALL[mode])
     torch.manual_seed(1)
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -354,7 +372,6 @@ def measure_alone(mode: str, in_a_group: bool) -> float:
     return apart(plain, train(make(), 10, optimizer=sgd(momentum=0.9), topology=topology))
 
 
-# The spring between a rank and its centre is there for one rank, too.
 PLAIN_ALONE = pytest.mark.parametrize("mode", [mode for mode in ALL if mode != "easgd"])
 
 
@@ -366,6 +383,11 @@ def test_one_rank_is_a_plain_loop(ranks1: RankPool, mode: str) -> None:
 @PLAIN_ALONE
 def test_no_process_group_is_a_plain_loop(mode: str) -> None:
     assert measure_alone(mode, False) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ACTING)
+def test_control_what_acts_on_one_rank_is_seen(mode: str) -> None:
+    assert measure_alone(mode, False, ALL[mode]) > 1e-3
 
 
 def measure_start(mode: str) -> Tensor:

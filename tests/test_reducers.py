@@ -338,6 +338,21 @@ def test_share_of_the_dense_bytes(ranks2: RankPool, reducer: Reducer, share: flo
     assert 0.5 * share < lossy / dense <= share
 
 
+def wire_of_resnet18(reducer: Reducer) -> int:
+    from torchvision import models
+
+    with torch.device("meta"):
+        shapes = [parameter.shape for parameter in models.resnet18().parameters()]
+    comm = Comm.world()
+    averaged(reducer.for_tensor(shapes), torch.randn(sum(shape.numel() for shape in shapes)), comm)
+    return comm.stats.wire_bytes
+
+
+def test_share_of_a_model_of_matrices(ranks2: RankPool) -> None:
+    dense, low = (ranks2.run(wire_of_resnet18, each)[0] for each in (Dense(), PowerSGD(rank=2)))
+    assert 0.005 < low / dense <= 0.02
+
+
 # State: saved after any round, loaded into a reducer that has done nothing yet, twice in a row.
 
 

@@ -239,6 +239,19 @@ def test_options_hold_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str,
     assert recorded(tmp_path / "with", "consensus_distance") == ([8] if "consensus_every=null" in options else [])
 
 
+def test_a_norm_is_clipped_of_the_mean_over_ranks_and_micro_batches(
+    ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """One rank with the whole batch clips the same gradient, in each of eight steps."""
+    clipped = ("clip_norm=0.05", "consensus_every=null")
+    for name, options in {"plain": clipped, "accumulated": (*clipped, "accumulation_steps=2")}.items():
+        one = ranks1.run(run, *mode("allreduce", *clipped), str(tmp_path / name / "one"))[0]
+        two = ranks2.run(run, *mode("allreduce", *options), str(tmp_path / name / "two"))[0]
+        assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-5)
+        own = ranks2.run(run, *mode("independent", *options), str(tmp_path / name / "own"))[0]
+        assert own["test_loss"] != pytest.approx(one["test_loss"], rel=1e-5)  # control: each clips its own
+
+
 def run_compiled(cfg: dict[str, Any], choices: dict[str, str], path: str) -> tuple[dict[str, Any] | str, int]:
     """With dynamo's capture but without inductor's code generation, which needs a C++ compiler and 20 s a model."""
     from torch._dynamo.utils import counters

@@ -2,12 +2,13 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from loops import DTYPE, Loop, alone, apart, mlp, norm_net, random_batch, sgd, train
+from loops import DTYPE, InBuckets, Loop, alone, apart, mlp, norm_net, random_batch, sgd, train
 from rank_pool import RankPool
 from test_laws import ALL, MODES
 from torch import Tensor, nn
@@ -15,7 +16,20 @@ from torch.optim import AdamW
 
 from ddp_agent.comm import Comm, CommStats
 from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
-from ddp_agent.sync import EASGD, AllReduce, DiLoCo, Independent, LocalSGD, ParameterUpdate, PostLocalSGD
+from ddp_agent.sync import (
+    EASGD,
+    AllReduce,
+    Compressed,
+    DiLoCo,
+    Gossip,
+    Hierarchical,
+    Independent,
+    LocalSGD,
+    ParameterUpdate,
+    PostLocalSGD,
+    StreamingDiLoCo,
+)
+from ddp_agent.sync.base import Paced
 from ddp_agent.topology import Topology
 
 STEPS = 10
@@ -55,8 +69,13 @@ def saved(loop: Loop) -> dict[str, Any]:
     return copy.deepcopy(state)
 
 
-def resumed(make: Any, reducer: str, state: dict[str, Any], step: int) -> Loop:
-    loop = Loop(make(), reducer=REDUCERS[reducer](), optimizer=sgd(momentum=0.9), model=norm_net)
+def begun(make: Any, reducer: str, ranks_per_node: int | None = None) -> Loop:
+    topology = Topology.create(ranks_per_node)
+    return Loop(make(), reducer=REDUCERS[reducer](), optimizer=sgd(momentum=0.9), model=norm_net, topology=topology)
+
+
+def resumed(make: Any, reducer: str, state: dict[str, Any], step: int, ranks_per_node: int | None = None) -> Loop:
+    loop = begun(make, reducer, ranks_per_node)
     loop.run(2)  # DDP settles its order of summation in the first passes: the trainer rehearses as well
     state = copy.deepcopy(state)
     loop.sync.flat.restore(state["weights"])
@@ -71,16 +90,16 @@ def resume_everywhere(mode: str, reducer: str) -> list[int]:
     return resume_everywhere_with(ALL[mode], reducer)
 
 
-def resume_everywhere_with(make: Any, reducer: str) -> list[int]:
+def resume_everywhere_with(make: Any, reducer: str, ranks_per_node: int | None = None) -> list[int]:
     """The steps at which a resume (and a resume of the resumed run one step later) did not end in the same bits."""
-    whole = Loop(make(), reducer=REDUCERS[reducer](), optimizer=sgd(momentum=0.9), model=norm_net)
+    whole = begun(make, reducer, ranks_per_node)
     states = [saved(whole.run(1)) for _ in range(8)]
     final = whole.run(1).flush().sync.flat.snapshot()
     wrong = []
     for step, state in enumerate(states, start=1):
-        once = resumed(make, reducer, state, step)
+        once = resumed(make, reducer, state, step, ranks_per_node)
         if step < 8:
-            once = resumed(make, reducer, saved(once.run(1)), step + 1)
+            once = resumed(make, reducer, saved(once.run(1)), step + 1, ranks_per_node)
         ended = once.run(9 - once.step).flush().sync.flat.snapshot()
         if not all(map(torch.equal, ended, final)):
             wrong.append(step)
@@ -92,6 +111,27 @@ def resume_everywhere_with(make: Any, reducer: str) -> list[int]:
 def test_resume_is_bitwise_at_every_step(mode: str, reducer: str, size: int, request: pytest.FixtureRequest) -> None:
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
     assert pool.run(resume_everywhere, mode, reducer) == [[]] * size
+
+
+# What a period of 4 on one node does not meet: nodes, peers that take turns, more steps under way, other policies.
+OTHER: dict[str, tuple[Any, str]] = {
+    "nodes, gradients": (partial(Hierarchical, node_period=1, global_period=3), "dense"),
+    "nodes, parameters": (partial(Hierarchical, node_period=2, global_period=5), "dense"),
+    "exponential": (partial(Gossip, graph="exponential", period=1), "dense"),
+    "two steps to arrive": (partial(StreamingDiLoCo, period=6, fragments=2, delay=2, alpha=0.5), "int8"),
+    "average": (partial(LocalSGD, period=3, optimizer_state="average", buffers="rank0"), "dense"),
+    "reset": (partial(DiLoCo, period=3, optimizer_state="reset", buffers="local"), "topk"),
+}
+
+
+def resume_other(name: str) -> list[int]:
+    make, reducer = OTHER[name]
+    return resume_everywhere_with(make, reducer, 2)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_resume_is_bitwise_on_nodes_among_peers_and_with_every_policy(ranks4: RankPool, name: str) -> None:
+    assert ranks4.run(resume_other, name) == [[]] * 4
 
 
 def resume_without(part: str) -> list[int]:
@@ -224,39 +264,49 @@ def test_a_sync_of_a_model_without_buffers_is_one_collective(ranks2: RankPool) -
 
 
 def buffers_after(mode: str, policy: str) -> dict[str, Any]:
-    make = {"local_sgd": LocalSGD, "diloco": partial(DiLoCo, outer_lr=1, outer_momentum=0)}[mode]
-    loop = Loop(make(period=3, buffers=policy), model=norm_net)
-    batches = 2 + loop.topology.world.rank  # ranks have seen different numbers of batches
+    loop = Loop(ALL[mode](buffers=policy), model=norm_net)
+    world = loop.topology.world
+    batches = 2 + world.rank  # ranks have seen different numbers of batches
     for _ in range(batches):
-        loop.module(random_batch(1, loop.topology.world.rank)[0])
+        loop.module(random_batch(1, world.rank)[0])
     mine = loop.sync.flat.buffers.clone(), int(loop.sync.flat.others[0])
-    everybody = torch.stack(loop.topology.world.all_gather(mine[0]))
-    loop.flush() if loop.step else loop.sync.flush(1)
+    everybody = torch.stack(world.all_gather(mine[0]))
+    with loop.sync.eval_weights():
+        evaluated = loop.sync.flat.buffers.clone()
+    loop.sync.flush(1)
     return {
         "before": mine,
         "mean": everybody.mean(0),
         "first": everybody[0],
         "after": (loop.sync.flat.buffers.clone(), int(loop.sync.flat.others[0])),
+        "evaluated": evaluated,
     }
 
 
-@pytest.mark.parametrize("mode", ["local_sgd", "diloco"])
-@pytest.mark.parametrize("policy", ["average", "rank0", "local", "recalibrate"])
+POLICIES = [
+    (mode, policy)
+    for mode in ALL
+    for policy in ("average", "rank0", "local", "recalibrate")
+    if (mode, policy) != ("gossip", "rank0")  # nobody sends to all
+]
+
+
+@pytest.mark.parametrize(("mode", "policy"), POLICIES)
 def test_buffer_policies(ranks2: RankPool, mode: str, policy: str) -> None:
     """DDP under no_sync lets BatchNorm statistics drift, and torch's averagers never repair them (torch #74894)."""
     zero, one = ranks2.run(buffers_after, mode, policy)
     assert apart(zero["before"][0], one["before"][0]) > 1e-3
     for result, own_count in ((zero, 2), (one, 3)):
         statistics, batches = result["after"]
-        if policy == "average":
-            assert apart(statistics, result["mean"]) < 1e-15
-            assert batches == 3
-        elif policy == "rank0":
-            assert torch.equal(statistics, result["first"])
-            assert batches == 2
-        else:
-            assert torch.equal(statistics, result["before"][0])
-            assert batches == own_count
+        wanted, count = {
+            "average": (result["mean"], own_count if mode == "gossip" else 3),
+            "rank0": (result["first"], 2),
+        }.get(policy, (result["before"][0], own_count))
+        assert apart(result["evaluated"], wanted) < 1e-15
+        if mode == "independent":  # which evaluates a consensus and trains on with its own
+            wanted, count = result["before"]
+        assert apart(statistics, wanted) < 1e-15
+        assert batches == count
 
 
 class WithOddBuffers(nn.Module):
@@ -292,8 +342,18 @@ def test_buffers_of_other_types(ranks2: RankPool) -> None:
 # Optimizer state.
 
 
-def momentum_after(policy: str) -> tuple[Tensor, Tensor, Tensor, int]:
-    loop = Loop(LocalSGD(period=3, optimizer_state=policy), optimizer=lambda p: AdamW(p, lr=0.01)).run(2)
+PACED = {mode: make for mode, make in ALL.items() if isinstance(make(), Paced)}
+STATES = [
+    (mode, policy)
+    for mode in PACED
+    for policy in ("local", "average", "reset")
+    if (mode, policy) != ("gossip", "average")  # its neighbours know nothing of it
+]
+
+
+def momentum_after(mode: str, policy: str) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Of a synchronisation after three steps."""
+    loop = Loop(PACED[mode](optimizer_state=policy), optimizer=lambda p: AdamW(p, lr=0.01)).run(3)
     key = next(iter(loop.optimizer.state))
     mine = loop.optimizer.state[key]["exp_avg"].clone()
     mean = torch.stack(loop.topology.world.all_gather(mine)).mean(0)
@@ -302,16 +362,50 @@ def momentum_after(policy: str) -> tuple[Tensor, Tensor, Tensor, int]:
     return mine, mean, state.get("exp_avg", torch.empty(0)), int(state.get("step", 0))
 
 
-@pytest.mark.parametrize("policy", ["local", "average", "reset"])
-def test_optimizer_state_policies(ranks2: RankPool, policy: str) -> None:
-    results = ranks2.run(momentum_after, policy)
+@pytest.mark.parametrize(("mode", "policy"), STATES)
+def test_optimizer_state_policies(ranks2: RankPool, mode: str, policy: str) -> None:
+    results = ranks2.run(momentum_after, mode, policy)
     assert apart(results[0][0], results[1][0]) > 1e-6
     for mine, mean, after, steps in results:
         if policy == "reset":
             assert len(after) == steps == 0
         else:
-            assert steps == 2
+            assert steps == 3
             assert apart(after, mine if policy == "local" else mean) < 1e-15
+
+
+def a_group_a_head(parameters: Iterable[nn.Parameter]) -> AdamW:
+    weights_and_biases = list(parameters)
+    return AdamW([{"params": weights_and_biases[:2]}, {"params": weights_and_biases[2:]}], lr=0.1)
+
+
+def moments_of_some(all_ranks: bool) -> dict[str, list[Tensor]]:
+    """Each rank had gradients for one parameter group, or only rank 0 for its own."""
+    loop = Loop(LocalSGD(period=1, optimizer_state="average"), model=TwoHeads, optimizer=a_group_a_head)
+    rank = loop.topology.world.rank
+    if all_ranks or rank == 0:
+        loop.module(random_batch(1, rank)[0]).sum().backward()
+    loop.optimizer.step()
+    before = first_moments(loop)
+    loop.sync.after_step(1)
+    return {"before": before, "after": first_moments(loop)}
+
+
+def first_moments(loop: Loop) -> list[Tensor]:
+    """Of each head's weights; empty where there are none."""
+    weights = list(loop.module.parameters())[::2]
+    return [loop.optimizer.state.get(p, {}).get("exp_avg", torch.empty(0)).clone() for p in weights]
+
+
+@pytest.mark.parametrize("all_ranks", [True, False])
+def test_moments_that_only_one_rank_has_meet_zeros(ranks2: RankPool, all_ranks: bool) -> None:
+    """Neither those of another parameter of the same shape, nor nobody, for ever."""
+    zero, one = ranks2.run(moments_of_some, all_ranks)
+    assert apart(zero["after"][0], zero["before"][0] / 2) < 1e-15
+    assert [len(moment) for moment in zero["after"]] == [3, 0]
+    if all_ranks:
+        assert apart(one["after"][1], one["before"][1] / 2) < 1e-15
+    assert [len(moment) for moment in one["after"]] == [0, 3 if all_ranks else 0]
 
 
 class TwoHeads(nn.Module):
@@ -350,6 +444,31 @@ def train_once(optimizer_state: str) -> Tensor:
 def test_heads_that_only_one_rank_trained_are_not_mixed_up(ranks2: RankPool, policy: str) -> None:
     """torch's averager skips parameters without gradient, and so averages head A of one rank with head B of another."""
     assert all(distance < 1e-15 for distance, _ in ranks2.run(two_heads, policy))
+
+
+def one_head_of_two() -> str:
+    loop = Loop(InBuckets(), model=TwoHeads)
+    try:
+        loop.run(1)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_gradients_that_ddp_waits_for_in_vain_are_named_before_anything_is_applied(ranks2: RankPool) -> None:
+    """DDP says so a step later, and tells to pass it an argument that only its caller can."""
+    for rank, message in enumerate(ranks2.run(one_head_of_two)):
+        assert f"backward left out heads.{1 - rank}.weight, heads.{1 - rank}.bias, so" in message
+        assert "use sync=compressed" in message
+
+
+def compressed_heads() -> float:
+    loop = Loop(Compressed(), model=TwoHeads)
+    return loop.run(3).sync.consensus_distance()
+
+
+def test_the_remedy_works(ranks2: RankPool) -> None:
+    assert ranks2.run(compressed_heads) == [0.0, 0.0]
 
 
 # Evaluation.
@@ -480,6 +599,30 @@ def test_ranks_with_different_models_are_named(ranks3: RankPool) -> None:
     assert "ranks [1, 2]" in messages[0]
 
 
+def frozen_on_rank_1(mode: str) -> str:
+    def model() -> nn.Module:
+        layers = mlp()
+        layers[0].weight.requires_grad_(torch.distributed.get_rank() != 1)  # type: ignore[index,union-attr]
+        return layers
+
+    try:
+        Loop(ALL[mode](), model=model).run(5).flush()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@MODES
+def test_ranks_that_train_other_parameters_are_named_where_they_would_meet_in_backward(
+    ranks2: RankPool, mode: str
+) -> None:
+    """DDP's buckets would differ, and gloo ends the process. Elsewhere a frozen parameter is one that stays."""
+    in_backward = ALL[mode]().reduces_in_backward
+    for message in ranks2.run(frozen_on_rank_1, mode):
+        assert ("(requires_grad) differ between ranks: not as on rank 0 are ranks [1]" in message) == in_backward
+        assert in_backward or not message
+
+
 def test_mixed_dtypes_are_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
     with pytest.raises(ValueError, match=r"0\.weight: torch\.float32.*1\.weight: torch\.float64"):
@@ -543,6 +686,16 @@ def reducers_alone(reducer: Reducer) -> Tensor:
 @pytest.mark.parametrize("name", [name for name, make in REDUCERS.items() if not make().remembers])
 def test_a_mean_of_one_is_itself_but_for_rounding(name: str) -> None:
     assert apart(reducers_alone(REDUCERS[name]()), torch.tensor([1.0, -2.5, 1e-3])) < 1e-5
+
+
+@MODES
+def test_a_mode_is_itself_and_no_other(mode: str) -> None:
+    """Not its fields: some are there only after `setup`, and a comparison of tensors is no answer."""
+    one, other = ALL[mode](), ALL[mode]()
+    assert one == one
+    assert one != other
+    Loop(one, topology=alone())
+    assert one == one and one != other and len({one, other}) == 2
 
 
 def test_allreduce_alone_needs_no_wrapper() -> None:

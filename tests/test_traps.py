@@ -120,13 +120,13 @@ def test_two_optimizers_do_not_advance_one_counter_twice(ranks2: RankPool) -> No
 
 
 def statistics_apart(sync: str) -> float:
-    make: Any = {"post_local_sgd": partial(PostLocalSGD, switch_step=2, period=4), "local_sgd": ALL["local_sgd"]}[sync]
+    make: Any = {"before the switch": partial(PostLocalSGD, switch_step=10, period=4)}.get(sync) or ALL[sync]
     loop = Loop(make(), model=norm_net).run(10).flush()
     everybody = loop.topology.world.all_gather(loop.sync.flat.buffers)
     return max(apart(other, everybody[0]) for other in everybody)
 
 
-@pytest.mark.parametrize("sync", ["local_sgd", "post_local_sgd"])
+@pytest.mark.parametrize("sync", ["allreduce", "local_sgd", "post_local_sgd", "before the switch"])
 def test_batchnorm_statistics_meet_again(ranks3: RankPool, sync: str) -> None:
     """DDP under no_sync broadcasts buffers at the first forward only, and its parameter averaging never does."""
     assert max(ranks3.run(statistics_apart, sync)) == 0.0

@@ -11,7 +11,20 @@ from test_laws import ALL
 from torch import Tensor, nn
 
 from ddp_agent.reducers import Cast, Dense
-from ddp_agent.sync import AllReduce, Compressed, Hierarchical, Independent, LocalSGD, PostLocalSGD, SyncStrategy
+from ddp_agent.sync import (
+    AllReduce,
+    Compressed,
+    DiLoCo,
+    Gossip,
+    Hierarchical,
+    Independent,
+    LocalSGD,
+    ParameterUpdate,
+    PostLocalSGD,
+    SlowMo,
+    StreamingDiLoCo,
+    SyncStrategy,
+)
 from ddp_agent.uneven import Weighted, common_steps
 
 IN_BACKWARD = ("allreduce", "allreduce in buckets", "post_local_sgd")
@@ -46,9 +59,20 @@ def go(sync: Any, reducer: Any, batches: list[tuple[Tensor, Tensor]]) -> Loop:
     return loop.flush()
 
 
+# So set, each applies in every step the mean of what the ranks have done.
+WEIGHTED: dict[str, Any] = {
+    "compressed": Compressed,
+    "local_sgd": partial(LocalSGD, period=1),
+    "parameter_update": partial(ParameterUpdate, period=1, combine="mean"),
+    "diloco": partial(DiLoCo, period=1, outer_lr=1, outer_momentum=0),
+    "slowmo": partial(SlowMo, period=1, slow_momentum=0),
+    "streaming_diloco": partial(StreamingDiLoCo, period=1, fragments=1, outer_lr=1, outer_momentum=0),
+}
+
+
 def measure_weighted(mode: str, weighted: bool) -> float:
     """Weighted by samples, ranks with batches of 6, 3 and 2 are one rank with all 11."""
-    make = {"compressed": Compressed, "local_sgd": partial(LocalSGD, period=1)}[mode]
+    make = WEIGHTED[mode]
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     whole = Loop(Independent(), topology=alone(), batches=partial(all_of_them, ranks=ranks), optimizer=sgd(lr=0.1)).run(
         5
@@ -57,22 +81,29 @@ def measure_weighted(mode: str, weighted: bool) -> float:
     return apart(whole.weights, parts.weights)
 
 
-@pytest.mark.parametrize("mode", ["compressed", "local_sgd"])
+@pytest.mark.parametrize("mode", WEIGHTED)
 def test_weighted_by_samples_uneven_batches_are_one_big_batch(ranks3: RankPool, mode: str) -> None:
     assert max(ranks3.run(measure_weighted, mode, True)) < 1e-12
     assert max(ranks3.run(measure_weighted, mode, False)) > 1e-3  # control
 
 
-def measure_run_out(mode: str) -> tuple[Tensor, int, bool]:
-    """Rank 0 has 7 batches, rank 1 has 4."""
+def measure_run_out(mode: str, weighted: bool, of_rank_1: int) -> tuple[Tensor, int, bool]:
+    """Rank 0 has 7 batches."""
     rank = torch.distributed.get_rank()
-    loop = go(ALL[mode](), Weighted(Dense()), [random_batch(step, rank) for step in range(1, 8 - 3 * rank)])
+    batches = [random_batch(step, rank) for step in range(1, 1 + (of_rank_1 if rank else 7))]
+    loop = go(ALL[mode](), Weighted(Dense()) if weighted else Dense(), batches)
     return loop.weights, loop.step, bool(loop.weights.isfinite().all())
 
 
-@pytest.mark.parametrize("mode", [mode for mode in ALL if mode not in (*IN_BACKWARD, "gossip", "hierarchical")])
-def test_a_rank_may_run_out_of_batches(ranks2: RankPool, mode: str) -> None:
-    (first, steps, finite), (second, other_steps, other_finite) = ranks2.run(measure_run_out, mode)
+# Gossip's weights are the graph's, and a hierarchy's two means would each count the same samples.
+UNWEIGHTED = ("gossip", "hierarchical")
+
+
+@pytest.mark.parametrize("of_rank_1", [4, 0])
+@pytest.mark.parametrize("mode", [mode for mode in ALL if mode not in IN_BACKWARD])
+def test_a_rank_may_run_out_of_batches(ranks2: RankPool, mode: str, of_rank_1: int) -> None:
+    weighted = mode not in UNWEIGHTED
+    (first, steps, finite), (second, other_steps, other_finite) = ranks2.run(measure_run_out, mode, weighted, of_rank_1)
     assert finite and other_finite
     assert steps == other_steps == 7
     if mode not in ("independent", "easgd"):
@@ -153,8 +184,15 @@ def test_a_weighted_lossy_reducer_is_lossy() -> None:
 
 @pytest.mark.parametrize(
     "sync",
-    [AllReduce(), PostLocalSGD(switch_step=1, period=2), Hierarchical(node_period=1, global_period=2)],
+    [
+        AllReduce(),
+        PostLocalSGD(switch_step=1, period=2),
+        Hierarchical(node_period=1, global_period=2),
+        Hierarchical(node_period=2, global_period=4),
+        Gossip(period=1),
+    ],
+    ids=repr,
 )
-def test_weights_are_refused_where_samples_are_counted_too_late(sync: SyncStrategy) -> None:
-    """Inside backward the loop has not said yet how many there were."""
+def test_weights_are_refused_where_they_cannot_count(sync: SyncStrategy) -> None:
+    """Inside backward the loop has not said yet how many samples there were; for the others see above."""
     assert "Weighted(Dense())" in str(sync.refusal(Weighted(Dense())))

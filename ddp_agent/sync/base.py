@@ -1,5 +1,6 @@
 """What every way of synchronising has in common."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -112,6 +113,8 @@ class SyncStrategy:
         self.flat = Flat.of(model)
         with topology.world.uncounted():
             require_same(self.flat.layout_sha256, topology.world, "the model's parameters and buffers")
+            if self.reduces_in_backward:  # one rank's buckets would meet others of another's
+                require_same(trained_sha256(model), topology.world, "the parameters that are trained (requires_grad)")
             for tensor in (*self.flat.stretches, *self.flat.others):
                 topology.world.broadcast_(tensor)
         return model
@@ -329,6 +332,11 @@ def mean_(tensor: Tensor, comm: Comm) -> None:
     """The exact mean over ranks, for measurements."""
     comm.all_reduce_(tensor)
     tensor.div_(comm.size)
+
+
+def trained_sha256(model: nn.Module) -> str:
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return hashlib.sha256("\n".join(trained).encode()).hexdigest()
 
 
 def require_same(sha256: str, comm: Comm, what: str) -> None:

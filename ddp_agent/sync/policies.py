@@ -71,23 +71,26 @@ def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPo
     if policy == "reset":
         for parameter in own:
             optimizer.state.pop(parameter, None)
-    elif policy == "average":
-        moments = _moments(optimizer, own)
-        if moments:
-            merge_packed_(moments, moments[0].dtype, "mean", comm)
+    elif policy == "average" and (moments := _moments(optimizer, own, comm)):
+        merge_packed_(moments, moments[0].dtype, "mean", comm)
 
 
-def _moments(optimizer: Optimizer, own: set[nn.Parameter]) -> list[Tensor]:
+def _moments(optimizer: Optimizer, own: set[nn.Parameter], comm: Comm) -> list[Tensor]:
     """State tensors in parameter order. Ranks must send the same shapes, so a parameter that has no state here
     (it had no gradient yet) counts as zeros, which are not kept: an optimizer takes kept ones for its own."""
-    moments = []
-    for group in optimizer.param_groups:
-        parameters = [p for p in group["params"] if p in own]
-        states = {p: optimizer.state[p] for p in parameters if p in optimizer.state}
-        keys = {key for p, state in states.items() for key, value in state.items() if _like(value, p)}
-        for p in parameters:
-            moments += [states.get(p, {}).get(key, torch.zeros_like(p)) for key in sorted(keys)]
-    return moments
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p in own]
+    states = [(p, optimizer.state.get(p, {})) for p in parameters]
+    names = sorted({name for p, state in states for name, value in state.items() if _like(value, p)})
+    # A rank that had no gradient at all does not know what the others' moments are called, nor needs to.
+    slots = [*names, *range(_most(len(names), comm) - len(names))]
+    return [state.get(slot, torch.zeros_like(p)) for p, state in states for slot in slots]
+
+
+def _most(count: int, comm: Comm) -> int:
+    """The largest that a rank has. 8 bytes, which the host waits for."""
+    largest = torch.tensor([count], device=comm.device)
+    comm.all_reduce_(largest, "max")
+    return int(largest)
 
 
 def _like(value: object, parameter: Tensor) -> bool:

@@ -11,6 +11,7 @@ from ddp_agent.fields import NonNegativeInt
 from ddp_agent.gradients import MeanGradients, overlapping
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.local_sgd import LocalSGD
+from ddp_agent.sync.policies import merge_buffers_
 from ddp_agent.topology import Topology
 
 
@@ -47,3 +48,10 @@ class PostLocalSGD(LocalSGD):
         if step <= self.switch_step:
             self.gradients.finish()
             self.syncs += 1
+
+    @torch.no_grad()
+    def flush(self, step: int) -> None:
+        if step > self.switch_step:
+            super().flush(step)
+        else:
+            merge_buffers_(self.flat, self.buffers, self.topology.world)
