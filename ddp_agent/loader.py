@@ -1,6 +1,8 @@
 """How the samples of a step reach the device; `order.py` says which they are."""
 
+import gc
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +16,10 @@ from ddp_agent.place import die_with_parent
 from ddp_agent.random_streams import mixed_seed
 
 Batch = tuple[Tensor, Tensor]
+
+# How workers start, whatever Python's default (it changed in 3.14): a fork of the rank costs milliseconds and ends with
+# it. A process that imports torch costs seconds, at every evaluation.
+START = "fork" if sys.platform == "linux" else None
 
 
 def micro_batches(
@@ -62,17 +68,28 @@ def stream(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        multiprocessing_context=START if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_belong_to_the_rank,
         # Without one of its own the loader draws from torch's generator, and a resumed run would differ.
         generator=torch.Generator().manual_seed(seed),
     )
     try:
-        for inputs, targets in loader:
+        for inputs, targets in _started(loader):
             yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
     except DataError as error:
         # A worker's comes with its traceback in the text; the last line is what a person can act on.
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+
+
+def _started(loader: Any) -> Iterator[Any]:
+    """A worker's garbage collection must pass over what the rank has left lying about: destroying a process group or
+    another loader in a fork, without the threads and children that belong to it, kills the worker."""
+    gc.freeze()
+    try:
+        return iter(loader)  # forks
+    finally:
+        gc.unfreeze()
 
 
 def _belong_to_the_rank(worker: int) -> None:

@@ -1,5 +1,9 @@
 """Data that does not fit: read by workers ahead of its use, and a run on it resumes exactly where it was."""
 
+import gc
+import multiprocessing
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,50 @@ def test_workers_read_ahead_of_what_is_asked_for() -> None:
     assert torch.equal(found.read, torch.ones(64, dtype=torch.int64))
     next(stream(alone, batches, device=torch.device("cpu"), workers=0))
     assert int(alone.read.sum()) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+def test_workers_are_children_of_the_rank(ranks1: RankPool) -> None:
+    """Also in a process whose own start method is another one, as here and from Python 3.14 on."""
+    ((default, (rank, *parents)),) = ranks1.run(parents_of_workers)
+    assert default == "forkserver"
+    assert set(parents) == {rank}
+
+
+class Mortal:
+    """In a circle, so that it takes garbage collection to end it; then it says in which process it ended."""
+
+    def __init__(self, ends: Tensor) -> None:
+        self.circle, self.ends = self, ends
+
+    def __del__(self) -> None:
+        self.ends[int(os.getpid() != int(self.ends[2]))] += 1
+
+
+class Collecting(Watched):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def test_workers_do_not_end_what_is_garbage_of_the_rank() -> None:
+    ends = torch.tensor([0, 0, os.getpid()]).share_memory_()  # here, elsewhere, where here is
+    gc.collect()
+    Mortal(ends)
+    list(stream(Collecting(), [[0, 1], [2, 3]], device=torch.device("cpu"), workers=WORKERS))
+    assert int(ends[1]) == 0
+    gc.collect()
+    assert int(ends[0]) == 1
+
+
+class Parents(Watched):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([os.getppid()]), index
+
+
+def parents_of_workers() -> tuple[str | None, list[int]]:
+    loaded = stream(Parents(), [[0, 1], [2, 3]], device=torch.device("cpu"), workers=WORKERS)
+    return multiprocessing.get_start_method(), [os.getpid(), *(int(i) for inputs, _ in loaded for i in inputs)]
 
 
 @pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
