@@ -35,6 +35,9 @@ class SpeechCNN(nn.Module):
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(height * (depth, *channels)[-1], outputs)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):  # before a norm, small weights would mean large steps
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[batch, channels, mels, frames] to [batch, outputs]."""
