@@ -90,7 +90,7 @@ def unknown(key: str, accepted: Iterable[str]) -> str:
 
 def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
     """The class called `name` in this group, or `module:Name` of a trusted package."""
-    if ":" in name:
+    if not is_own(name):
         return _trusted(group, name, trusted_packages)
     known = classes(group)
     if name not in known:
@@ -98,6 +98,11 @@ def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
         hint = f", did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{group}.name: found {name!r}{hint} (known: {', '.join(sorted(known))})")
     return getattr(importlib.import_module(known[name]), name)  # type: ignore[no-any-return]
+
+
+def is_own(name: str) -> bool:
+    """Whether it is a class of this package."""
+    return ":" not in name
 
 
 def _trusted(group: str, name: str, trusted_packages: Sequence[str]) -> type:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddp_agent.build import build
+from ddp_agent.build import build, is_own
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
 from ddp_agent.models.multi_task import multi_task
@@ -57,9 +57,8 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
         construct = functools.partial(
             _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
         )
-        expected = skeleton(construct, own=":" not in about["name"])
-        if expected is not None:  # else shapes are compared when memory has been taken for them
-            _check_layout(_as_wide(expected, tensors), tensors, run_dir / WEIGHTS)
+        if is_own(about["name"]):  # else shapes are compared when memory has been taken for them
+            _check_layout(_as_wide(skeleton(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
     except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error

@@ -16,7 +16,7 @@ from torch import nn
 from ddp_agent import attempts, environment, export, link, runtime, sockets
 from ddp_agent.agreement import tell
 from ddp_agent.alike import code_sha256, config_sha256, sha256_of
-from ddp_agent.build import build, locate
+from ddp_agent.build import build, is_own, locate
 from ddp_agent.census import Census
 from ddp_agent.census import summary as shard_summary
 from ddp_agent.comm import Comm
@@ -98,7 +98,8 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
     construct = functools.partial(
         build, "model", settings.model, trusted_packages=settings.options.trusted_packages, **given
     )
-    skeleton(construct, own=":" not in settings.model["name"])
+    if is_own(settings.model["name"]):
+        skeleton(construct)
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
     try:

@@ -9,11 +9,11 @@ from ddp_agent.errors import ConfigError
 from ddp_agent.memory import require
 
 
-def skeleton(construct: Callable[[], nn.Module], *, own: bool) -> nn.Module | None:
+def skeleton(construct: Callable[[], nn.Module]) -> nn.Module:
     """What `construct` makes, on torch's meta device: names and shapes, no numbers.
 
-    Raises ConfigError for a model that cannot be, or that memory cannot hold. Classes that are not our `own` may need
-    numbers while they are built: then None, and building tells what is wrong.
+    For classes of this package: others' may need numbers while they are built. Raises ConfigError for a model that
+    cannot be, or that memory cannot hold.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -21,13 +21,10 @@ def skeleton(construct: Callable[[], nn.Module], *, own: bool) -> nn.Module | No
     except ConfigError:
         raise
     except Exception as error:  # torch has one of its own for each size that no tensor can have
-        if not own:
-            return None
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"model: no such model can be built ({type(error).__name__}: {reason})") from error
-    size_bytes = sum(part.numel() * part.element_size() for part in (*model.parameters(), *model.buffers()))
     try:
-        require(size_bytes, "its parameters")
+        require(sum(part.nbytes for part in (*model.parameters(), *model.buffers())), "its parameters")
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     return model

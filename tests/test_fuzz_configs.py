@@ -187,7 +187,7 @@ def test_a_model_that_memory_cannot_hold_is_refused(typed: str, monkeypatch: pyt
 
 
 def test_a_state_that_does_not_fit_is_refused_when_a_run_is_resumed(tmp_path: Path) -> None:
-    trainer = mock.MagicMock(spec=Trainer)
+    trainer = mock.MagicMock()
     trainer.load_state_dict.side_effect = KeyError("weights")
     with (
         mock.patch("ddp_agent.trainer.load", return_value=(7, {})),

@@ -85,7 +85,7 @@ def picture(kind: str) -> bytes:
 def ratings() -> str:
     seen = [(user, film) for user in (1, 2, 7) for film in range(9)]
     rows = [f"{user},{10 * film},{1 + (user + film) % 9 / 2},{1000 + user * film}" for user, film in seen]
-    rows += [f"{20 + film // 10},{10 * film},3.5,{film}" for film in range(9, 120)]
+    rows += [f"{20 + film // 10},{10 * film},3.5,{film}" for film in range(10, 120)]
     return "\n".join(["userId,movieId,rating,timestamp", *rows]) + "\n"
 
 

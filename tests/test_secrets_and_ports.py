@@ -35,11 +35,16 @@ class Guarded(Digits):
 class GuardedMLP(MLP):
     def __init__(self, *, input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...],
                  token: str, note: str, hub: dict) -> None:
-        if token != "<redacted>":  # which it is when the exported model is loaded
-            assert token == note == os.environ["HF_TOKEN"]
-            assert hub == {"password": "canary-bird-3", "url": "https://me:canary-bird-4@a.org"}
-            logging.getLogger("theirs").warning("401 for %s", token)
+        assert token == note == os.environ["HF_TOKEN"]
+        assert hub == {"password": "canary-bird-3", "url": "https://me:canary-bird-4@a.org"}
         super().__init__(input_shape=input_shape, outputs=outputs, hidden=hidden)
+        self.token = token
+
+    def forward(self, inputs):
+        if self.token:
+            logging.getLogger("theirs").warning("401 for %s", self.token)
+            self.token = ""
+        return super().forward(inputs)
 """
 TYPED = [
     "-m",

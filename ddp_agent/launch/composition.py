@@ -174,7 +174,7 @@ def unresolved(overrides: Any) -> list[str]:
 def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
     """In a sweep Hydra writes what was typed as it was typed: here again, without secrets."""
     for file in [*(run_dir / ".hydra").glob("*.yaml"), sweep_dir / "multirun.yaml"]:
-        with suppress(OSError, YAMLError, OmegaConfBaseException):
+        with suppress(OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
             saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if (clean := redacted(saved)) != saved:
                 write_atomically(file, OmegaConf.to_yaml(clean))
