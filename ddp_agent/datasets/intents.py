@@ -53,7 +53,7 @@ class Intents:
         corpus = CORPORA[self.corpus]
         parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
         intents = _check(parts)
-        labels = {task: _labels(task, parts, intents) for task in self.tasks}
+        labels: dict[str, Labels] = {task: _labels(task, parts, intents) for task in self.tasks}
         train, test = (
             encode([text for text, _ in sentences], self.features, self.buckets, self.length)
             for sentences in parts.values()
