@@ -47,7 +47,7 @@ def multi_task(model: nn.Module, outputs: Mapping[str, int]) -> MultiTask:
 
 def amplified(features: Tensor, factor: float) -> Tensor:
     """The same numbers, whose gradient is multiplied."""
-    return features if factor == 1 else _Amplified.apply(features, factor)  # type: ignore[no-untyped-call]
+    return features if factor == 1 else _Amplified.apply(features, factor)
 
 
 class _Amplified(torch.autograd.Function):
