@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddp_agent import comm, manifest, trainer
 from ddp_agent.checkpoint import saving
+from ddp_agent.elastic import membership
 
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
 POINTS: dict[str, tuple[Any, str]] = {
@@ -26,6 +28,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before the rename": (saving, "_publish"),
     "deleting the old": (saving, "_prune"),
     "evaluation": (trainer.Trainer, "evaluate"),
+    "asking": (membership.Membership, "ask"),
 }
 
 
@@ -68,6 +71,18 @@ def _half(file: saving.HashedFile, data: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _signal(*_: Any) -> None:
+    Path(os.environ["FAULT_SIGNAL"]).touch()
+
+
+def _hold(*_: Any) -> None:
+    """Until another has signalled."""
+    deadline = time.monotonic() + 60
+    while not Path(os.environ["FAULT_SIGNAL"]).exists():
+        time.sleep(0.01)
+        assert time.monotonic() < deadline
+
+
 ACTIONS: dict[str, Callable[..., None]] = {
     "raise": _raise,
     "nan": _nan,
@@ -75,6 +90,8 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "flip a bit": _flip,
     "write half": _half,
     "slow": lambda *_: time.sleep(0.02),
+    "signal": _signal,
+    "hold": _hold,
     "doze": lambda *_: time.sleep(1.5),
 }
 REPEATED = ("slow", "nan")

@@ -191,6 +191,7 @@ def options_for(global_batch_size: int) -> Options:
         nproc_per_node=None,
         ranks_per_node=None,
         profile_steps=None,
+        on_rank_loss="stop",
         timeout_s=600,
         trusted_packages=[],
     )

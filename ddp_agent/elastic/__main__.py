@@ -44,6 +44,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     told = parsed(arguments)
+    _silence_the_lighthouse()
     keeper = None
     if told.keeper is None:
         from ddp_agent.elastic.keeper import Keeper
@@ -69,6 +70,13 @@ def main(arguments: list[str]) -> int:
     finally:
         if keeper:
             keeper.close()
+
+
+def _silence_the_lighthouse() -> None:
+    """It writes some lines a meeting to descriptor 2, whatever it is told."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 if __name__ == "__main__":

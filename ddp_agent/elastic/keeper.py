@@ -4,7 +4,6 @@ It is trusted and must outlive the run, like torchrun's store. Both listen on on
 told otherwise: torch's store would listen on every interface, so it is given a socket that does not.
 """
 
-import os
 import socket
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch._C._distributed_c10d import TCPStore
 
 LIGHTHOUSE = "lighthouse"  # keys of the store
 LOST_AFTER_S = "lost_after_s"
+PATIENCE_S = "patience_s"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Keeper:
 
     @classmethod
     def start(cls, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> "Keeper":
-        os.environ.setdefault("RUST_LOG", "warn")  # the lighthouse tells two lines a meeting
         from torchft.coordination import LighthouseServer  # an extra, and slow to import
 
         store, port = _store(host, port)
@@ -40,6 +39,7 @@ class Keeper:
             heartbeat_timeout_ms=round(1000 * lost_after_s),
         )
         store.set(LOST_AFTER_S, str(lost_after_s))
+        store.set(PATIENCE_S, str(patience_s))
         store.set(LIGHTHOUSE, f"http://{host}:{lighthouse.address().rpartition(':')[2]}")
         return cls(store, lighthouse, f"{host}:{port}")
 

@@ -1,7 +1,6 @@
 """Who is there, and what they decided: the keeper's lighthouse and store, as one replica sees them."""
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed there, and only there
 
-from ddp_agent.elastic.keeper import LIGHTHOUSE, LOST_AFTER_S
+from ddp_agent.elastic.keeper import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
 from ddp_agent.errors import CutOffError
 from ddp_agent.place import Replica
 
@@ -60,6 +59,7 @@ class Membership:
                 host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S)
             )
             self.lost_after_s = float(self.store.get(LOST_AFTER_S))
+            self._patience_s = float(self.store.get(PATIENCE_S))
             self._lighthouse = self.store.get(LIGHTHOUSE).decode()
         except RuntimeError as error:
             raise CutOffError(f"no keeper answers at {replica.keeper}: {error}") from error
@@ -70,7 +70,6 @@ class Membership:
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
 
     def _connect(self) -> Any:
-        os.environ.setdefault("RUST_LOG", "warn")
         from torchft.coordination import LighthouseClient  # an extra, and slow to import
 
         return LighthouseClient(addr=self._lighthouse, connect_timeout=timedelta(seconds=CONNECT_S))
@@ -108,7 +107,7 @@ class Membership:
 
     def _quorum(self, seat: Seat, answers: "queue.SimpleQueue[Any]") -> None:
         """Beside the main thread, which listens to signals. Who wants to join may wait for a whole period."""
-        patience_s = 2 * self.timeout_s if seat.running else FOREVER_S
+        patience_s = self._patience_s + self.timeout_s if seat.running else FOREVER_S
         try:
             answer = self._client.quorum(
                 self.name,
@@ -138,9 +137,10 @@ class Membership:
 
     def verdict(self, event: Event, voters: Sequence[Seat]) -> bool:
         """Waits for it. A voter that shows no sign of life any more has voted against."""
-        looked = time.monotonic()
+        looked, pause_s = time.monotonic(), POLL_S
         while not self.store.check([f"verdict/{event.key}"]):
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.1 * pause_s, BEAT_S / 4)
             if time.monotonic() > looked + BEAT_S:
                 looked = time.monotonic()
                 if self.silent([it.name for it in voters if not self.store.check([f"vote/{event.key}/{it.name}"])]):

@@ -86,7 +86,7 @@ class Supervisor:
     def _output(self, number: int) -> IO[bytes]:
         """The first one's is seen, the others' are in files beside their directories."""
         if number == self.numbers[0]:
-            return os.fdopen(os.dup(2), "wb")
+            return os.fdopen(os.dup(sys.stderr.fileno()), "wb")
         return open(self.folder / f"replica-{number}.txt", "ab")
 
     def _look(self) -> None:
