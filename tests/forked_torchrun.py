@@ -42,9 +42,20 @@ class Outcome:
         status: dict[str, Any] = json.loads((self.run_dir / "status.json").read_text())
         return status
 
+    def write_down(self) -> None:
+        """Where $FAULTS_LOG says, for docs/reliability.md."""
+        if log := os.environ.get("FAULTS_LOG"):
+            seconds = {"fallout_s": self.fallout_s, "seconds": self.seconds}
+            rounded = {key: [round(each, 2) for each in value] for key, value in seconds.items()}
+            told = {"test": os.environ.get("PYTEST_CURRENT_TEST"), "codes": self.codes, **rounded}
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+
 
 class Torchrun:
     """Use it as a context manager: no process of it is left behind."""
+
+    tells_others = True  # to end, when a rank has failed
 
     def __init__(
         self,
@@ -61,11 +72,11 @@ class Torchrun:
         self.outcome = Outcome(self.run_dir)
         self._folder, self._size, self._faults, self._restarts = folder, size, list(faults), max_restarts
         self._typed = ["run_name=run", f"hydra.run.dir='{self.run_dir}'", *typed]
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOAD))
         self.ranks: list[BaseProcess] = []
         folder.mkdir(exist_ok=True, parents=True)
+        self._store = self.open_store()
 
     def __enter__(self) -> "Torchrun":
         self._start(0)
@@ -90,9 +101,9 @@ class Torchrun:
             if attempt:
                 self._start(attempt)
             began = time.monotonic()
-            while not self._failed() and any(rank.is_alive() for rank in self.ranks):
+            while not (self._failed() and self.tells_others) and any(rank.is_alive() for rank in self.ranks):
                 time.sleep(0.05)
-                assert time.monotonic() < began + LIMIT_S, self._said()
+                assert time.monotonic() < began + LIMIT_S, self.said()
             first = time.monotonic()
             if self._failed():
                 self.signal(signal.SIGTERM, [rank for rank, it in enumerate(self.ranks) if it.is_alive()])
@@ -106,29 +117,35 @@ class Torchrun:
             self.outcome.fallout_s.append(time.monotonic() - first)
             if not any(self.outcome.codes[-1]):
                 break
-        self.outcome.stderr = self._said()
+        self.outcome.stderr = self.said()
+        self.outcome.write_down()
         return self.outcome
 
     def _failed(self) -> bool:
         return any(rank.exitcode for rank in self.ranks)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         return "".join(path.read_text() for path in sorted(self._folder.glob("rank*.txt")))
+
+    def open_store(self) -> TCPStore:
+        return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def variables(self, rank: int) -> dict[str, Any]:
+        return {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": self._size,
+            "LOCAL_WORLD_SIZE": self._size,
+            "GROUP_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": self._store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
 
     def _start(self, attempt: int) -> None:
         self.ranks = []
         for rank in range(self._size):
-            variables = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": self._size,
-                "LOCAL_WORLD_SIZE": self._size,
-                "GROUP_RANK": 0,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": self._store.port,
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "TORCHELASTIC_RESTART_COUNT": attempt,
-            }
+            variables = self.variables(rank) | {"TORCHELASTIC_RESTART_COUNT": attempt}
             environment = {name: str(value) for name, value in variables.items()} | self._more
             arguments = (environment, str(self._folder), self._typed, self._faults, attempt)
             process = self._context.Process(target=_rank, args=arguments, name=f"rank {rank}")
@@ -150,6 +167,10 @@ def _rank(environment: dict[str, str], folder: str, typed: list[str], faults: li
     with _output_to(Path(folder, f"rank{rank}.txt")):
         import torch
 
+        if network := environment.get("NETWORK_OF_TEST"):
+            from cable import move
+
+            move(network, Path(folder))
         torch.set_num_threads(1)
         sys.path.insert(0, str(ROOT))
         sys.argv = ["train.py", *typed]

@@ -1,4 +1,4 @@
-"""NaN and infinity on one rank: nothing of that step is applied, and who, where and what is said once."""
+"""NaN, infinity or a flipped bit on one rank: nothing of it is saved, and who, where and what is said once."""
 
 from pathlib import Path
 
@@ -29,3 +29,15 @@ def test_a_gradient_that_overflows_behind_a_finite_loss(mode: str, tmp_path: Pat
     outcome = run(tmp_path, 2, [*SMALL, *MODES[mode]], [Fault("forward", "overflow", 1, 13)])
     assert outcome.codes == [[5, 5]], outcome.stderr
     assert (outcome.status["rank"], outcome.status["step"]) == (1, 13)
+
+
+@pytest.mark.parametrize("mode", ["allreduce", "compressed"])
+def test_a_weight_that_flips_is_found_before_anything_of_it_is_saved(mode: str, tmp_path: Path) -> None:
+    outcome = run(tmp_path, 2, [*SMALL, *MODES[mode], *EVERY_FIVE], [Fault("step", "flip a bit", 1, 13)])
+    assert outcome.codes == [[3, 3]], outcome.stderr
+    assert (outcome.status["status"], outcome.status["step"]) == ("failed", 15)
+    told = "after step 15 the parameters that all ranks share are not the same on rank 1 as on rank 0"
+    assert outcome.status["reason"].startswith(told)
+    assert outcome.stderr.count(told) == 1
+    assert "Traceback" not in outcome.stderr
+    assert checkpoints(outcome.run_dir) == [5, 10]

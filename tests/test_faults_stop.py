@@ -48,15 +48,26 @@ def test_ranks_that_are_steps_apart_find_one_to_stop_after(tmp_path: Path, whole
     wholes.assert_same_end(go_on(outcome, tmp_path / "b", 2, "local_sgd"), "local_sgd", 2)
 
 
-def test_all_are_asked_and_asked_again_while_they_save(tmp_path: Path) -> None:
+def test_all_are_asked_and_asked_again_while_they_save(tmp_path: Path, wholes: Wholes) -> None:
     """As torchrun does it when it is told to stop, and an impatient user after it."""
     again = [Fault("half a file", "SIGTERM", None), Fault("before the rename", "SIGINT", 0)]
-    with Torchrun(tmp_path, 2, [*SMALL, *MODES["diloco"]], [SLOW, *again]) as torchrun:
+    with Torchrun(tmp_path / "a", 2, [*SMALL, *MODES["diloco"]], [SLOW, *again]) as torchrun:
         while not (torchrun.run_dir / "status.json").exists():
             time.sleep(0.02)
         torchrun.signal(signal.SIGTERM)
         outcome = torchrun.wait()
     assert_preempted(outcome, f"SIGTERM on rank {outcome.status['reason'].split()[3][0]}")
+    wholes.assert_same_end(go_on(outcome, tmp_path / "b", 2, "diloco"), "diloco", 2)
+
+
+@pytest.mark.parametrize("beside", ["false", "true"])
+def test_a_rank_that_is_asked_while_it_saves(beside: str, tmp_path: Path, wholes: Wholes) -> None:
+    """That checkpoint becomes whole; where all stop comes after it."""
+    typed = [*SMALL, *MODES["diloco"], "checkpoint_every=10", f"async_checkpoints={beside}"]
+    outcome = run(tmp_path / "a", 2, typed, [SLOW, Fault("half a file", "SIGTERM", 1, 20)])
+    assert assert_preempted(outcome, "SIGTERM on rank 1") in range(20, 30)
+    assert 20 in checkpoints(outcome.run_dir)
+    wholes.assert_same_end(go_on(outcome, tmp_path / "b", 2, "diloco"), "diloco", 2)
 
 
 def test_a_rank_that_is_blocked_in_a_collective_hears_it(tmp_path: Path) -> None:

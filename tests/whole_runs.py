@@ -20,6 +20,15 @@ MODES = {
     "diloco": ("sync=diloco", "sync.period=8"),
     "streaming_diloco": ("sync=streaming_diloco", "sync.period=8", "sync.delay=2"),
 }
+OTHER_MODES = {
+    "independent": ("sync=independent",),
+    "post_local_sgd": ("sync=post_local_sgd", "sync.switch_step=20", "sync.period=8"),
+    "parameter_update": ("sync=parameter_update", "sync.period=8", "sync.outer_lr=0.4"),
+    "hierarchical": ("sync=hierarchical", "sync.node_period=2", "sync.global_period=8", "ranks_per_node=1"),
+    "slowmo": ("sync=slowmo", "sync.period=8"),
+    "gossip": ("sync=gossip", "sync.period=4"),
+    "easgd": ("sync=easgd", "sync.period=8"),
+}
 EVERY_FIVE = ("checkpoint_every=5",)
 
 
@@ -31,7 +40,7 @@ class Wholes:
         self.of = cache(self._of)
 
     def _of(self, mode: str, size: int) -> Path:
-        outcome = run(self._folder / f"{mode} {size}", size, [*SMALL, *MODES[mode]])
+        outcome = run(self._folder / f"{mode} {size}", size, [*SMALL, *(MODES | OTHER_MODES)[mode]])
         assert outcome.codes == [[0] * size], outcome.stderr
         return outcome.run_dir
 
@@ -61,7 +70,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def checkpoints(run_dir: Path) -> list[int]:
-    """Steps; fails when one is damaged, or a part of one was left."""
+    """Steps; fails when one is damaged, or a part of one or of another file was left."""
+    assert not [path for path in run_dir.rglob("*") if path.suffix == ".tmp" or ".tmp-" in path.name]
     folder = run_dir / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for name in names:

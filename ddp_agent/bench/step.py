@@ -178,7 +178,6 @@ def options_for(global_batch_size: int) -> Options:
         log_every=LOG_EVERY,
         resume=None,
         resume_other_ranks=False,
-        on_rank_loss="stop",
         device="auto",
         precision="fp32",
         compile=False,
