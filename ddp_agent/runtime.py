@@ -157,8 +157,10 @@ class Runtime:
         code = error.exit_code if isinstance(error, RefusedError) else PeerFailedError.exit_code
         text = str(error) if refused else f"{type(error).__name__}: {error}"
         first = self.watch.fail(text, code, echo=echo)
-        if first is None or first.rank == self.rank:
+        if first is None or (first.rank == self.rank and not (echo and first.mute)):
             return None
+        if first.rank == self.rank:  # cut off from whoever could tell
+            return PeerFailedError(first.rank, first.text, first.code, first.step)
         if isinstance(error, PeerFailedError) or not refused:
             self.watch.linger()
         if refused and not echo:

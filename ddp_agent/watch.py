@@ -161,7 +161,8 @@ class Watch:
             self._wait_while_there_is_hope()
         self._own = Failure(self.rank, self._begun, code, text)
         self._wait_while_there_is_hope()
-        self._learn(self._own)
+        cut_off = echo and self._unanswered_s() >= SILENCE_S
+        self._learn(self._lost(f"{text}, and {self._unanswering()}") if cut_off else self._own)
         assert self.failure is not None
         self.on_failure(self.failure)
         return self.failure
@@ -257,13 +258,16 @@ class Watch:
                     if number in SIGNALS:
                         self._signal = self._signal or number
                         self._wake.set()
-            if (silent_s := self._unanswered_s()) > self.timeout_s:
-                self._learn(self._lost(f"torchrun's store has not answered for {silent_s:.0f} s: is the link down?"))
+            if self._unanswered_s() > self.timeout_s:
+                self._learn(self._lost(self._unanswering()))
             if self.failure:
                 self._end_if_stuck(self.failure)
 
     def _unanswered_s(self) -> float:
         return time.monotonic() - self._answered_s
+
+    def _unanswering(self) -> str:
+        return f"torchrun's store has not answered for {self._unanswered_s():.0f} s: is the link down?"
 
     def _lost(self, text: str) -> Failure:
         return Failure(self.rank, self._begun, PeerFailedError.exit_code, text, mute=True)
