@@ -267,8 +267,8 @@ def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, ["--standalone", "--nproc_per_node=3"]),
-        ({relaunch.NODES: "2"}, ["--nproc_per_node=3"]),  # the rest torchrun reads from PET_NODE_RANK and so on
+        ({}, ["--standalone"]),
+        ({relaunch.NODES: "2"}, []),  # the rest torchrun reads from PET_NODE_RANK and so on
     ],
 )
 def test_torchrun_is_told_of_the_ranks_of_this_node(
@@ -280,7 +280,8 @@ def test_torchrun_is_told_of_the_ranks_of_this_node(
         monkeypatch.setenv(name, value)
     worlds: list[int] = []
     relaunch.run(configs, lambda context: worlds.append(context.world_size), Path("t.py"), [], ["nproc_per_node=3"])
-    assert told == [[*expected, "t.py"]]
+    signals = f"--signals-to-handle={relaunch.SIGNALS}"
+    assert told == [[*expected, signals, "--nproc_per_node=3", "t.py"]]
     assert worlds == [3 * int(environment.get(relaunch.NODES, 1))]
 
 

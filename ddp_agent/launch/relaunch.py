@@ -15,6 +15,7 @@ from ddp_agent.run_directory import RunDirectory
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
 NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # Slurm's, and submitit's, before a job's time is over
 PEER_FAILED, PREEMPTED = 4, 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
@@ -68,7 +69,15 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
     rendezvous = ["--standalone"] if nodes == 1 else []
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
     try:
-        torchrun([*rendezvous, f"--nproc_per_node={context.world_size // nodes}", str(script), *arguments])
+        torchrun(
+            [
+                *rendezvous,
+                f"--signals-to-handle={SIGNALS}",
+                f"--nproc_per_node={context.world_size // nodes}",
+                str(script),
+                *arguments,
+            ]
+        )
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         if first.exitcode not in SAID_BY_RANK:
