@@ -19,7 +19,7 @@ _TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_KEEPER")
-EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep that is gone on with
+EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep or a cluster that goes on with it
 
 
 @dataclass(frozen=True, kw_only=True)

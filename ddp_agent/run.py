@@ -261,16 +261,19 @@ def describe(settings: Settings, owners: Owners, ranks: Runtime) -> None:
 
 
 def resume(trainer: Trainer, settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Path | None, int]:
-    """Where the run goes on from, and after which step: a restarted attempt finds its own checkpoint."""
-    source = directory.path if ranks.attempt > 0 else settings.options.resume
+    """Where the run goes on from, and after which step: a restarted attempt looks for its own checkpoint first."""
+    own, other = directory.path if ranks.attempt > 0 else None, settings.options.resume
+    source = own or other
+    step = trainer.resume(source) if source else 0
+    if step == 0 and own and other:
+        source, step = other, trainer.resume(other)
     if source is None:
         return None, 0
-    step = trainer.resume(source)
     if step == 0:
-        if ranks.attempt == 0:
-            raise CheckpointError(f"resume: {source / 'checkpoints'} holds no complete checkpoint")
+        if other:
+            raise CheckpointError(f"resume: {other / 'checkpoints'} holds no complete checkpoint")
         log.info("attempt %d starts afresh: no complete checkpoint in %s", ranks.attempt, source)
-        return directory.path, 0
+        return source, 0
     if step > trainer.total_steps:
         raise ConfigError(f"max_steps: found {trainer.total_steps}, expected at least the checkpoint's step {step}")
     log.info("resumed from step %d of %s", step, source)

@@ -32,7 +32,7 @@ from torch._C._distributed_c10d import Store
 from ddp_agent.errors import PeerFailedError
 from ddp_agent.signs import Sign, Signs
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers'
 POLL_S = 0.5
 HURRY_S = 0.1  # while something is going on
 SILENCE_S = 3.0  # how long a rank that is looked for may show no sign of life; else it is `timeout_s`

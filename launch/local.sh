@@ -47,4 +47,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several ranks share the cores
 
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" \
-    --max-restarts="$max_restarts" "$train" "$@"
+    --max-restarts="$max_restarts" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$train" "$@"

@@ -13,6 +13,7 @@ Static rendezvous: every node has its number, and node 0 its address.
 c10d rendezvous: nodes find each other and are numbered as they come; a node may leave and come back.
   NNODES=2 RDZV_ENDPOINT=10.0.0.1:29400 RDZV_ID=run7 launch/multinode.sh sync=diloco
 
+  RUN_DIR         the run's directory; a run that is there already is gone on with, from its newest checkpoint
   NNODES          nodes; MIN:MAX for an elastic c10d run
   NODE_RANK       static: 0 to NNODES - 1
   MASTER_ADDR     static: an address of node 0 that the others reach
@@ -22,6 +23,9 @@ c10d rendezvous: nodes find each other and are numbered as they come; a node may
   NPROC_PER_NODE  ranks a node (default: its GPUs, or 2 without any)
   MAX_RESTARTS    how often ranks are started again after one fails (default: 0)
   PYTHON          the interpreter (default: python)
+
+Where these are not set, torchrun's own PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT and
+PET_NPROC_PER_NODE are taken, which Kubeflow sets in its pods.
 
 The run directory is written by rank 0; resuming and restarting need it on a disk that all nodes see.
 The store listens without authentication: use a private network. When a machine has several networks, name the
@@ -43,21 +47,34 @@ case ${1-} in
 esac
 
 python=${PYTHON:-python}
-[[ -n ${NNODES-} ]] || refuse "NNODES: missing, expected the number of nodes"
+NNODES=${NNODES:-${PET_NNODES-}}
+[[ -n $NNODES ]] || refuse "NNODES: missing, expected the number of nodes"
 
 if [[ -n ${RDZV_ENDPOINT-} ]]; then
     [[ -z ${NODE_RANK-} ]] || refuse "NODE_RANK and RDZV_ENDPOINT: set one, they are different rendezvous"
     rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="${RDZV_ID:-ddp_agent}")
 else
-    [[ -n ${NODE_RANK-} ]] || refuse "NODE_RANK: missing, expected 0 to $((NNODES - 1)) (or set RDZV_ENDPOINT)"
+    NODE_RANK=${NODE_RANK:-${PET_NODE_RANK-}}
+    MASTER_ADDR=${MASTER_ADDR:-${PET_MASTER_ADDR-}}
+    [[ -n $NODE_RANK ]] || refuse "NODE_RANK: missing, expected 0 to $((NNODES - 1)) (or set RDZV_ENDPOINT)"
     ((NODE_RANK >= 0 && NODE_RANK < NNODES)) || refuse "NODE_RANK: found $NODE_RANK, expected 0 to $((NNODES - 1))"
-    [[ -n ${MASTER_ADDR-} ]] || refuse "MASTER_ADDR: missing, expected the address of node 0"
-    rendezvous=(--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${MASTER_PORT:-29500}")
+    [[ -n $MASTER_ADDR ]] || refuse "MASTER_ADDR: missing, expected the address of node 0"
+    port=${MASTER_PORT:-${PET_MASTER_PORT:-29500}}
+    rendezvous=(--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="$port")
 fi
 
-nproc=${NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
+if [[ -n ${RUN_DIR-} ]]; then
+    [[ $RUN_DIR != *[\'\\]* ]] || refuse "RUN_DIR: found $RUN_DIR, expected a path without ' and \\"
+    set -- "$@" "hydra.run.dir='$RUN_DIR'"
+    # Each attempt at a run notes itself there. None: it is a new run.
+    DDP_AGENT_EARLIER_ATTEMPTS=$({ grep -o '"attempt"' -- "$RUN_DIR/attempts.json" || true; } 2>/dev/null | wc -l)
+    export DDP_AGENT_EARLIER_ATTEMPTS
+fi
+
+nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several ranks share the cores
 
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$nproc" \
-    --max-restarts="${MAX_RESTARTS:-0}" "${rendezvous[@]}" "$train" "$@"
+    --max-restarts="${MAX_RESTARTS:-0}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    "${rendezvous[@]}" "$train" "$@"

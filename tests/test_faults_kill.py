@@ -46,6 +46,18 @@ def test_a_killed_rank_is_named_and_the_restart_ends_bitwise_the_same(
     wholes.assert_same_end(outcome, mode, size)
 
 
+def test_a_resumed_run_that_dies_before_its_first_checkpoint_goes_on_from_the_other_runs(
+    tmp_path: Path, wholes: Wholes
+) -> None:
+    first = run(tmp_path / "a", 2, [*SMALL, *MODES["local_sgd"]], [Fault("step", "SIGTERM", None, 11)])
+    stopped = first.status["step"]
+    resumed = [*SMALL, *MODES["local_sgd"], f"resume='{first.run_dir}'"]
+    outcome = run(tmp_path / "b", 2, resumed, [SLOW, Fault("step", "SIGKILL", 1, 30)], max_restarts=1)
+    assert outcome.codes[1:] == [[0, 0]], outcome.stderr
+    assert outcome.stderr.count(f"resumed from step {stopped} of {first.run_dir}") == 2
+    wholes.assert_same_end(outcome, "local_sgd", 2)
+
+
 def test_a_rank_killed_in_a_large_averaging_leaves_nothing_torn(tmp_path: Path) -> None:
     """16 MB are under way for some 20 ms; a timer ends rank 1 in the middle."""
     big = [*SMALL, "max_steps=12", "model.hidden=[2000,2000]", "sync=local_sgd", "sync.period=4", "checkpoint_every=1"]

@@ -268,8 +268,8 @@ def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, ["--rdzv-backend=static", "--master-addr=127.0.0.1", "--master-port=PORT", "--nproc_per_node=3"]),
-        ({relaunch.NODES: "2"}, ["--nproc_per_node=3"]),  # the rest torchrun reads from PET_NODE_RANK and so on
+        ({}, ["--rdzv-backend=static", "--master-addr=127.0.0.1", "--master-port=PORT"]),
+        ({relaunch.NODES: "2"}, []),  # the rest torchrun reads from PET_NODE_RANK and so on
     ],
 )
 def test_torchrun_is_told_of_the_ranks_of_this_node(
@@ -281,7 +281,8 @@ def test_torchrun_is_told_of_the_ranks_of_this_node(
         monkeypatch.setenv(name, value)
     worlds: list[int] = []
     relaunch.run(configs, lambda context: worlds.append(context.world_size), Path("t.py"), [], ["nproc_per_node=3"])
-    assert [re.sub(r"port=\d+", "port=PORT", word) for word in told[0]] == [*expected, "t.py"]
+    said = [re.sub(r"port=\d+", "port=PORT", word) for word in told[0]]
+    assert said == [*expected, f"--signals-to-handle={relaunch.SIGNALS}", "--nproc_per_node=3", "t.py"]
     assert worlds == [3 * int(environment.get(relaunch.NODES, 1))]
 
 

@@ -22,6 +22,7 @@ NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
 MOST_RANKS = 1024  # of one machine: a wrong number of processes takes it down
 BACKLOG = 2048  # ranks that knock at the store at once; torch's own
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # Slurm's, and submitit's, before a job's time is over
 PEER_FAILED, PREEMPTED = 4, 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
@@ -77,7 +78,15 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
     rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
     try:
-        torchrun([*rendezvous, f"--nproc_per_node={context.world_size // nodes}", str(script), *arguments])
+        torchrun(
+            [
+                *rendezvous,
+                f"--signals-to-handle={SIGNALS}",
+                f"--nproc_per_node={context.world_size // nodes}",
+                str(script),
+                *arguments,
+            ]
+        )
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         if first.exitcode not in SAID_BY_RANK:

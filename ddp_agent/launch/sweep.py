@@ -68,6 +68,7 @@ class Job:
         overrides = [redacted_override(override) for override in typed]
         redact_saved(run_dir, Path(job.runtime.cwd, job.sweep.dir))
         name = f"job {job.job.num} ({shlex.join(overrides)})"
+        _refuse_several_tasks(name)
         attempts = _earlier_attempts(run_dir, overrides, name)
         if attempts and read_status(run_dir).get("status") == "finished":
             print(f"{name}: finished before, in {run_dir}", flush=True)
@@ -114,6 +115,18 @@ def _left_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
         if not override.is_sweep_override() and not override.is_delete() and not override.is_hydra_override()
         if "." in override.key_or_group and {override.key_or_group.partition(".")[0], "experiment"} & swept
     }
+
+
+def _refuse_several_tasks(name: str) -> None:
+    """submitit calls a job in each task of its Slurm job; each would train alone, and in the same directory."""
+    tasks = os.environ.get("SLURM_NTASKS", "1") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else "1"
+    if tasks != "1":
+        raise JobFailedError(
+            _report(
+                f"{name} not started: found {tasks} Slurm tasks, expected 1: a job starts its ranks itself; leave "
+                "hydra.launcher.nodes and hydra.launcher.tasks_per_node at 1 (several nodes: launch/slurm.sbatch)"
+            )
+        )
 
 
 def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:
@@ -193,7 +206,8 @@ def _reason(run_dir: Path, code: int) -> str:
 def _report(failure: str) -> str:
     failure = scrubbed(failure)
     print(failure, file=sys.stderr, flush=True)
-    with open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
+    # The file is on the driver's machine, which is not always the job's.
+    with suppress(KeyError, OSError), open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")
     return failure
 
@@ -202,7 +216,8 @@ def _summarise(failures: Path, first: JobFailedError) -> int:
     """`failures` is missing when the jobs ran on other machines; Hydra hands the first failure over in any case."""
     lines = failures.read_text(encoding="utf-8").splitlines() if failures.exists() else []
     told = [json.loads(line) for line in lines] or [str(first)]
-    print(f"\nfailed in this sweep: {len(told)}", *told, sep="\n  ", file=sys.stderr)
+    how_many = str(len(told)) if lines else "at least"
+    print(f"\nfailed in this sweep: {how_many}", *told, sep="\n  ", file=sys.stderr)
     print("to run what is left: the same command with hydra.sweep.dir=<this sweep's directory>", file=sys.stderr)
     return 1
 
