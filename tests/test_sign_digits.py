@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddp_agent.build import build
 from ddp_agent.datasets import sign_digits
-from ddp_agent.datasets.archives import content_sha256
 from ddp_agent.datasets.base import Task
+from ddp_agent.datasets.zip_members import content_sha256
 from ddp_agent.errors import DataError
 
 EACH = 5

@@ -340,7 +340,7 @@ def test_an_archive_that_leads_elsewhere_is_not_unpacked(tmp_path: Path, monkeyp
         file.addfile(tarfile.TarInfo("../../evil.txt"))
     published = Published(archive.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(speech_commands, "GOOGLE", published)
-    with pytest.raises(DataError, match=r"downloading speech_commands_v0.02 failed: .*evil.txt"):
+    with pytest.raises(DataError, match=r"found '../../evil.txt', expected names that stay"):
         folders(tmp_path / "new", download=True)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".download.lock"]
 

@@ -18,9 +18,9 @@ from wav_files import tone, wav
 
 from ddp_agent.build import build
 from ddp_agent.datasets import spoken_digits
-from ddp_agent.datasets.archives import content_sha256, members
 from ddp_agent.datasets.base import Task
 from ddp_agent.datasets.spoken_digits import SpokenDigits
+from ddp_agent.datasets.zip_members import content_sha256, members
 from ddp_agent.errors import DataError
 
 SPEAKERS = ("theo", "ann")
@@ -169,7 +169,7 @@ def test_a_name_is_read_once_and_hidden_files_never(tmp_path: Path) -> None:
 
 
 def test_a_claim_of_a_huge_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddp_agent.datasets.archives.LARGEST_BYTES", 1000)
+    monkeypatch.setattr("ddp_agent.datasets.zip_members.LARGEST_BYTES", 1000)
     write(tmp_path, recordings() | {"3_ann_5.wav": bytes(1001)})
     with pytest.raises(DataError, match=r"3_ann_5.wav: found 1,001 bytes, expected a small file"):
         load(tmp_path)

@@ -64,7 +64,8 @@ def _zip_members(raw: IO[bytes]) -> Iterator[Member]:
 def _check(archive: Path, member: Member, left: int) -> None:
     if member.kind not in ("file", "folder"):
         raise DataError(f"{archive}: found {member.name!r}, a {member.kind}; expected files and folders alone")
-    if not stays_inside(member.name):
+    itself = member.kind == "folder" and PurePosixPath(member.name) == PurePosixPath(".")  # as tar writes "."
+    if not (itself or stays_inside(member.name)):
         raise DataError(f"{archive}: found {member.name!r}, expected names that stay in the archive's own folder")
     if member.size_bytes > left:
         raise DataError(f"{archive}: found {member.size_bytes:,} bytes in {member.name!r}, expected at most {left:,}")

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import secrets
 import shutil
-import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ddp_agent.datasets.archive import unpack
 from ddp_agent.errors import DataError
 
 
@@ -85,10 +85,10 @@ def _missing(place: Path, files: Sequence[Published]) -> list[Published]:
     return [file for file in files if not (place / file.name).is_file()]
 
 
-def unpacked(archive: Published, folder: Path) -> None:
-    """Downloads a tar file and unpacks it to `folder`, which appears once it is whole, unless it is there.
+def unpacked(archive: Published, folder: Path, *, most_bytes: int) -> None:
+    """Downloads an archive and unpacks it to `folder`, which appears once it is whole, unless it is there.
 
-    Raises DataError for whatever keeps it from being there.
+    Raises DataError for whatever keeps it from being there, more than `most_bytes` among it.
     """
     with in_turn(folder.parent, folder.name):
         if folder.is_dir():
@@ -96,9 +96,5 @@ def unpacked(archive: Published, folder: Path) -> None:
         with TemporaryDirectory(dir=folder.parent) as scratch:
             archive.download(Path(scratch))
             content = Path(scratch) / "content"
-            try:
-                with tarfile.open(Path(scratch) / archive.name) as file:
-                    file.extractall(content, filter="data")  # refuses paths and links that lead out of it
-            except tarfile.TarError as error:
-                raise OSError(f"{archive.url}: {error}") from error
+            unpack(Path(scratch) / archive.name, content, most_bytes=most_bytes)
             content.rename(folder)

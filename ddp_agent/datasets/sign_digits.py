@@ -10,12 +10,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from ddp_agent.datasets.archives import content_sha256, members
 from ddp_agent.datasets.augment import crop_and_flip
 from ddp_agent.datasets.base import LossName, Task, normalise, resident_classification
 from ddp_agent.datasets.digits import stratified_split
 from ddp_agent.datasets.download import Published, located
 from ddp_agent.datasets.npz import read_npz, require_labels, require_rows
+from ddp_agent.datasets.zip_members import content_sha256, members
 from ddp_agent.errors import DataError
 from ddp_agent.fields import check_fields
 

@@ -29,6 +29,7 @@ GOOGLE = Published(
     f"https://storage.googleapis.com/download.tensorflow.org/data/{GOOGLE_FOLDER}.tar.gz",
     "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
 )
+UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
 
 
 class Clip(Protocol):
@@ -101,7 +102,7 @@ class SpeechCommands:
             path = packed_words.find(self.data_root)
             return path, packed_words.read(path)
         if self.download and self._folder() is None:
-            unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER)
+            unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER, most_bytes=UNPACKED_BYTES)
         folder = self._folder()
         if folder is None:
             raise DataError(

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddp_agent.datasets.archives import content_sha256, members
 from ddp_agent.datasets.augment import shift_and_mask
 from ddp_agent.datasets.base import LossName, Task, resident_classification
 from ddp_agent.datasets.download import Published, located
 from ddp_agent.datasets.log_mel import LogMel, Rate
 from ddp_agent.datasets.wav import read_wav
 from ddp_agent.datasets.waves import fitted
+from ddp_agent.datasets.zip_members import content_sha256, members
 from ddp_agent.errors import DataError
 from ddp_agent.fields import PositiveFloat, PositiveInt, check_fields
 
