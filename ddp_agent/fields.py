@@ -146,8 +146,9 @@ def _fits_a_word(value: int) -> bool:
 
 def expected(value: Any, annotation: Any) -> str:
     """What would be right in place of `value`, in the words of an error message."""
-    too_long = isinstance(value, int) and not _fits_a_word(value)
-    return describe(annotation) + (", of at most 64 bits" if too_long else "")
+    words = describe(annotation)
+    too_long = isinstance(value, int) and not _fits_a_word(value) and "an integer" in words
+    return words + (", of at most 64 bits" if too_long else "")
 
 
 def coerce(value: Any, annotation: Any) -> Any:

@@ -28,6 +28,7 @@ from ddp_agent.fields import (
 
 NAN, INF = math.nan, math.inf
 HUGE = 10**400  # an integer that no float can hold
+WORD = 2**63  # one that no tensor can
 Colour = Literal["red", "blue"]
 Short = Annotated[str, Pattern("[a-z]{1,3}", "of one to three letters")]
 
@@ -35,12 +36,12 @@ Short = Annotated[str, Pattern("[a-z]{1,3}", "of one to three letters")]
 @pytest.mark.parametrize(
     ("annotation", "right", "wrong"),
     [
-        (int, [0, -1, HUGE], [1.0, True, "1", None, NAN]),
+        (int, [0, -1, WORD - 1, -WORD], [1.0, True, "1", None, NAN, WORD, -WORD - 1, HUGE]),
         (float, [0, 1, -1.5, 1e308], [NAN, INF, -INF, HUGE, -HUGE, True, "1.5", None]),
         (bool, [True, False], [0, 1, "true", None]),
         (str, ["", "a"], [1, None, b"a"]),
         (Path, ["a", Path("a/b")], ["", 1, None]),
-        (PositiveInt, [1, HUGE], [0, -1, 1.0, True]),
+        (PositiveInt, [1, WORD - 1], [0, -1, 1.0, True, WORD]),
         (NonNegativeInt, [0, 1], [-1, 0.0, False]),
         (PositiveFloat, [1e-300, 1, 5.0], [0, 0.0, -0.0, -1, NAN, INF]),
         (NonNegativeFloat, [0, 0.0, 5.0], [-1e-300, NAN, INF]),
