@@ -102,7 +102,7 @@ class Crew(Settled):
         with self._reachable():
             while True:
                 event = self._ask(member.step, "start", self._stop_waiting)
-                crew = [seat for seat in event.seats if seat.running] or self._first_crew(event)
+                crew = _training(event) or self._first_crew(event)
                 if self._membership.name in [seat.name for seat in crew]:
                     if self._start(event, crew, member):
                         return False
@@ -132,10 +132,10 @@ class Crew(Settled):
 
     def _join(self, event: Event, crew: Sequence[Seat], member: Member) -> bool:
         """Whether this replica now stands where the crew does."""
-        if self.slot in [seat.number for seat in crew]:
-            raise ConfigError(f"DDP_AGENT_REPLICA: found {self.slot}, which another replica is already")
         if not self._membership.verdict(event, crew) or crew[0].what not in ADMITTING:
             return False
+        if self.slot in [seat.number for seat in crew]:  # and it votes: not one that has just died and is missed late
+            raise ConfigError(f"DDP_AGENT_REPLICA: found {self.slot}, which another replica is already")
         rank = 1 + [seat.name for seat in _newcomers(event, crew)].index(self._membership.name)
         try:
             member.adopt(self._exchange(event, crew, rank, None))
@@ -186,12 +186,11 @@ class Crew(Settled):
 
         Between two quorums that it was in there can have been none, or else it was thought to be lost.
         """
-        newest = max(seat.version for seat in event.seats if seat.running)
-        if self._version < newest or event.quorum > self._quorum + 1:
+        crew = _training(event)
+        if self._version < crew[0].version or event.quorum > self._quorum + 1:
             self._running = False
             raise OvertakenError
         self._quorum = event.quorum
-        crew = [seat for seat in event.seats if seat.running and seat.version == newest]
         found = {(seat.step, seat.what) for seat in crew}
         if len(found) > 1:
             raise RuntimeError(f"replicas came to different meetings: {sorted(found)}; do their settings differ?")
@@ -207,13 +206,15 @@ class Crew(Settled):
             what=what,
             group=self._group,
         )
-        return self._membership.ask(seat, interrupted)
+        with self._reachable():
+            return self._membership.ask(seat, interrupted)
 
     def _hold(
         self, event: Event, crew: Sequence[Seat], work: Callable[[], T], regrouped: Member | None = None
     ) -> tuple[bool, T | None]:
         """Whether the work's result is kept by all, and the result."""
-        result, ok = None, False
+        result: T | None = None
+        ok = False
         try:
             self._connect(event, crew)
             if regrouped is not None and (place := (_rank(crew, self._membership.name), len(crew))) != self._place:
@@ -307,6 +308,12 @@ def _packed(parcel: Mapping[str, Any]) -> torch.Tensor:
     buffer = io.BytesIO()
     torch.save(parcel, buffer)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+
+
+def _training(event: Event) -> list[Seat]:
+    """Those that train and have the results of all meetings so far."""
+    training = [seat for seat in event.seats if seat.running]
+    return [seat for seat in training if seat.version == max(it.version for it in training)]
 
 
 def _newcomers(event: Event, crew: Sequence[Seat]) -> list[Seat]:

@@ -64,7 +64,7 @@ class Membership:
         except RuntimeError as error:
             raise CutOffError(f"no keeper answers at {replica.keeper}: {error}") from error
         self._client = self._connect()
-        self._show(self.store, 0)
+        self._show(self.store)
         self._closed = False
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
@@ -89,6 +89,7 @@ class Membership:
 
     def ask(self, seat: Seat, interrupted: Callable[[], None]) -> Event:
         """Returns when all that are alive have asked; `interrupted` may raise meanwhile. Raises CutOffError."""
+        self._show(self.store)
         if not self._thread.is_alive():
             self._thread.start()
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -168,11 +169,10 @@ class Membership:
 
     def _beat(self) -> None:
         """With connections of its own: the main thread may wait on the others."""
-        store, client, count = self.store.clone(), self._connect(), 0
+        store, client = self.store.clone(), self._connect()
         while not self._closed:
-            count += 1
             try:
-                self._show(store, count)
+                self._show(store)
                 client.heartbeat(self.name, timeout=timedelta(seconds=self.lost_after_s))
             except Exception as error:
                 _log.debug("no sign of life reached the keeper: %s", error)
@@ -184,5 +184,5 @@ class Membership:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _show(self, store: Store, count: int) -> None:
-        store.set(f"sign/{self.name}", f"{count} {self.step()}")
+    def _show(self, store: Store) -> None:
+        store.set(f"sign/{self.name}", f"{time.monotonic_ns()} {self.step()}")
