@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddp_agent.build import build
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
-from ddp_agent.models.multi_task import multi_task
+from ddp_agent.multi_task import multi_task
 from ddp_agent.run_directory import to_json, write_atomically
 
 FORMAT = 1

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     # What is trained, and on what: they do not know that there are other ranks.
     "ddp_agent.models*": ["models.*", "fields"],
+    "ddp_agent.multi_task": [],
     "ddp_agent.datasets*": ["datasets.*", "fields", "errors"],
     # Configuration.
     "ddp_agent.optimizers": ["fields"],
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.tracking": ["run_directory", "errors"],
     "ddp_agent.agreement": ["comm", "errors"],
     "ddp_agent.checkpoint*": ["checkpoint.*", "manifest", "agreement", "run_directory", "comm", "errors"],
-    "ddp_agent.export": ["build", "manifest", "models.multi_task", "run_directory", "errors"],
+    "ddp_agent.export": ["build", "manifest", "multi_task", "run_directory", "errors"],
     # The loop and what it is made of.
     "ddp_agent.alike": ["comm", "errors"],
     "ddp_agent.attempts": ["run_directory"],
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.ema": ["flat"],
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.task_slicing": [
-        *("datasets.base", "datasets.tasks", "models.multi_task", "slicing.base", "slicing.tasks"),
+        *("datasets.base", "datasets.tasks", "multi_task", "slicing.base", "slicing.tasks"),
         *("sync.base", "ownership", "evaluate"),
     ],
     "ddp_agent.trainer": [
