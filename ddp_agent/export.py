@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddp_agent.build import build
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
-from ddp_agent.multi_task import multi_task
+from ddp_agent.multi_task import with_heads
 from ddp_agent.run_directory import to_json, write_atomically
 
 FORMAT = 1
@@ -122,7 +122,7 @@ def _rebuild(
         model = build("model", {"name": name, **own}, trusted_packages=trusted_packages, **given)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")
-        return multi_task(model, tasks) if tasks else model
+        return with_heads(model, tasks) if tasks else model
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ from ddp_agent.datasets.base import Task
 from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.fields import REQUIRED, parameters
-from ddp_agent.multi_task import multi_task
+from ddp_agent.multi_task import with_heads
 from ddp_agent.pictures.shards import shards
 from ddp_agent.run_directory import RunDirectory, write_atomically
 from ddp_agent.runtime import Runtime, seed_everything, setup_logging
@@ -89,7 +89,7 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
         **given,
     )
     try:
-        return multi_task(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
+        return with_heads(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

@@ -191,7 +191,7 @@ def test_training_calls_the_heads_that_are_trained() -> None:
 )
 def test_models_without_a_trunk_are_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        models.multi_task(model, {"digit": 10, "odd": 2})
+        models.with_heads(model, {"digit": 10, "odd": 2})
 
 
 # Whole runs.
