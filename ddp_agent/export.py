@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddp_agent.build import build, is_own
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.manifest import File
-from ddp_agent.models.multi_task import multi_task
+from ddp_agent.multi_task import with_heads
 from ddp_agent.run_directory import to_json, write_atomically
 from ddp_agent.skeleton import skeleton
 
@@ -132,7 +132,7 @@ def _rebuild(
         model = build("model", {"name": name, **own}, trusted_packages=trusted_packages, **given)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")
-        return multi_task(model, tasks) if tasks else model
+        return with_heads(model, tasks) if tasks else model
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

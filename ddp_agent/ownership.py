@@ -8,9 +8,10 @@ In a loop of one's own, with heads that are modules of the model, registered beh
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,48 +77,28 @@ class ByOwner(SyncStrategy):
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         super().setup(model, optimizer, topology, reducer)
         self._modes, self._heads = [], {}
-        forward = self._set_up("", model, model, self.mode, topology)
-        for head, ranks in self.owners.items():
-            if among := topology.among(ranks):
-                forward = self._set_up(head, model, forward, replace(self.mode), among)
-            else:
-                self._part(head, model, forward).requires_grad_(False)
+        forward = model
+        for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
+            with _about(head or "what every rank trains"):
+                part = Part(forward, model, self.flat, partial(self._belongs, head))
+                if among := topology.among(ranks):
+                    mode = replace(self.mode) if head else self.mode
+                    # What does not travel loses nothing. Modes that average inside backward wrap one another.
+                    wrapped = mode.setup(part, optimizer, among, reducer if among.world.size > 1 else Dense())
+                    forward = forward if wrapped is part else wrapped
+                    self._modes.append(mode)
+                else:
+                    part.requires_grad_(False)
+            if head:
+                self._heads[head] = part
         return forward
 
-    def _set_up(
-        self, head: str, model: nn.Module, forward: nn.Module, mode: SyncStrategy, topology: Topology
-    ) -> nn.Module:
-        """Returns what forward is called on from now on: wrappers that average in backward wrap one another."""
-        part = self._part(head, model, forward)
-        reducer = self.reducer if topology.world.size > 1 else Dense()  # what does not travel loses nothing
-        try:
-            wrapped = mode.setup(part, self.optimizer, topology, reducer)
-        except ValueError as error:
-            raise ValueError(f"{head or 'what every rank trains'}: {error}") from error
-        self._modes.append(mode)
-        return forward if wrapped is part else wrapped
-
-    def _part(self, head: str, model: nn.Module, forward: nn.Module) -> Part:
-        try:
-            part = Part(forward, model, self.flat, lambda name: self._head_of(name) == head)
-        except ValueError as error:
-            raise ValueError(f"{head or 'what every rank trains'}: {error}") from error
-        if head:
-            self._heads[head] = part
-        return part
-
-    def _head_of(self, name: str) -> str:
-        return next((head for head in self.owners if name.startswith(f"{head}.")), "")
+    def _belongs(self, head: str, name: str) -> bool:
+        """Whether a parameter is the head's; of none: whether it is in no head."""
+        return name.startswith(f"{head}.") if head else not any(name.startswith(f"{each}.") for each in self.owners)
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
-        return self._inside([mode.backward_context(step, last_micro_batch) for mode in self._modes])
-
-    @contextmanager
-    def _inside(self, contexts: list[AbstractContextManager[None]]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.enter_context(context)
-            yield
+        return _inside([mode.backward_context(step, last_micro_batch) for mode in self._modes])
 
     def due(self, step: int) -> bool:
         return self.mode.due(step)
@@ -143,7 +124,7 @@ class ByOwner(SyncStrategy):
         world = self.topology.world
         others = [part.flat for head, part in self._heads.items() if world.rank not in self.owners[head]]
         own = [flat.snapshot() for flat in others]
-        with self._inside([mode.eval_weights() for mode in self._modes]):
+        with _inside([mode.eval_weights() for mode in self._modes]):
             try:
                 with torch.no_grad(), world.uncounted():
                     for head, part in self._heads.items():
@@ -187,3 +168,19 @@ class ByOwner(SyncStrategy):
         self.mode.syncs = self.syncs
         for mode, saved in zip(self._modes, state["modes"], strict=True):
             mode.load_state_dict(saved)
+
+
+@contextmanager
+def _inside(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error

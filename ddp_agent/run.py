@@ -30,7 +30,7 @@ from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError, Pree
 from ddp_agent.evaluate import Scores, inference
 from ddp_agent.exhibition import Exhibition
 from ddp_agent.fields import REQUIRED, parameters
-from ddp_agent.models.multi_task import multi_task
+from ddp_agent.multi_task import with_heads
 from ddp_agent.pictures.shards import shards
 from ddp_agent.place import Replica
 from ddp_agent.redaction import redacted
@@ -103,7 +103,7 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
     try:
-        return multi_task(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
+        return with_heads(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

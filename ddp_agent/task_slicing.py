@@ -7,7 +7,7 @@ from torch import nn
 from ddp_agent.datasets.base import Task
 from ddp_agent.datasets.tasks import loss_of
 from ddp_agent.evaluate import inference
-from ddp_agent.models.multi_task import MultiTask
+from ddp_agent.multi_task import MultiTask
 from ddp_agent.ownership import ByOwner
 from ddp_agent.slicing.base import Slicing
 from ddp_agent.slicing.tasks import Owners, owners_of

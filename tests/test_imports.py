@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     # What is trained, and on what: they do not know that there are other ranks.
     "ddp_agent.models*": ["models.*", "fields"],
+    "ddp_agent.multi_task": [],
     "ddp_agent.datasets*": ["datasets.*", "fields", "errors", "memory"],
     # Configuration.
     "ddp_agent.optimizers": ["fields"],
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.agreement": ["comm", "errors"],
     "ddp_agent.checkpoint*": ["checkpoint.*", "manifest", "agreement", "run_directory", "comm", "errors"],
     "ddp_agent.skeleton": ["memory", "errors"],
-    "ddp_agent.export": ["build", "manifest", "models.multi_task", "run_directory", "skeleton", "errors"],
+    "ddp_agent.export": ["build", "manifest", "multi_task", "run_directory", "skeleton", "errors"],
     # The loop and what it is made of.
     "ddp_agent.alike": ["comm", "errors"],
     "ddp_agent.crew": ["alike", "comm"],
@@ -94,7 +95,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.evaluate": ["loader", "datasets.base", "comm"],
     "ddp_agent.exhibition": ["confusion", "datasets.base", "evaluate", "loader", "pictures.*", "tracking"],
     "ddp_agent.task_slicing": [
-        *("datasets.base", "datasets.tasks", "models.multi_task", "slicing.base", "slicing.tasks"),
+        *("datasets.base", "datasets.tasks", "multi_task", "slicing.base", "slicing.tasks"),
         *("sync.base", "ownership", "evaluate"),
     ],
     "ddp_agent.trainer": [

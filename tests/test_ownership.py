@@ -14,7 +14,7 @@ from test_sync import REDUCERS, one_averaging
 from torch import Tensor, nn
 
 from ddp_agent.ema import EMA
-from ddp_agent.models.multi_task import MultiTask
+from ddp_agent.multi_task import MultiTask
 from ddp_agent.ownership import ByOwner
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync import Gossip, Independent, LocalSGD, ParameterUpdate, StreamingDiLoCo, SyncStrategy

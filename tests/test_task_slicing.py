@@ -15,12 +15,12 @@ from test_run import states, training_state
 from torch import nn
 
 from ddp_agent import export
+from ddp_agent import multi_task as models
 from ddp_agent.config import check_against_data, parse
 from ddp_agent.datasets.base import Task
 from ddp_agent.datasets.tasks import Labels, multi_task
 from ddp_agent.errors import ConfigError
 from ddp_agent.evaluate import inference
-from ddp_agent.models import multi_task as models
 from ddp_agent.run import create_model
 from ddp_agent.slicing.shared import Shared
 from ddp_agent.slicing.tasks import Owners, by_cost, owners_of, round_robin, task_problems
@@ -191,7 +191,7 @@ def test_training_calls_the_heads_that_are_trained() -> None:
 )
 def test_models_without_a_trunk_are_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        models.multi_task(model, {"digit": 10, "odd": 2})
+        models.with_heads(model, {"digit": 10, "odd": 2})
 
 
 # Whole runs.

@@ -28,7 +28,7 @@ class MultiTask(nn.Module):
         return torch.cat(outputs, 1)
 
 
-def multi_task(model: nn.Module, outputs: Mapping[str, int]) -> MultiTask:
+def with_heads(model: nn.Module, outputs: Mapping[str, int]) -> MultiTask:
     """`model`, whose last layer is replaced by one for each task, of so many `outputs`.
 
     Raises ValueError for a model that does not end in a linear layer with all the outputs, or has nothing before it.
