@@ -17,6 +17,7 @@ from typing import Any
 
 import checkpoint_cases
 import fuzzing
+import numpy
 import planned_runs
 import pytest
 import torch
@@ -26,6 +27,7 @@ from idx_files import idx, pixels
 from report_cases import make_sweep, result_of, told
 from test_archive import GOOD, as_tar, as_zip
 from torch import nn
+from wav_files import tone, wav
 
 from ddp_agent import attempts, export
 from ddp_agent.checkpoint import folder
@@ -36,6 +38,8 @@ from ddp_agent.datasets.idx import read_idx
 from ddp_agent.datasets.image_folder import _read_image
 from ddp_agent.datasets.intents import Intents
 from ddp_agent.datasets.movielens import MovieLens
+from ddp_agent.datasets.npz import read_npz
+from ddp_agent.datasets.wav import read_wav
 from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.launch import relaunch, sweep
 from ddp_agent.launch.composition import redact_saved
@@ -119,6 +123,14 @@ def char_lm(path: Path) -> object:
 
 
 IMAGES, LABELS = idx(pixels(3, 4, 5)), idx(pixels(7))
+
+
+def as_npz(save: Callable[..., None] = numpy.savez) -> bytes:
+    file = io.BytesIO()
+    save(file, audio=numpy.arange(200, dtype=numpy.uint8).reshape(2, 100), more=numpy.zeros(3))
+    return file.getvalue()
+
+
 DATASETS = {
     "idx": one_file("file", IMAGES, lambda path: read_idx(path, "images")),
     "idx.gz": one_file("file", gzip.compress(LABELS), lambda path: read_idx(path, "labels")),
@@ -137,6 +149,11 @@ DATASETS = {
         intents("clinc150"),
         (DataError,),
         damage=fuzzing.damaged_json,
+    ),
+    "wav": one_file("x.wav", wav(tone()), lambda path: read_wav(path.read_bytes(), path.name)),
+    "npz": one_file("x.npz", as_npz(), lambda path: read_npz(path, {"audio": (numpy.uint8, 2)})),
+    "npz, packed": one_file(
+        "x.npz", as_npz(numpy.savez_compressed), lambda path: read_npz(path, {"audio": (numpy.uint8, 2)})
     ),
     "text": one_file("mine.txt", "to be or not to be, ümlaut " * 3, lambda path: char_lm(path.parent)),
 }

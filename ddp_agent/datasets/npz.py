@@ -1,8 +1,10 @@
 """Arrays in NumPy's .npz files."""
 
+import math
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import numpy
 from ddp_agent.errors import DataError
 
 Arrays = dict[str, numpy.ndarray[Any, Any]]
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError)  # the last two: of a header, by NumPy
+MOST_PACKED = 1032  # bytes of one: as much as deflate can
+READ_HEADER = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 
 
 def read_npz(path: Path, wanted: Mapping[str, tuple[type[numpy.generic], int]]) -> Arrays:
@@ -24,8 +30,9 @@ def read_npz(path: Path, wanted: Mapping[str, tuple[type[numpy.generic], int]]) 
         with numpy.load(path, allow_pickle=False) as file:
             if absent := [name for name in wanted if name not in file.files]:
                 raise ValueError(f"no array {', '.join(absent)}")
+            _require_sizes(path, wanted)
             found = {name: _plain(file, name) for name in wanted}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (*_BROKEN, OSError, ValueError, KeyError, EOFError, MemoryError) as error:
         raise DataError(f"{path}: found {error}, expected an .npz file with {', '.join(wanted)}") from error
     for name, (kind, dimensions) in wanted.items():
         array = found[name]
@@ -37,11 +44,27 @@ def read_npz(path: Path, wanted: Mapping[str, tuple[type[numpy.generic], int]]) 
     return found
 
 
+def _require_sizes(path: Path, names: Iterable[str]) -> None:
+    """NumPy takes memory for what a header says before it reads what is there."""
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            member = archive.getinfo(f"{name}.npy")
+            with archive.open(member) as file:
+                version = numpy.lib.format.read_magic(file)
+                header = READ_HEADER.get(version)
+                if header is None:
+                    raise ValueError(f"{name} in version {version} of the format")
+                shape, _, dtype = header(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > member.file_size or member.file_size > MOST_PACKED * path.stat().st_size:
+                raise ValueError(f"{max(claimed, member.file_size):,} bytes claimed for {name}, more than there can be")
+
+
 def _plain(file: Any, name: str) -> "numpy.ndarray[Any, Any]":
     wrong = f"no numbers or text in {name}, or not all of them"  # NumPy's own text tells how to run what a file holds
     try:
         array = file[name]
-    except ValueError as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(wrong) from error
     if not isinstance(array, numpy.ndarray):  # something else in the zip file
         raise ValueError(wrong)
