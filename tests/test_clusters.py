@@ -307,6 +307,18 @@ def test_a_cancelled_job_is_not_queued_again(says: str, code: int, batch: Path) 
     assert not (batch / "requeued").exists()
 
 
+def test_a_job_that_is_cancelled_while_it_saves_is_waited_for(batch: Path) -> None:
+    process = start(batch, SAYS="preempted", CODE="1", WAIT_FOR="go")
+    assert started(batch)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.2)
+    assert process.poll() is None
+    (batch / "go").touch()
+    process.communicate(timeout=20)
+    assert not (batch / "requeued").exists()
+
+
 def test_nodes_are_told_where_to_meet(batch: Path) -> None:
     start(batch, SAYS="finished", CODE="0").communicate(timeout=20)
     environment = set((batch / "environment").read_text().splitlines())
