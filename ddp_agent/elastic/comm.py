@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import cast
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 from torch import Tensor
 from torch._C._distributed_c10d import Store  # typed there, and only there
+from torch.distributed import distributed_c10d
 
 from ddp_agent.comm import Comm, CommError, Op, Pending, Wait
 
