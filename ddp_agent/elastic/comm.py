@@ -8,11 +8,11 @@ from typing import cast
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store  # typed there, and only there
+from torch.distributed import distributed_c10d
 
 from ddp_agent.comm import Comm, CommError, Op, Pending, Wait
 
 CONNECT_S = 20.0  # for members that have just said that they are there
-_set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # older torch: the latter alone
 
 
 class ElasticComm(Comm):
@@ -73,3 +73,9 @@ class ElasticComm(Comm):
         """Peers that are still in a collective hear of it at once."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Of the default group's collectives; older torch has it under its other name."""
+    setter = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
+    setter(timeout)

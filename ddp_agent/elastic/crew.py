@@ -260,7 +260,7 @@ class Crew(Settled):
         self._past.append((event, crew))
         if len(self._past) > FORGET_AFTER:
             old, voters = self._past.pop(0)
-            if _rank(crew, self._membership.name) == 0:
+            if crew[0].name == self._membership.name:
                 self._membership.forget(old, voters)
 
     # Admitting.
