@@ -15,11 +15,12 @@ from configs import config, files, node
 from rank_pool import RankPool
 from torch import nn
 
-from ddp_agent.bench import bare, diagnostics, overlap, step, sync, yardsticks
+from ddp_agent.bench import bare, checkpoint, diagnostics, overlap, step, sync, yardsticks
 from ddp_agent.bench.__main__ import main
 from ddp_agent.bench.outcome import Machine, Outcome, Row
 from ddp_agent.bench.rounds import Timing, take_turns
 from ddp_agent.build import build
+from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.comm import Comm
 from ddp_agent.datasets.article import Article
 from ddp_agent.runtime import Runtime
@@ -254,6 +255,29 @@ def test_only_one_of_the_two_looks(ranks2: RankPool) -> None:
     assert config()["consensus_every"] == diagnostics.INTERVAL
 
 
+def checkpoints_of_two_rounds(folder: Path) -> tuple[list[Any], dict[bool, int]]:
+    """The rows, and how many saves were begun, of those beside training and of the others."""
+    begun, save = {False: 0, True: 0}, Writer.save
+
+    def counted(writer: Writer, *args: Any) -> None:
+        begun[writer.beside_training] += 1
+        save(writer, *args)
+
+    with mock.patch.object(checkpoint, "EVERY", 2), mock.patch.object(Writer, "save", counted):
+        outcome = checkpoint.measure(Namespace(steps=4, repeats=1, directory=folder), this_rank())
+    return list(outcome.rows), begun
+
+
+def test_checkpoints_are_measured_against_none_and_none_is_left(ranks2: RankPool, tmp_path: Path) -> None:
+    """Of 8 steps the 2nd, 4th and 6th; what comes after the last belongs to a round that is not made."""
+    for rows, begun in ranks2.run(checkpoints_of_two_rounds, tmp_path):
+        assert [row["checkpoints"] for row in rows] == ["none", "before training goes on", "beside training"]
+        assert begun == {False: 3, True: 3}
+        assert rows[0]["ratio"] == 1.0
+        assert rows[2]["target"] == pytest.approx(1 / 0.97)
+    assert list(tmp_path.iterdir()) == []
+
+
 def stage() -> step.Stage:
     task = Article(samples=100, test_samples=10, features=10, separation=2.3, loss="cross_entropy").load()
     return step.Stage(task, Topology.create(), torch.device("cpu"))
@@ -331,6 +355,8 @@ def test_an_outcome_says_on_what_it_was_measured(tmp_path: Path) -> None:
         (["step", "--ranks", "1"], "an integer >= 2"),
         (["step", "--steps", "many"], "an integer >= 8"),
         (["sync", "--json", "no/such/directory/out.json"], "a directory that exists"),
+        (["checkpoint", "--steps", "30"], "a multiple of 50"),
+        (["checkpoint", "--directory", "no/such/directory"], "a directory that exists"),
         (["think"], "sync"),
     ],
 )

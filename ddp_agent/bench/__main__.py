@@ -1,4 +1,4 @@
-"""python -m ddp_agent.bench sync | step | overlap | diagnostics | peers: a table, and what was measured on what.
+"""python -m ddp_agent.bench sync | step | overlap | diagnostics | checkpoint | peers: a table, and how it was measured.
 
 It starts its own ranks. Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a
 module of this package that has the three names of `Bench` and is listed in BENCHES.
@@ -26,7 +26,7 @@ from ddp_agent.bench.arguments import at_least, new_file
 from ddp_agent.bench.outcome import Outcome, write
 from ddp_agent.runtime import Runtime
 
-BENCHES = ("sync", "step", "overlap", "diagnostics", "peers")
+BENCHES = ("sync", "step", "overlap", "diagnostics", "checkpoint", "peers")
 
 
 class Bench(Protocol):

@@ -33,3 +33,10 @@ def new_file(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a file in a directory that exists")
     return path
+
+
+def existing_directory(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a directory that exists")
+    return path

@@ -1,0 +1,131 @@
+"""What checkpoints cost in throughput."""
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ddp_agent.agreement import tell
+from ddp_agent.bench import step
+from ddp_agent.bench.arguments import at_least, existing_directory, multiple_of
+from ddp_agent.bench.ours import train_for_ever
+from ddp_agent.bench.outcome import Machine, Outcome
+from ddp_agent.bench.overlap import HIDDEN, OUTPUTS, SHAPE
+from ddp_agent.bench.paused import Paused
+from ddp_agent.bench.rounds import Timing, stopwatch, take_turns
+from ddp_agent.comm import Comm
+from ddp_agent.datasets.base import Task, resident_classification
+from ddp_agent.models.cnn import CNN
+from ddp_agent.optimizers import SGD
+from ddp_agent.reducers import Dense
+from ddp_agent.runtime import Runtime, seed_everything
+from ddp_agent.schedules import Constant
+from ddp_agent.sync import AllReduce
+from ddp_agent.topology import Topology
+from ddp_agent.trainer import Trainer
+
+SUMMARY = "checkpoints of the cnn every 50 steps, written before training goes on and beside it, against none"
+EVERY = 50  # steps between checkpoints
+KEEP = 2  # conf/config.yaml's
+BATCH = 32  # images a rank
+IMAGES = 20 * BATCH  # a rank's: random, since only time is of interest
+TARGET = 1 / 0.97  # a throughput that is at most 3 % lower
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=at_least(1), default=20, help="rounds that count (20)")
+    parser.add_argument("--steps", type=multiple_of(EVERY), default=200, help="optimizer steps a round (200)")
+    parser.add_argument("--directory", type=existing_directory, default=Path(),
+                        help="where checkpoints are written, and removed again: the disk that matters (.)")  # fmt: skip
+
+
+def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    """A round has every save that is begun in it, and 50 steps for the last one to be written."""
+    steps = arguments.steps
+    with _shared_directory(arguments.directory) as directory:
+        timings = _timings(trainers(directory, ranks), steps, arguments.repeats)
+    none = timings["none"]
+    return Outcome(
+        title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {BATCH} a rank, a checkpoint every {EVERY}",
+        how=f"medians of {arguments.repeats} alternating rounds of {steps} steps, wall-clock of the slowest rank; "
+        f"ratio: to none, in the same round; a save reads back, hashes and fsyncs, and deletes all but {KEEP}",
+        machine=Machine.here(ranks),
+        rows=[
+            {
+                "checkpoints": name,
+                "ms_a_step": timing.median_s / steps * 1e3,
+                "ms_a_checkpoint": (timing.ratio - 1) * none.median_s * EVERY / steps * 1e3,
+                "ratio": timing.ratio,
+                "ratio_q1": timing.ratio_q1,
+                "ratio_q3": timing.ratio_q3,
+                "throughput_percent": 100 / timing.ratio,
+                "target": TARGET if name == "beside training" else None,
+            }
+            for name, timing in timings.items()
+        ],
+    )
+
+
+def trainers(directory: Path, ranks: Runtime) -> dict[str, Trainer]:
+    """The first is the yardstick."""
+    return {
+        "none": _trainer(ranks, None),
+        "before training goes on": _trainer(ranks, directory / "before"),
+        "beside training": _trainer(ranks, directory / "beside", beside_training=True),
+    }
+
+
+def _trainer(ranks: Runtime, run_dir: Path | None, *, beside_training: bool = False) -> Trainer:
+    seed_everything(0)
+    task = _random_images(ranks.world_size)
+    model = CNN(input_shape=SHAPE, outputs=OUTPUTS, channels=(32, 64), hidden=HIDDEN).to(ranks.device)
+    return Trainer(
+        options=replace(
+            step.options_for(BATCH * ranks.world_size),
+            checkpoint_every=EVERY,
+            keep_checkpoints=KEEP,
+            async_checkpoints=beside_training,
+        ),
+        total_steps=0,
+        task=task,
+        module=model,
+        optimizer=SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters()),
+        schedule=Constant(warmup_steps=0),
+        sync=AllReduce(),
+        reducer=Dense(),
+        topology=Topology.create(),
+        device=ranks.device,
+        fingerprint={},
+        run_dir=run_dir,
+    )
+
+
+def _random_images(ranks: int) -> Task:
+    train, test = ((torch.randn(count, *SHAPE), torch.randint(OUTPUTS, (count,))) for count in (IMAGES * ranks, BATCH))
+    return resident_classification(train, test, outputs=OUTPUTS, loss="cross_entropy")
+
+
+def _timings(contenders: Mapping[str, Trainer], steps: int, rounds: int) -> dict[str, Timing]:
+    turns = {}
+    with ExitStack() as until_done:
+        for name, trainer in contenders.items():
+            loop = Paused(functools.partial(train_for_ever, trainer), trainer.device)
+            until_done.callback(trainer.settle_checkpoint)
+            until_done.callback(loop.close)
+            turns[name] = functools.partial(stopwatch, functools.partial(loop, steps), trainer.device)
+        return take_turns(turns, rounds, Comm.world())
+
+
+@contextmanager
+def _shared_directory(parent: Path) -> Iterator[Path]:
+    """The same on all ranks; removed when all are done with it."""
+    world = Comm.world()
+    here = tempfile.TemporaryDirectory(prefix=".ddp_agent-bench-", dir=parent) if world.rank == 0 else nullcontext("")
+    with here as made:
+        yield Path(tell(world, made)).absolute()
+        world.barrier()
