@@ -183,6 +183,14 @@ def test_speech_cnn_is_small_and_takes_clips_of_any_length() -> None:
     assert not list(model.buffers())
 
 
+def test_speech_cnn_hears_what_is_said_and_hardly_when() -> None:
+    torch.manual_seed(0)
+    model = build("model", node("speech_cnn"), input_shape=(1, 40, 128), outputs=16).eval()
+    low, high = (torch.randn(1, 1, 40, 64) + sign * torch.linspace(2, -2, 40).view(40, 1) for sign in (1, -1))
+    found = [model(torch.cat(parts, 3)) for parts in ((low, high), (high, low), (low, low), (high, high))]
+    assert (found[0] - found[1]).abs().max() < 0.25 * (found[2] - found[3]).abs().max()
+
+
 def test_speech_cnn_normalises_channels_in_eights() -> None:
     with pytest.raises(ConfigError, match=r"channels: found 20, expected multiples of 8"):
         build("model", node("speech_cnn", channels=[16, 20]), input_shape=(1, 40, 63), outputs=16)
