@@ -24,8 +24,12 @@ class Pass:
 
     def own_flops(self, name: str, module: nn.Module) -> int:
         """Without those of the modules inside it."""
-        inside = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
-        return max(0, self.flops.get(name, 0) - sum(self.flops.get(each, 0) for each in inside))
+        return max(0, self.flops.get(name, 0) - self._inside(name, module))
+
+    def _inside(self, name: str, module: nn.Module) -> int:
+        """A list of modules is never called itself: what is in it stands for it."""
+        paths = ((f"{name}.{child}".lstrip("."), inner) for child, inner in module.named_children())
+        return sum(self.flops[path] if path in self.flops else self._inside(path, inner) for path, inner in paths)
 
 
 def layer_table(model: nn.Module, inputs: Tensor | None = None) -> str:

@@ -64,6 +64,24 @@ def test_attention_outside_any_layer_belongs_to_the_module_that_attends() -> Non
     assert number(found["total"][5]) == total
 
 
+class Listed(nn.Module):
+    """Its layers are in a list, which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layers[1](self.layers[0](inputs)) * self.scale
+        return outputs
+
+
+def test_layers_in_a_list_count_once() -> None:
+    found = rows(layer_table(Listed(), torch.randn(1, 3)))
+    assert [number(found[name][5]) for name in ("(model)", "layers.0", "layers.1", "total")] == [0, 18, 18, 36]
+
+
 def test_looking_leaves_no_trace() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     model[2].eval()
