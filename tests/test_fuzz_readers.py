@@ -108,7 +108,7 @@ SENTENCES = [["what time is it", "time"], ["play a song, please", "music"], ["ho
 
 
 def intents(corpus: Any) -> Callable[[Path], object]:
-    rest: Any = {"features": "ngrams", "loss": "cross_entropy", "buckets": 50, "length": 8, "download": False}
+    rest: Any = {"tasks": ["intent"], "features": "ngrams", "loss": "cross_entropy", "buckets": 50, "length": 8, "download": False}
     return lambda path: Intents(data_root=path, corpus=corpus, **rest).load()
 
 
