@@ -82,6 +82,7 @@ class SpeechCommands:
             "loss": self.loss,
             "groups": _numbers([clip.speaker for clip in train]),
             "class_names": names,
+            "look": "spectrogram",
             "transform": transform,
             "augment": shift_and_mask if self.augment else None,
         }

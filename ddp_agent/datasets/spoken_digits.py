@@ -69,6 +69,7 @@ class SpokenDigits:
             loss=self.loss,
             groups=train.speakers,
             class_names=tuple("0123456789"),
+            look="spectrogram",
             transform=LogMel(rate=self.rate, mels=self.mels),
             augment=shift_and_mask if self.augment else None,
         )

@@ -52,6 +52,7 @@ def multi_task(task: Task, labels: Mapping[str, Labels], loss: LossName) -> Task
         more_metrics={f"{each.name}_{task.metric_name}": _metric_of(subtasks, each.name) for each in subtasks},
         labels=train.tensors[1][:, 0],
         class_names=(),
+        guess=None,
         sha256=fingerprint(train.tensors[1], test.tensors[1], also=f"{task.sha256} {list(labels)}"),
     )
 
