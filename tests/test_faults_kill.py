@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fault_points import Fault
 from forked_torchrun import Outcome, Torchrun, run
-from whole_runs import EVERY_FIVE, MODES, SMALL, STEPS, Wholes, checkpoints
+from whole_runs import EVERY_FIVE, MODES, OTHER_MODES, SMALL, STEPS, Wholes, checkpoints
 
 pytestmark = pytest.mark.faults
 SLOW = Fault("step", "slow", rank=None)
@@ -17,6 +17,8 @@ KILLS = [
     ("local_sgd", 2, Fault("step", "SIGKILL", 1, 23)),
     ("diloco", 2, Fault("averaging", "SIGKILL", 1, 24)),
     ("streaming_diloco", 2, Fault("step", "SIGKILL", 0, 23)),
+    ("compressed", 2, Fault("averaging", "SIGKILL", 1, 31)),
+    *((mode, 2, Fault("step", "SIGKILL", 1, 23)) for mode in OTHER_MODES),
 ]
 NOTICED_S = 10.0
 
@@ -35,7 +37,7 @@ def test_a_killed_rank_is_named_and_the_restart_ends_bitwise_the_same(
 ) -> None:
     """SLOW keeps local ranks from being done before they can hear of it."""
     faults = [kill] if mode == "allreduce" else [SLOW, kill]
-    outcome = run(tmp_path, size, [*SMALL, *MODES[mode], *EVERY_FIVE], faults, max_restarts=1)
+    outcome = run(tmp_path, size, [*SMALL, *(MODES | OTHER_MODES)[mode], *EVERY_FIVE], faults, max_restarts=1)
     assert outcome.codes[1:] == [[0] * size], outcome.stderr
     assert outcome.codes[0][kill.rank or 0] == -signal.SIGKILL
     assert_failed(outcome, kill.rank or 0)

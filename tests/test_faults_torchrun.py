@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fault_points import Fault
-from forked_torchrun import Outcome
+from forked_torchrun import Outcome, run
 from whole_runs import EVERY_FIVE, MODES, SMALL, Wholes, checkpoints
 
 pytestmark = pytest.mark.faults
@@ -36,12 +37,15 @@ leave(main(real["train"], check=real["check"], conf=Path({str(ROOT / "conf")!r})
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """launch/local.sh beside a train.py that can be hurt."""
+def project(tmp_path: Path) -> Iterator[Path]:
+    """launch/local.sh beside a train.py that can be hurt. A test that fails leaves nobody either."""
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
     (tmp_path / "train.py").write_text(TRAIN)
-    return tmp_path
+    yield tmp_path
+    for pid in left_of(tmp_path):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start(project: Path, *command: str | Path, faults: Sequence[Fault] = ()) -> "subprocess.Popen[str]":
@@ -92,16 +96,38 @@ def left_of(project: Path) -> list[int]:
 def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:
     """It reaches torchrun, which tells its ranks; they are in sessions of their own."""
     process = start(project, sys.executable, "train.py", *SMALL, "max_steps=1000000", "run_name=run", "log_every=100")
-    run = outcome(project)
-    wait_for(run.run_dir / "metrics.jsonl", process)
+    asked = outcome(project)
+    wait_for(asked.run_dir / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGINT)
     assert len(left_of(project)) >= 3
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 75, said
-    assert run.status["status"] == "preempted"
-    assert run.status["reason"].startswith("SIGINT on rank ")
-    assert checkpoints(run.run_dir)[-1] == run.status["step"]
+    assert asked.status["status"] == "preempted"
+    assert asked.status["reason"].startswith("SIGINT on rank ")
+    assert checkpoints(asked.run_dir)[-1] == asked.status["step"]
     assert left_of(project) == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_launcher_that_is_asked_saves_and_leaves_nobody(
+    times: int, project: Path, tmp_path: Path, wholes: Wholes
+) -> None:
+    """torchrun itself exits with 1, whatever its ranks did; the second time it is asked while they save."""
+    slow = [Fault("step", "slow", None), Fault("half a file", "doze", None)]
+    process = start(project, "launch/local.sh", "--nproc", "2", *SMALL, *MODES["diloco"], "run_name=run", faults=slow)
+    asked = outcome(project)
+    wait_for(asked.run_dir / "metrics.jsonl", process)
+    for _ in range(times):
+        process.terminate()
+        time.sleep(1)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0, said
+    assert asked.status["status"] == "preempted", said
+    assert asked.status["reason"].startswith("SIGTERM on rank ")
+    assert checkpoints(asked.run_dir)[-1] == asked.status["step"]
+    assert left_of(project) == []
+    resumed = run(tmp_path / "resumed", 2, [*SMALL, *MODES["diloco"], f"resume='{asked.run_dir}'"])
+    wholes.assert_same_end(resumed, "diloco", 2)
 
 
 def test_a_killed_torchrun_takes_its_ranks_along(project: Path) -> None:
