@@ -33,6 +33,11 @@ def environment(kept: Keeper, number: int, count: int) -> dict[str, str]:
     return dict(zip(REPLICA, (str(number), str(count), kept.address), strict=True))
 
 
+def signal_file(folder: Path) -> Path:
+    """What replicas of runs in `folder` that hold wait for: see `fault_points`."""
+    return folder / "signal"
+
+
 def run(
     folder: Path,
     count: int,
@@ -54,7 +59,7 @@ def run(
                 [*ELASTIC, *typed],
                 mine,
                 max_restarts=restarts.get(number, 0),
-                environment=environment(kept, number, count),
+                environment=environment(kept, number, count) | {"FAULT_SIGNAL": str(signal_file(folder))},
             )
             stack.enter_context(torchrun)
             waiting = threading.Thread(target=lambda n=number, t=torchrun: outcomes.update({n: t.wait()}))

@@ -22,7 +22,7 @@ pytest.importorskip("torchft", reason="torchft is not installed: pip install 'dd
 import forked_torchrun
 import rank_pool
 from elastic_loops import ElasticLoop
-from elastic_runs import SMALL, keeper, run, same, summary, weights
+from elastic_runs import SMALL, keeper, run, same, signal_file, summary, weights
 from fault_points import Fault
 from forked_torchrun import Outcome
 from torch import nn
@@ -38,12 +38,6 @@ PERIOD = ("sync.period=8",)
 PARAMETERS = 64 * 32 + 32 + 32 * 10 + 10
 # Import them once and not in every replica, where these tests are the first to start processes.
 forked_torchrun.PRELOAD = (*rank_pool.PRELOAD, "torchft.coordination", "hydra", "torch.utils.tensorboard")
-
-
-@pytest.fixture
-def signal_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAULT_SIGNAL", str(tmp_path / "signal"))
-    return tmp_path / "signal"
 
 
 def _log(outcome: Outcome) -> str:
@@ -79,9 +73,7 @@ def test_loss_of_one_costs_its_steps_since_the_last_synchronisation(mode: str, t
 
 
 @pytest.mark.parametrize("mode", ["local_sgd", "diloco"])
-def test_a_killed_replica_that_is_started_again_joins_with_the_current_model(
-    mode: str, tmp_path: Path, signal_file: Path
-) -> None:
+def test_a_killed_replica_that_is_started_again_joins_with_the_current_model(mode: str, tmp_path: Path) -> None:
     """The others wait in step 21 until it asks, so that it joins after step 24."""
     kill, ask = Fault("step", "SIGKILL", rank=0, step=13), Fault("asking", "signal", rank=0, step=0, attempt=1)
     faults = {0: [SLOW, HOLD], 1: [SLOW, HOLD], 2: [SLOW, kill, ask]}
@@ -95,10 +87,10 @@ def test_a_killed_replica_that_is_started_again_joins_with_the_current_model(
     assert summary(outcomes[2])["test_metric"] == summary(outcomes[0])["test_metric"]
 
 
-def test_a_replica_that_was_stopped_for_a_while_joins_again(tmp_path: Path, signal_file: Path) -> None:
+def test_a_replica_that_was_stopped_for_a_while_joins_again(tmp_path: Path) -> None:
     """The others go on without it; when it wakes up it finds that they did, and asks to join."""
     faults = {0: [SLOW, HOLD], 1: [SLOW, HOLD], 2: [SLOW, Fault("step", "SIGSTOP", rank=0, step=13)]}
-    woken = threading.Thread(target=_wake_when_lost, args=(tmp_path, signal_file))
+    woken = threading.Thread(target=_wake_when_lost, args=(tmp_path,))
     woken.start()
     outcomes = run(tmp_path, 3, [*SMALL, "sync=local_sgd", *PERIOD], faults)
     woken.join()
@@ -108,7 +100,7 @@ def test_a_replica_that_was_stopped_for_a_while_joins_again(tmp_path: Path, sign
     assert all(same(first, other) for other in others)
 
 
-def _wake_when_lost(folder: Path, signal_file: Path) -> None:
+def _wake_when_lost(folder: Path) -> None:
     log = folder / "replica-0" / "run" / "train.log"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
@@ -116,7 +108,7 @@ def _wake_when_lost(folder: Path, signal_file: Path) -> None:
         if log.exists() and "replica 2 was lost" in log.read_text():
             os.kill(_pid(folder / "replica-2" / "run"), signal.SIGCONT)
             time.sleep(2.0)  # it takes some steps to its next meeting, and asks
-            signal_file.touch()
+            signal_file(folder).touch()
             return
 
 
