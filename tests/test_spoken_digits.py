@@ -89,6 +89,14 @@ def test_the_speaker_is_known_of_every_recording(tmp_path: Path) -> None:
     assert groups is not None and torch.equal(groups, train.speakers)
 
 
+def test_digit_and_speaker_are_two_tasks_on_the_same_recordings(tmp_path: Path) -> None:
+    write(tmp_path)
+    digit, speaker, both = (load(tmp_path, tasks=tasks) for tasks in (["digit"], ["speaker"], ["digit", "speaker"]))
+    assert [(each.name, each.outputs) for each in both.subtasks] == [("digit", 10), ("speaker", speaker.outputs)]
+    assert torch.equal(both.train[:][1], torch.stack([digit.train[:][1], speaker.train[:][1]], 1))  # type: ignore[index]
+    assert not torch.equal(digit.train[:][1], speaker.train[:][1])  # type: ignore[index]
+
+
 def test_models_get_spectrograms(tmp_path: Path) -> None:
     task = load(write(tmp_path))
     assert task.transform is not None and task.augment is not None

@@ -4,6 +4,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from ddp_agent.datasets.augment import shift_and_mask
 from ddp_agent.datasets.base import LossName, Task, resident_classification
 from ddp_agent.datasets.download import Published, located
 from ddp_agent.datasets.log_mel import LogMel, Rate
+from ddp_agent.datasets.tasks import Labels, check_tasks, multi_task
 from ddp_agent.datasets.wav import read_wav
 from ddp_agent.datasets.waves import fitted
 from ddp_agent.datasets.zip_members import content_sha256, members
 from ddp_agent.errors import DataError
 from ddp_agent.fields import PositiveFloat, PositiveInt, check_fields
 
+TaskName = Literal["digit", "speaker"]
 CLASSES = 10
+
 TESTED = 5  # of each speaker's recordings of a digit, the first ones: the official split
 FOLDER = "recordings"
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
@@ -55,24 +59,33 @@ class SpokenDigits:
     augment: bool
     """What is trained on is shifted in time, and parts of it are hidden."""
     loss: LossName
+    tasks: tuple[TaskName, ...]
+    """What is asked about a recording: several are a head each on one trunk."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_tasks(self.tasks, get_args(TaskName))
 
     def load(self) -> Task:
         """The groups are the speakers. Raises DataError for a file that is missing, damaged or of another kind."""
-        train, test, _ = self.read()
-        return resident_classification(
-            (train.waves, train.digits),
-            (test.waves, test.digits),
-            outputs=CLASSES,
+        train, test, speakers = self.read()
+        labels: dict[str, Labels] = {
+            "digit": Labels(train=train.digits, test=test.digits, names=tuple("0123456789")),
+            "speaker": Labels(train=train.speakers, test=test.speakers, names=speakers),
+        }
+        first = labels[self.tasks[0]]
+        task = resident_classification(
+            (train.waves, first.train),
+            (test.waves, first.test),
+            outputs=len(first.names),
             loss=self.loss,
             groups=train.speakers,
-            class_names=tuple("0123456789"),
+            class_names=first.names,
             look="spectrogram",
             transform=LogMel(rate=self.rate, mels=self.mels),
             augment=shift_and_mask if self.augment else None,
         )
+        return multi_task(task, {name: labels[name] for name in self.tasks}, self.loss)
 
     def read(self) -> tuple[Spoken, Spoken, tuple[str, ...]]:
         """What is trained on, what is tested, and the names of the speakers."""
