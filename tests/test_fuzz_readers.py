@@ -108,14 +108,7 @@ SENTENCES = [["what time is it", "time"], ["play a song, please", "music"], ["ho
 
 
 def intents(corpus: Any) -> Callable[[Path], object]:
-    rest: Any = {
-        "tasks": ["intent"],
-        "features": "ngrams",
-        "loss": "cross_entropy",
-        "buckets": 50,
-        "length": 8,
-        "download": False,
-    }
+    rest: Any = {"tasks": ["intent"], "features": "ngrams", "loss": "cross_entropy", "buckets": 50, "length": 8}
     return lambda path: Intents(data_root=path, corpus=corpus, download=False, **rest).load()
 
 
