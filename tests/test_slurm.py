@@ -105,6 +105,8 @@ def assert_saved(outcome: Outcome, held_step: int) -> None:
     assert checkpoints(outcome.run_dir)[-1] == status["step"]
 
 
+# In one of two runs Slurm did not start the requeued job within HELD_S; not for CI until it is known why.
+@pytest.mark.soak
 def test_a_job_preempted_in_a_period_goes_on_as_if_nothing_had_been(
     cluster: SlurmCluster, project: Path, wholes: Wholes
 ) -> None:
