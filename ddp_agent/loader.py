@@ -3,7 +3,7 @@
 import gc
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def micro_batches(
     last_step: int,
     device: torch.device,
     workers: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Inputs and targets of a rank's micro-batches, from `first_step` to `last_step` inclusive, on `device`.
 
     A TensorDataset is moved there once and indexed there: host and device never wait for each other. Anything
@@ -50,7 +50,7 @@ def micro_batches(
     return stream(dataset, batches, device=device, workers=workers, seed=seed)
 
 
-def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro_batch: int) -> Iterator[Batch]:
+def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro_batch: int) -> Generator[Batch]:
     inputs, targets = (tensor.to(order.device) for tensor in dataset.tensors)
     for start in starts:
         indices = order.take(start, micro_batch)
@@ -59,8 +59,8 @@ def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro
 
 def stream(
     dataset: Dataset[Any], batches: Iterable[list[int]], *, device: torch.device, workers: int, seed: int = 0
-) -> Iterator[Batch]:
-    """The samples with the given indices, batch by batch.
+) -> Generator[Batch]:
+    """The samples with the given indices, batch by batch. `close` ends the workers, and so does the last batch.
 
     `seed` is for datasets that draw random numbers in workers. A worker's DataError is raised as it was.
     """

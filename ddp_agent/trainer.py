@@ -13,8 +13,8 @@ A step, with what may hook in where:
 import itertools
 import logging
 import math
-from collections.abc import Container, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Container, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -137,11 +137,16 @@ class Trainer:
 
     def fit(self) -> Scores:
         """Runs the steps that are left and returns the consensus model's scores."""
+        with closing(self.batches(self.step + 1)) as batches:  # ends the processes that read ahead
+            self.train(batches)
+        return self.finish()
+
+    def train(self, batches: Iterator[Batch]) -> None:
+        """The loop. `batches`: of the steps that are left."""
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
         diagnostics, gradients = self.diagnostics, self.gradients
         accumulation = options.accumulation_steps
         parameters = list(self.module.parameters())
-        batches = self.batches(self.step + 1)
         self.model.train()
         self.topology.world.barrier()  # else the ranks' different start-up times would count as communication
         for step in range(self.step + 1, self.total_steps + 1):
@@ -170,7 +175,6 @@ class Trainer:
             for parameter in parameters:  # optimizer.zero_grad does the same in 5 times the time
                 parameter.grad = None
             self.end_step(step)
-        return self.finish()
 
     def synchronise(self, step: int) -> None:
         if self.sync.meets(step):
@@ -255,7 +259,7 @@ class Trainer:
             for part in self.sync.parts:  # each by itself: ranks that share one must scale it alike
                 torch.nn.utils.clip_grad_norm_(part.named.values(), self.options.clip_norm)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int) -> Generator[Batch]:
         return micro_batches(
             self.task.train,
             self.order,

@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # the ranks import test modules 
 
 import pytest
 from rank_pool import RankPool, RankProcesses
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and torch: what stays anyway need not be looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ failure of any kind the processes are replaced (0.2 s), so that one failure does
 that *expects* an exception catches it on the rank and returns its message.
 """
 
+import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +86,7 @@ class RankProcesses:
             try:
                 for worker, call in zip(self._workers, calls, strict=False):
                     worker.pipe.send_bytes(call)
-                return _collect(self._workers[:size], timeout_s)
+                return _collect(self._workers[:size], timeout_s, Path(directory))
             except BaseException:  # Ctrl-C too: the next call must not meet ranks that are still busy
                 self.close()
                 raise
@@ -116,7 +119,7 @@ class RankPool:
         return self._processes.run(self.size, function, args, timeout_s)
 
 
-def _collect(workers: Sequence[Worker], timeout_s: float) -> list[Any]:
+def _collect(workers: Sequence[Worker], timeout_s: float, directory: Path) -> list[Any]:
     deadline = time.monotonic() + timeout_s + HEADROOM_S
     waiting = {worker.pipe: rank for rank, worker in enumerate(workers)}
     results: dict[int, Any] = {}
@@ -134,7 +137,10 @@ def _collect(workers: Sequence[Worker], timeout_s: float) -> list[Any]:
             else:
                 problems.append(f"rank {rank}: {value}")
                 deadline = min(deadline, time.monotonic() + AFTERMATH_S)
-    problems += [f"rank {rank}: no answer (limit {timeout_s:g} s)" for rank in waiting.values()]
+    for rank in waiting.values():
+        stacks = _stacks(directory, rank)
+        where = stacks.read_text() if stacks.exists() else ""
+        problems.append(f"rank {rank}: no answer (limit {timeout_s:g} s)\n{where}".rstrip())
     if problems:
         raise RankError("\n".join(problems))
     return [results[rank] for rank in range(len(workers))]
@@ -147,6 +153,11 @@ def _receive(worker: Worker) -> tuple[bool, Any]:
     except EOFError:
         worker.process.join()
         return False, f"died, exit code {worker.process.exitcode}"
+
+
+def _stacks(directory: Path, rank: int) -> Path:
+    """Where a rank that is late writes what its threads were doing."""
+    return directory / f"stacks{rank}"
 
 
 # What follows runs on the ranks.
@@ -179,6 +190,17 @@ def _answer(message: bytes) -> bytes:
 
 
 def _execute(call: Call) -> Any:
+    with _stacks(Path(call.store).parent, call.rank).open("w") as stacks:
+        faulthandler.dump_traceback_later(call.timeout_s, file=stacks)  # by a thread of its own that needs no GIL
+        try:
+            return _run(call)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            gc.collect()  # what a test leaves ends with it, not in the middle of another
+            gc.freeze()  # nor is all that was imported looked through again each time, half a second at last
+
+
+def _run(call: Call) -> Any:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     random.seed(0)

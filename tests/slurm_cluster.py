@@ -22,6 +22,8 @@ NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
 PATIENCE_S = 60.0
 NODES = ("n1", "n2")
+# A job that was queued again waits until the credentials of its last attempt have expired: two minutes by default.
+REQUEUED_S = 10
 
 CONF = """
 ClusterName=test
@@ -31,7 +33,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire={requeued_s}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -133,16 +135,6 @@ class SlurmCluster:
         self._until(lambda: self.job(number)["JobState"] in states, f"job {number} is {states}", limit_s)
         return self.job(number)
 
-    def release(self, number: str) -> None:
-        """Starts a job that was queued again: Slurm makes it wait for two minutes, from when the last of it ended."""
-        command = ["scontrol", "update", f"jobid={number}", "StartTime=now"]
-
-        def started() -> bool:
-            subprocess.run(command, env=self.environment, capture_output=True, check=False)
-            return self.job(number)["JobState"] != "PENDING"
-
-        self._until(started, f"job {number} starts again")
-
     def left(self) -> list[int]:
         """Processes that have this cluster's SLURM_CONF, of jobs and their ranks, too."""
         mark = f"SLURM_CONF={self.conf}".encode()
@@ -167,6 +159,7 @@ class SlurmCluster:
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         given: dict[str, Any] = {"host": host, "ports": ports, "folder": self.folder, "user": "root"}
+        given["requeued_s"] = REQUEUED_S
         self.conf.write_text(CONF.format(**given, nodes="\n".join(nodes), names=",".join(NODES)))
 
     def _idle(self) -> bool:

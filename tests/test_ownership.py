@@ -10,7 +10,7 @@ import torch
 from loops import DTYPE, Loop, apart, random_batch, sgd
 from rank_pool import RankPool
 from test_laws import ALL, TOLERANCE
-from test_sync import REDUCERS, one_averaging
+from test_sync import REDUCERS, one_averaging, same
 from torch import Tensor, nn
 
 from ddp_agent.ema import EMA
@@ -308,6 +308,7 @@ def resumed(make: Callable[[], Heads], state: dict[str, Any], step: int) -> Head
 
 
 def resume_everywhere(mode: str, reducers: list[str]) -> list[str]:
+    """Each resumed run takes one step, and the next begins from what it saved."""
     wrong = []
     for reducer in reducers:
 
@@ -315,13 +316,16 @@ def resume_everywhere(mode: str, reducers: list[str]) -> list[str]:
             return Heads(ALL[mode](), reducer=REDUCERS[reducer](), optimizer=sgd(momentum=0.9))
 
         whole = make()
-        states = [saved(whole.run(1)) for _ in range(8)]
-        final = whole.run(1).flush()
-        for step, state in enumerate(states, start=1):
-            ended = resumed(make, state, step).run(9 - step).flush()
-            same = all(map(torch.equal, ended.sync.flat.snapshot(), final.sync.flat.snapshot()))
-            if not same or ended.sync.syncs != final.sync.syncs:
+        states = [saved(whole.run(1)) for _ in range(9)]
+        now = states[0]
+        for step in range(1, 9):
+            once = resumed(make, now, step).run(1)
+            now = saved(once)
+            if not same(now, states[step]):
                 wrong.append(f"{reducer} at {step}")
+        ended, final = (loop.flush().sync.flat.snapshot() for loop in (once, whole))
+        if not all(map(torch.equal, ended, final)):
+            wrong.append(f"{reducer} at the end")
     return wrong
 
 

@@ -124,23 +124,22 @@ def continued_from(whole: Path, step: int, path: Path) -> Path:
 @ALL_MODES
 @pytest.mark.parametrize("size", [2, 3])
 def test_resume_is_bitwise_at_every_step(name: str, size: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """In a new directory, and then again from what the resumed run saved one step later."""
+    """In a new directory, each time from what the resumed run before it saved one step later."""
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
     options = ("checkpoint_every=1", "keep_checkpoints=99", "optimizer=adamw", "ema_decay=0.9")
     assert isinstance(pool.run(run, *mode(name, *options), str(tmp_path / "whole"))[0], dict)
     expected = [training_state(state) for state in states(tmp_path / "whole", 8)]
+    before = tmp_path / "whole"
     for step in range(1, 5):
-        before = tmp_path / "whole"
-        for again in (step, step + 1):
-            source = continued_from(before, again, tmp_path / f"killed {step} {again}")
-            target = tmp_path / f"resumed {step} {again}"
-            cfg, choices = mode(name, *options)
-            summary = pool.run(run, cfg | {"resume": str(source)}, choices, str(target))[0]
-            assert isinstance(summary, dict), summary
-            assert same([training_state(state) for state in states(target, 8)], expected), (step, again)
-            model, whole = (path / "model.safetensors" for path in (target, tmp_path / "whole"))
-            assert model.read_bytes() == whole.read_bytes()
-            before = target
+        source = continued_from(before, step, tmp_path / f"killed {step}")
+        target = tmp_path / f"resumed {step}"
+        cfg, choices = mode(name, *options)
+        summary = pool.run(run, cfg | {"resume": str(source)}, choices, str(target))[0]
+        assert isinstance(summary, dict), summary
+        assert same([training_state(state) for state in states(target, 8)], expected), step
+        model, whole = (path / "model.safetensors" for path in (target, tmp_path / "whole"))
+        assert model.read_bytes() == whole.read_bytes()
+        before = target
 
 
 def test_a_resumed_run_counts_on(ranks2: RankPool, tmp_path: Path) -> None:

@@ -113,6 +113,22 @@ def test_memory_is_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch, kind:
     assert (asked["pin_memory"], asked["num_workers"]) == (pinned, WORKERS)
 
 
+def run_and_count_workers(*arguments: Any) -> int:
+    gc.disable()  # it would end them too, at a moment of its own
+    try:
+        assert isinstance(run(*arguments), dict)
+        return len(multiprocessing.active_children())
+    finally:
+        gc.enable()
+
+
+def test_a_finished_run_leaves_no_workers(ranks2: RankPool, tmp_path: Path) -> None:
+    files = write_images(tmp_path / "files", BOTH)
+    read = ("dataset=image_folder", f"data_root='{files}'", "dataset.image_size=8", f"dataset.workers={WORKERS}")
+    options = (*read, "model=cnn", "model.channels=[4]", "model.hidden=8", "max_steps=6", "global_batch_size=4")
+    assert ranks2.run(run_and_count_workers, *config(*options), str(tmp_path / "run")) == [0, 0]
+
+
 @pytest.mark.parametrize("slicing", ["shared", "iid"])
 def test_a_run_on_image_files_resumes_bit_for_bit(ranks2: RankPool, tmp_path: Path, slicing: str) -> None:
     """27 pictures in batches of 4: the checkpoint lies within the second epoch, and random crops go on."""
