@@ -35,8 +35,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# torch takes 4 s to import, and torch._dynamo, which every optimizer imports, 4 s more.
-PRELOAD = ("torch", "torch.distributed", "torch._dynamo")
+# torch takes 4 s to import, torch._dynamo, which every optimizer imports, 4 s more, and what a whole run needs 3 s.
+PRELOAD = ("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "hydra", "runs", "loops")
 TIMEOUT_S = 60.0
 # gloo tells ranks that hang in a collective after the timeout, and their traceback says where: wait for it.
 HEADROOM_S = 3.0

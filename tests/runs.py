@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -19,6 +20,9 @@ from ddp_agent.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 MODES = tuple(sorted(file.stem for file in (ROOT / "conf" / "sync").glob("*.yaml")))
+# For laws that take seconds a mode: one mode a kind by default, and all of them in CI.
+FEW = ("allreduce", "local_sgd", "streaming_diloco")
+EACH = [pytest.param(name, marks=[] if name in FEW else pytest.mark.exhaustive) for name in MODES]
 SMALL = ("max_steps=8", "global_batch_size=48", "log_every=2", "run_name=test")
 PERIODS = {
     "local_sgd": ("sync.period=4",),

@@ -107,7 +107,11 @@ def test_a_size_that_lies_is_found_out(tmp_path: Path) -> None:
     assert (tmp_path / "in" / "large").stat().st_size <= 100
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", as_tar(GOOD)[:-20], as_tar(GOOD)[:60], as_zip(GOOD)[:-30]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", as_tar(GOOD)[:-20], as_tar(GOOD)[:60], as_zip(GOOD)[:-30]],
+    ids=["empty", "garbage", "tar without its end", "tar's beginning", "zip without its end"],
+)
 def test_damage_is_named(content: bytes, tmp_path: Path) -> None:
     assert "expected a whole tar or zip" in refused(content, tmp_path)
 

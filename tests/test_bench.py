@@ -369,6 +369,7 @@ def test_wrong_arguments_are_refused_before_ranks_start(
     assert right in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_the_command_starts_its_ranks_and_leaves_none(tmp_path: Path) -> None:
     file, mark = tmp_path / "out.json", f"{tmp_path.name}-{os.getpid()}"
     typed = ["step", "--steps", "8", "--repeats", "1", "--device", "cpu", "--json", str(file)]

@@ -37,7 +37,7 @@ HOLD = Fault("step", "hold", rank=0, step=21)
 PERIOD = ("sync.period=8",)
 PARAMETERS = 64 * 32 + 32 + 32 * 10 + 10
 # Import them once and not in every replica, where these tests are the first to start processes.
-forked_torchrun.PRELOAD = (*rank_pool.PRELOAD, "torchft.coordination", "hydra", "torch.utils.tensorboard")
+forked_torchrun.PRELOAD = (*rank_pool.PRELOAD, "torchft.coordination")
 
 
 def _log(outcome: Outcome) -> str:

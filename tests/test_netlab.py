@@ -165,6 +165,7 @@ def test_the_exit_code_is_that_of_the_node_that_knew_why(script: Path, tmp_path:
 
 
 @needs_namespaces
+@pytest.mark.exhaustive
 def test_a_sweep_counts_what_the_link_carried(tmp_path: Path) -> None:
     """Headers and acknowledgements come on top of what is counted: up to 8 %."""
     run = ["-m", "max_steps=60", "log_every=30", "sync=compressed", "eval_every=30", "device=cpu"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from loops import DTYPE, Loop, apart, random_batch, sgd
 from rank_pool import RankPool
+from runs import FEW
 from test_laws import ALL, TOLERANCE
 from test_sync import REDUCERS, one_averaging, same
 from torch import Tensor, nn
@@ -329,7 +330,7 @@ def resume_everywhere(mode: str, reducers: list[str]) -> list[str]:
     return wrong
 
 
-@MODES
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=[] if m in FEW else pytest.mark.exhaustive) for m in ALL])
 def test_resume_is_bitwise_at_every_step(ranks3: RankPool, mode: str) -> None:
     reducers = [reducer for reducer in ("dense", "int8", "powersgd") if reducer in allowed(mode)]
     assert ranks3.run(resume_everywhere, mode, reducers) == [[]] * 3

@@ -221,6 +221,7 @@ def test_a_cold_start_reports_its_first_step_and_its_memory(ranks2: RankPool, tm
         assert found["peak_device_bytes"] is None
 
 
+@pytest.mark.exhaustive
 def test_a_whole_run_is_started_for_real() -> None:
     [found] = starts.start("train_py", job(8))
     assert 0 < found["first_step_s"] < starts.TIMEOUT_S
@@ -353,9 +354,10 @@ def test_wrong_arguments_are_refused(typed: list[str], right: str, capsys: pytes
     assert right in capsys.readouterr().err
 
 
-def test_the_command_prints_a_table_a_part(tmp_path: Path) -> None:
+@pytest.mark.exhaustive
+def test_the_command_prints_a_table(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    typed = ["peers", "--only", "step", "averaging", "--steps", "8", "--repeats", "1", "--device", "cpu"]
+    typed = ["peers", "--only", "averaging", "--steps", "8", "--repeats", "1", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "ddp_agent.bench", *typed, "--json", str(file)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -366,6 +368,5 @@ def test_the_command_prints_a_table_a_part(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("not installed" in done.stdout) == (len(INSTALLED) < len(peers.PEERS))
-    step, average = json.loads(file.read_text())
-    assert len(step["rows"]) == 4 + ("lightning" in INSTALLED) + 2 * ("accelerate" in INSTALLED)
+    average = json.loads(file.read_text())
     assert len(average["rows"]) == 2 + ("accelerate" in INSTALLED)

@@ -2,14 +2,16 @@
 
 import json
 import shutil
-from functools import partialmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_pool import RankPool
-from runs import MODES, config, mode, run
+from rank_pool import RankPool, RankProcesses
+from runs import EACH, MODES, config, mode, run
 from torch import Tensor, nn
 
 from ddp_agent import export
@@ -55,6 +57,24 @@ def training_state(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in timing}
 
 
+@dataclass(frozen=True)
+class Plain:
+    """One run a mode without options, made once: its directory, and the summaries of two ranks."""
+
+    path: Path
+    summaries: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def plain_runs(rank_processes: RankProcesses, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plain]:
+    @cache
+    def made(name: str) -> Plain:
+        path = tmp_path_factory.mktemp("plain") / name
+        return Plain(path, RankPool(2, rank_processes).run(run, *mode(name), str(path)))
+
+    return made
+
+
 @ALL_MODES
 def test_a_run_leaves_everything_behind(ranks2: RankPool, tmp_path: Path, name: str) -> None:
     summary, other = ranks2.run(run, *mode(name, "eval_every=3", "target=0.2"), str(tmp_path))
@@ -80,9 +100,11 @@ def test_the_parts_of_the_time_sum_to_the_whole(ranks2: RankPool, tmp_path: Path
     assert 0 <= summary["straggler_wait_s"] <= summary["exposed_comm_s"]
 
 
-def test_modes_differ_in_nothing_but_the_mode(ranks2: RankPool, tmp_path: Path) -> None:
+def test_modes_differ_in_nothing_but_the_mode(
+    ranks2: RankPool, plain_runs: Callable[[str], Plain], tmp_path: Path
+) -> None:
     keys = ("init_sha256", "data_sha256", "order_sha256", "samples", "steps", "params")
-    summaries = [ranks2.run(run, *mode(name), str(tmp_path / name))[0] for name in MODES]
+    summaries = [plain_runs(name).summaries[0] for name in MODES]
     found = {tuple(summary[key] for key in keys) for summary in summaries}
     assert len(found) == 1
     other_seed = ranks2.run(run, *mode("allreduce", "seed=1"), str(tmp_path / "seed"))[0]
@@ -104,9 +126,9 @@ def exported(path: str) -> tuple[list[float], float]:
 
 
 @ALL_MODES
-def test_the_exported_model_is_the_one_that_was_scored(ranks2: RankPool, tmp_path: Path, name: str) -> None:
-    summary = ranks2.run(run, *mode(name), str(tmp_path))[0]
-    assert exported(str(tmp_path))[1] == pytest.approx(summary["test_metric"], abs=1e-12)
+def test_the_exported_model_is_the_one_that_was_scored(plain_runs: Callable[[str], Plain], name: str) -> None:
+    plain = plain_runs(name)
+    assert exported(str(plain.path))[1] == pytest.approx(plain.summaries[0]["test_metric"], abs=1e-12)
 
 
 # Resume.
@@ -121,8 +143,8 @@ def continued_from(whole: Path, step: int, path: Path) -> Path:
     return path
 
 
-@ALL_MODES
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", EACH)
 def test_resume_is_bitwise_at_every_step(name: str, size: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In a new directory, each time from what the resumed run before it saved one step later."""
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
@@ -211,20 +233,22 @@ def test_another_world_size_is_refused(ranks2: RankPool, ranks3: RankPool, tmp_p
 
 # Options hold in every mode.
 
+HALF_SQUARED = ("optimizer=adamw", "dataset.loss=half_squared_error")
+
 
 @ALL_MODES
 @pytest.mark.parametrize(
     "options",
     [
-        ("accumulation_steps=2", "clip_norm=0.5"),
-        ("precision=bf16", "ema_decay=0.9", "evaluate_own=true"),
-        ("precision=fp16", "consensus_every=null"),
-        ("schedule=cosine", "schedule.warmup_steps=3", "optimizer=adamw", "dataset.loss=half_squared_error"),
+        ("accumulation_steps=2", "clip_norm=0.5", "precision=bf16", "ema_decay=0.9", "evaluate_own=true"),
+        ("precision=fp16", "consensus_every=null", "schedule=cosine", "schedule.warmup_steps=3", *HALF_SQUARED),
     ],
-    ids=["accumulation", "bf16", "fp16", "schedule"],
+    ids=["bf16, accumulated, clipped", "fp16, scheduled"],
 )
-def test_options_hold_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
-    plain = ranks2.run(run, *mode(name), str(tmp_path / "plain"))[0]
+def test_options_hold_in_every_mode(
+    ranks2: RankPool, plain_runs: Callable[[str], Plain], tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    plain = plain_runs(name).summaries[0]
     summary = ranks2.run(run, *mode(name, *options), str(tmp_path / "with"))[0]
     assert isinstance(summary, dict), summary
     for key in ("steps", "samples", "syncs", "payload_bytes"):
@@ -236,6 +260,20 @@ def test_options_hold_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str,
         averaged, plain_model = export.load(tmp_path / "with" / "ema"), export.load(tmp_path / "with")
         assert not same(averaged.state_dict(), plain_model.state_dict())
     assert recorded(tmp_path / "with", "consensus_distance") == ([8] if "consensus_every=null" in options else [])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("clip_norm=0.01", "precision=bf16", "precision=fp16", "schedule=cosine", "optimizer=adamw"),
+        *("schedule.warmup_steps=3", "dataset.loss=half_squared_error"),
+    ],
+)
+def test_each_option_does_something(
+    ranks2: RankPool, plain_runs: Callable[[str], Plain], tmp_path: Path, option: str
+) -> None:
+    summary = ranks2.run(run, *mode("local_sgd", option), str(tmp_path))[0]
+    assert summary["test_loss"] != plain_runs("local_sgd").summaries[0]["test_loss"]
 
 
 def test_a_norm_is_clipped_of_the_mean_over_ranks_and_micro_batches(
@@ -265,9 +303,11 @@ def run_compiled(cfg: dict[str, Any], choices: dict[str, str], path: str) -> tup
         nn.Module.compile = compile_module  # type: ignore[method-assign]
 
 
-@ALL_MODES
-def test_a_compiled_model_trains_alike_in_every_mode(ranks2: RankPool, tmp_path: Path, name: str) -> None:
-    plain = ranks2.run(run, *mode(name), str(tmp_path / "plain"))[0]
+@pytest.mark.parametrize("name", EACH)
+def test_a_compiled_model_trains_alike_in_every_mode(
+    ranks2: RankPool, plain_runs: Callable[[str], Plain], tmp_path: Path, name: str
+) -> None:
+    plain = plain_runs(name).summaries[0]
     compiled, graphs = ranks2.run(run_compiled, *mode(name, "compile=true"), str(tmp_path / "compiled"))[0]
     assert graphs > 0
     assert isinstance(compiled, dict), compiled

@@ -79,6 +79,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text(THEIRS)

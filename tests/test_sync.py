@@ -110,7 +110,7 @@ def resume_everywhere_with(make: Any, reducer: str, ranks_per_node: int | None =
 
 
 @PAIRS
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_resume_is_bitwise_at_every_step(mode: str, reducer: str, size: int, request: pytest.FixtureRequest) -> None:
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
     assert pool.run(resume_everywhere, mode, reducer) == [[]] * size

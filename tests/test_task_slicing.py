@@ -9,7 +9,7 @@ import torch
 from configs import config as plain_config
 from configs import parsed, refusal
 from rank_pool import RankPool
-from runs import MODES, config, mode, run
+from runs import EACH, config, mode, run
 from test_run import same as same_state
 from test_run import states, training_state
 from torch import nn
@@ -197,7 +197,7 @@ def test_models_without_a_trunk_are_refused(model: nn.Module, message: str) -> N
 # Whole runs.
 
 
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_run_with_a_task_for_each_rank(ranks2: RankPool, tmp_path: Path, name: str) -> None:
     """What it exports is what was evaluated, and a resumed run ends in the same bits."""
     options = (
