@@ -60,7 +60,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     cfg = draw(chosen())
     for _ in range(draw(st.integers(1, 4))):
         group = draw(st.sampled_from([None, *GROUPS]))
-        place = cfg if group is None else cfg[group]
+        place = cfg if group is None else cfg.get(group)
         if not isinstance(place, dict):
             continue
         key = draw(st.sampled_from(sorted(place)) if place else st.just("a"))

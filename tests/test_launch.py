@@ -536,9 +536,10 @@ def test_another_sweeps_directory_is_not_taken(
     assert sweep_over(configs, job, monkeypatch, "seed=3") == 1
     assert not reports(tmp_path / "multirun")
     assert "holds a job of another sweep (seed=0)" in capfd.readouterr().err
-    (tmp_path / "multirun" / "0" / "job.json").write_text("{")
-    assert sweep_over(configs, job, monkeypatch, "seed=0") == 1
-    assert "job.json cannot be read" in capfd.readouterr().err
+    for damaged in ("{", '{"overrides": [true], "attempts": 2}'):
+        (tmp_path / "multirun" / "0" / "job.json").write_text(damaged)
+        assert sweep_over(configs, job, monkeypatch, "seed=0") == 1
+        assert "job.json cannot be read" in capfd.readouterr().err
 
 
 def test_a_sweeper_that_optimises_sees_the_best_metric(

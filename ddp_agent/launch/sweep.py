@@ -134,6 +134,8 @@ def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int
     try:
         told = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
         earlier, attempts = list(told["overrides"]), int(told["attempts"])
+        if not all(isinstance(override, str) for override in earlier):
+            raise ValueError(f"overrides: found {earlier}, expected strings")
     except FileNotFoundError:
         return 0
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
