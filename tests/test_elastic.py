@@ -37,6 +37,7 @@ from ddp_agent.sync import (
     SyncStrategy,
 )
 
+pytestmark = pytest.mark.exhaustive
 Make = tuple[Callable[[], SyncStrategy], Callable[[], Reducer]]
 LISTENING = "0A"  # in /proc/net/tcp
 STEPS = 11  # two periods, and a part of one for the flush

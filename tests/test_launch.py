@@ -371,6 +371,7 @@ def test_python_train_py_becomes_torchrun(project: Path, tmp_path: Path) -> None
 # Under torchrun
 
 
+@pytest.mark.exhaustive
 def test_a_restart_continues_in_the_same_directory(project: Path, tmp_path: Path) -> None:
     """Also: three groups in a row in each attempt, on the one store that outlives them."""
     run = torchrun("--nproc_per_node=2", "--max-restarts=1", project / "train.py", "happens=killed", "seed=5")
@@ -391,6 +392,7 @@ def test_ranks_refuse_with_one_voice(project: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_under_torchrun_uses_as_many_ranks(project: Path, tmp_path: Path) -> None:
     run = torchrun("--nproc_per_node=1", project / "train.py", "-m", "seed=-1,4")
     assert run.returncode == 1

@@ -302,6 +302,7 @@ def test_a_loop_that_does_not_train_images_is_not_timed(ranks2: RankPool) -> Non
     assert all("did not train" in answer for answer in ranks2.run(picture_rows, "Loop.__call__"))
 
 
+@pytest.mark.exhaustive
 def test_every_mode_has_its_cost(ranks2: RankPool) -> None:
     rows, _ = ranks2.run(mode_rows)
     assert sorted(row["sync"] for row in rows) == sorted(files("sync"))

@@ -120,6 +120,7 @@ def constant(name: str, feedback: bool) -> tuple[float, Tensor]:
     return apart(results.mean(0), averaged(Dense(), own, comm)), (results != 0).any(0)
 
 
+@pytest.mark.exhaustive
 @LOSSY
 def test_what_is_dropped_comes_later(ranks3: RankPool, name: str) -> None:
     with_feedback, without = ranks3.run(constant, name, True)[0], ranks3.run(constant, name, False)[0]

@@ -129,7 +129,7 @@ def test_a_finished_run_leaves_no_workers(ranks2: RankPool, tmp_path: Path) -> N
     assert ranks2.run(run_and_count_workers, *config(*options), str(tmp_path / "run")) == [0, 0]
 
 
-@pytest.mark.parametrize("slicing", ["shared", "iid"])
+@pytest.mark.parametrize("slicing", [pytest.param("shared", marks=pytest.mark.exhaustive), "iid"])
 def test_a_run_on_image_files_resumes_bit_for_bit(ranks2: RankPool, tmp_path: Path, slicing: str) -> None:
     """27 pictures in batches of 4: the checkpoint lies within the second epoch, and random crops go on."""
     files = write_images(tmp_path / "files", BOTH)

@@ -89,6 +89,7 @@ def start(name: str, rank: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@pytest.mark.exhaustive
 def test_what_is_counted_is_what_the_link_carries(nodes: tuple[str, str]) -> None:
     """To 8 %: TCP/IP headers and acknowledgements come on top. A broadcast is counted where it is sent."""
     ranks = [start(name, rank) for rank, name in enumerate(nodes)]
