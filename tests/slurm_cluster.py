@@ -160,7 +160,7 @@ class SlurmCluster:
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         given: dict[str, Any] = {"host": host, "ports": ports, "folder": self.folder, "user": "root"}
-        given["requeued_s"] = REQUEUED_S
+        given |= {"requeued_s": REQUEUED_S}
         self.conf.write_text(CONF.format(**given, nodes="\n".join(nodes), names=",".join(NODES)))
 
     def _idle(self) -> bool:

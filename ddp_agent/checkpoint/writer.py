@@ -1,6 +1,5 @@
 """A run's checkpoints: where they go, which of them stay, and whether training waits for the disk."""
 
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -11,10 +10,6 @@ from torch import Tensor
 
 from ddp_agent.checkpoint.saving import save
 from ddp_agent.comm import Comm
-
-# Each of torch's operations lets go of the interpreter and wants it back: from a thread that computes, after Python's
-# switch interval of 5 ms, a hundred times a step.
-SWITCH_S = 1e-4
 
 
 @dataclass
@@ -56,14 +51,10 @@ class Writer:
             raise error
 
     def _try(self, step: int, state: dict[str, Any], details: Mapping[str, Any]) -> None:
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_S)
         try:
             self._save(step, state, details)
         except Exception as error:
             self._error = error
-        finally:
-            sys.setswitchinterval(interval)
 
     def _save(self, step: int, state: dict[str, Any], details: Mapping[str, Any]) -> None:
         save(
