@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,47 @@ def require_alike(sha256_of: Mapping[str, str], comm: Comm) -> None:
         raise ConfigError(problems)
 
 
-def unlike_rank_0(tensor: Tensor, comm: Comm) -> list[int]:
-    """Ranks where a bit of it is another than on rank 0. A collective.
+@dataclass(frozen=True)
+class Common:
+    """What some ranks have alike, bit for bit."""
 
-    Compares sums of the numbers' bits taken as integers, which a flipped bit changes: one pass and eight bytes.
-    """
-    total = tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
-    with comm.uncounted():
-        sums = [int(each) for each in comm.all_gather(total.reshape(1).to(comm.device))]
+    tensor: Tensor | None  # None: nothing is sure to be, or this rank is none of them
+    ranks: Sequence[int]
+    what: str = "the parameters that all ranks share"
+
+
+def unlike_rank_0(tensor: Tensor, comm: Comm) -> list[int]:
+    """Ranks where a bit of it is another than on rank 0. A collective."""
+    (sums,) = _sums([tensor], comm)
     return [rank for rank, each in enumerate(sums) if each != sums[0]]
 
 
-def require_common(tensor: Tensor, comm: Comm, step: int) -> None:
-    """Raises DivergedError on every rank when a bit of what all should have alike differs. A collective."""
-    if others := unlike_rank_0(tensor, comm):
-        raise DivergedError(
-            f"after step {step} the parameters that all ranks share are not the same on {_ranks(others)} as on rank 0: "
-            "a faulty memory or link, or ranks that compute differently; nothing of it is saved",
-            step,
-        )
+def require_common(parts: Sequence[Common], comm: Comm, step: int) -> None:
+    """Raises DivergedError on every rank when a bit of what should be alike differs. A collective.
+
+    Every rank names the same parts, also those that it has nothing of.
+    """
+    for part, sums in zip(parts, _sums([part.tensor for part in parts], comm), strict=True):
+        first = part.ranks[0]
+        if others := [rank for rank in part.ranks if sums[rank] != sums[first]]:
+            raise DivergedError(
+                f"after step {step} {part.what} are not the same on {_ranks(others)} as on rank {first}: a faulty "
+                "memory or link, or ranks that compute differently; nothing of it is saved",
+                step,
+            )
+
+
+def _sums(tensors: Sequence[Tensor | None], comm: Comm) -> list[list[int]]:
+    """By tensor and rank: the sum of the numbers' bits taken as integers, which a flipped bit changes; 0 for None.
+
+    One pass over each, and eight bytes.
+    """
+    mine = torch.zeros(len(tensors), dtype=torch.int64, device=comm.device)
+    for number, tensor in enumerate(tensors):
+        if tensor is not None:
+            mine[number] = tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
+    with comm.uncounted():
+        return torch.stack(comm.all_gather(mine)).T.tolist()
 
 
 def code_sha256() -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddp_agent.alike import Common
 from ddp_agent.flat import Flat, Part
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.base import SyncStrategy, mean_
@@ -40,7 +41,7 @@ class ByOwner(SyncStrategy):
     owners: Owners
 
     _heads: dict[str, Part] = field(init=False, repr=False)
-    _modes: list[SyncStrategy] = field(init=False, repr=False)  # the first for what all train, the others for own heads
+    _modes: dict[str, SyncStrategy] = field(init=False, repr=False)  # by own head; "" is what every rank trains
 
     def __post_init__(self) -> None:
         self.buffers = self.mode.buffers
@@ -72,11 +73,11 @@ class ByOwner(SyncStrategy):
 
     @property
     def parts(self) -> list[Flat]:
-        return [mode.flat for mode in self._modes]
+        return [mode.flat for mode in self._modes.values()]
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         super().setup(model, optimizer, topology, reducer)
-        self._modes, self._heads = [], {}
+        self._modes, self._heads = {}, {}
         forward = model
         for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
             with _about(head or "what every rank trains"):
@@ -86,7 +87,7 @@ class ByOwner(SyncStrategy):
                     # What does not travel loses nothing. Modes that average inside backward wrap one another.
                     wrapped = mode.setup(part, optimizer, among, reducer if among.world.size > 1 else Dense())
                     forward = forward if wrapped is part else wrapped
-                    self._modes.append(mode)
+                    self._modes[head] = mode
                 else:
                     part.requires_grad_(False)
             if head:
@@ -98,23 +99,23 @@ class ByOwner(SyncStrategy):
         return name.startswith(f"{head}.") if head else not any(name.startswith(f"{each}.") for each in self.owners)
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
-        return _inside([mode.backward_context(step, last_micro_batch) for mode in self._modes])
+        return _inside([mode.backward_context(step, last_micro_batch) for mode in self._modes.values()])
 
     def due(self, step: int) -> bool:
         return self.mode.due(step)
 
     def before_step(self, step: int) -> None:
-        for mode in self._modes:
+        for mode in self._modes.values():
             mode.before_step(step)
         self.syncs = self.mode.syncs
 
     def after_step(self, step: int) -> None:
-        for mode in self._modes:
+        for mode in self._modes.values():
             mode.after_step(step)
         self.syncs = self.mode.syncs
 
     def flush(self, step: int) -> None:
-        for mode in self._modes:
+        for mode in self._modes.values():
             mode.flush(step)
         self.syncs = self.mode.syncs
 
@@ -124,7 +125,7 @@ class ByOwner(SyncStrategy):
         world = self.topology.world
         others = [part.flat for head, part in self._heads.items() if world.rank not in self.owners[head]]
         own = [flat.snapshot() for flat in others]
-        with _inside([mode.eval_weights() for mode in self._modes]):
+        with _inside([mode.eval_weights() for mode in self._modes.values()]):
             try:
                 with torch.no_grad(), world.uncounted():
                     for head, part in self._heads.items():
@@ -148,11 +149,19 @@ class ByOwner(SyncStrategy):
     def common(self, step: int) -> Tensor | None:
         return self.mode.common(step)
 
+    def commons(self, step: int) -> list[Common]:
+        own = {head: mode.common(step) for head, mode in self._modes.items()}
+        heads = [
+            Common(own.get(head), ranks, f"the parameters of {head} that its owners share")
+            for head, ranks in self.owners.items()
+        ]
+        return [*self.mode.commons(step), *heads]
+
     @torch.no_grad()
     def consensus_distance(self) -> float:
         """sqrt(mean_k of the squared distance of all that rank k trains), the same on every rank."""
         world = self.topology.world
-        squares = sum(mode.consensus_distance() ** 2 for mode in self._modes)
+        squares = sum(mode.consensus_distance() ** 2 for mode in self._modes.values())
         mean = torch.tensor([squares], dtype=torch.float64, device=world.device)
         with world.uncounted():
             mean_(mean, world)
@@ -162,11 +171,11 @@ class ByOwner(SyncStrategy):
         return self.mode.measurements()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"modes": [mode.state_dict() for mode in self._modes]}
+        return {"modes": [mode.state_dict() for mode in self._modes.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mode.syncs = self.syncs
-        for mode, saved in zip(self._modes, state["modes"], strict=True):
+        for mode, saved in zip(self._modes.values(), state["modes"], strict=True):
             mode.load_state_dict(saved)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ddp_agent.comm import Comm
+from ddp_agent.comm import Comm, CommStats
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Topology:
         """The groups in use so far, for all of their ranks in one order."""
         own = [self.world, *(self.__dict__[name] for name in ("node", "across") if name in self.__dict__)]
         return own + [comm for part in self.parts.values() if part for comm in part.comms]
+
+    def settle(self) -> CommStats:
+        """The counters, with the time of all groups' CUDA events added. Waits for the GPU."""
+        for comm in self.comms:
+            comm.settle()
+        return self.world.stats
 
     def among(self, ranks: Sequence[int]) -> "Topology | None":
         """The same for some ranks, of which a node may have few or none; None on the others.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent import stragglers
-from ddp_agent.alike import require_common, unlike_rank_0
+from ddp_agent.alike import Common, require_common, unlike_rank_0
 from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer, copied
 from ddp_agent.clock import Clock
@@ -305,7 +305,7 @@ class Trainer:
 
     def costs(self) -> dict[str, float]:
         """Time and traffic of this rank so far."""
-        stats = self.topology.world.settle()
+        stats = self.topology.settle()
         return {
             **self.clock.read(stats.blocked_s),
             "straggler_wait_s": stats.straggler_s,
@@ -316,8 +316,7 @@ class Trainer:
 
     def compare_ranks(self) -> None:
         """Nothing is kept or shown of ranks that should be alike and are not."""
-        if (common := self.sync.common(self.step)) is not None:
-            require_common(common, self.topology.world, self.step)
+        require_common(self.sync.commons(self.step), self.topology.world, self.step)
 
     def settle_stragglers(self) -> None:
         """A collective: `straggler_wait_s` is as of the last evaluation or checkpoint."""
@@ -466,7 +465,7 @@ class Trainer:
             "ranks": [self.topology.world.size, not unlike_rank_0(self.sync.flat.parameters, self.topology.world)],
             "weights": [self.sync.flat.everything, *self.sync.flat.others],
             "syncs": self.sync.syncs,
-            "comm": asdict(self.topology.world.settle()),
+            "comm": asdict(self.topology.settle()),
             "loss_sum": self.loss_sum,
             "logged": [self.logged_step, self.logged_s],
             "link_bytes": self.link.training_bytes if self.link else None,
@@ -477,7 +476,8 @@ class Trainer:
 
     def check_start(self) -> None:
         if self.step == 0:
-            require_common(self.sync.flat.parameters, self.topology.world, 0)
+            world = self.topology.world
+            require_common([Common(self.sync.flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
         state = self.state_dict()

@@ -8,7 +8,7 @@ from typing import Any
 from loops import Loop
 from torch import nn
 
-from ddp_agent.alike import require_common
+from ddp_agent.alike import Common, require_common
 from ddp_agent.elastic.crew import Crew
 from ddp_agent.place import Replica
 from ddp_agent.sync import SyncStrategy
@@ -54,7 +54,8 @@ class ElasticLoop(Loop):
     # A member.
 
     def check_start(self) -> None:
-        require_common(self.sync.flat.parameters, self.topology.world, 0)
+        world = self.topology.world
+        require_common([Common(self.sync.flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
         return copy.deepcopy(

@@ -13,7 +13,7 @@ from rank_pool import RankPool
 from runs import mode, run
 from torch import Tensor
 
-from ddp_agent.alike import config_sha256, require_alike, require_common, sha256_of
+from ddp_agent.alike import Common, config_sha256, require_alike, require_common, sha256_of
 from ddp_agent.comm import Comm
 from ddp_agent.errors import RefusedError
 from ddp_agent.trainer import Trainer
@@ -56,7 +56,7 @@ def compare_bits(flipped: list[int], dtype: torch.dtype, bit: int) -> str:
     if dist.get_rank() in flipped:
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         tensor.view(integers[dtype.itemsize])[123] ^= 1 << bit
-    return said(require_common, tensor, Comm.world(), 7)
+    return said(require_common, [Common(tensor, range(3))], Comm.world(), 7)
 
 
 @pytest.mark.parametrize(("dtype", "bit"), [(torch.float32, 0), (torch.float32, 30), (torch.bfloat16, 3)])
@@ -65,6 +65,24 @@ def test_one_flipped_bit_is_seen_on_every_rank(ranks3: RankPool, dtype: torch.dt
     (found,) = set(ranks3.run(compare_bits, [2], dtype, bit))
     assert found.startswith(
         "DivergedError: after step 7 the parameters that all ranks share are not the same on rank 2"
+    )
+
+
+def compare_owners(flipped: list[int]) -> str:
+    """A head of ranks 1 and 2, which rank 0 has nothing of, behind what nobody is sure to have alike."""
+    rank = dist.get_rank()
+    tensor = torch.ones(5)
+    tensor.view(torch.int32)[3] ^= rank in flipped
+    parts = [Common(None, range(3)), Common(tensor if rank else None, (1, 2), "the parameters of heads.b")]
+    return said(require_common, parts, Comm.world(), 7)
+
+
+def test_what_only_some_ranks_share_is_compared_among_them_and_told_on_all(ranks3: RankPool) -> None:
+    assert ranks3.run(compare_owners, []) == ["alike"] * 3
+    assert ranks3.run(compare_owners, [1, 2]) == ["alike"] * 3
+    (found,) = set(ranks3.run(compare_owners, [2]))
+    assert found.startswith(
+        "DivergedError: after step 7 the parameters of heads.b are not the same on rank 2 as on rank 1"
     )
 
 

@@ -106,3 +106,23 @@ def test_nodes_that_do_not_divide_the_world_are_refused(ranks4: RankPool) -> Non
         == ["ranks_per_node: found 3, expected a divisor of the world size 4, one of [1, 2, 4]"] * 4
     )
     assert Comm().size == 1
+
+
+class Stamp:
+    """As a CUDA event: what lies between two of them is known when the GPU has come there."""
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, later: "Stamp") -> float:
+        return 500.0  # ms
+
+
+def measure_settled() -> float:
+    topology = nodes(2)
+    for comm in (topology.world, topology.node, topology.across):
+        comm._events.append((Stamp(), Stamp()))  # type: ignore[arg-type]
+    return topology.settle().blocked_s
+
+
+def test_what_a_gpu_waited_for_in_any_group_is_counted(ranks4: RankPool) -> None:
+    assert ranks4.run(measure_settled) == [1.5] * 4

@@ -14,7 +14,9 @@ from test_laws import ALL, TOLERANCE
 from test_sync import REDUCERS, one_averaging, same
 from torch import Tensor, nn
 
+from ddp_agent.alike import require_common
 from ddp_agent.ema import EMA
+from ddp_agent.errors import DivergedError
 from ddp_agent.multi_task import MultiTask
 from ddp_agent.ownership import ByOwner
 from ddp_agent.reducers import Dense, Reducer
@@ -177,6 +179,26 @@ def called_by_all(weight_decay: float) -> list[str]:
 
 def test_a_head_that_is_called_and_not_owned_stays_as_it_was(ranks3: RankPool) -> None:
     assert ranks3.run(called_by_all, 0.1) == [["a"], ["b"], ["a", "c"]]
+
+
+def flipped_head(mode: str) -> str:
+    """What is said of a head of ranks 0 and 2 after one of its bits has flipped on rank 2; first all is alike."""
+    loop = Heads(ALL[mode](), optimizer=sgd(momentum=0.9)).run(9).flush()
+    world, parts = loop.topology.world, loop.sync.commons(loop.step)
+    require_common(parts, world, loop.step)
+    head = parts[1 + HEADS.index("a")].tensor
+    assert (head is None) == (world.rank == 1)
+    if head is not None and world.rank == 2:
+        head.view(torch.int64)[1] ^= 1
+    with pytest.raises(DivergedError) as raised:
+        require_common(parts, world, loop.step)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["allreduce", "compressed", "local_sgd", "diloco", "streaming_diloco"])
+def test_a_head_that_its_owners_do_not_have_alike_is_named_on_every_rank(ranks3: RankPool, mode: str) -> None:
+    (said,) = set(ranks3.run(flipped_head, mode))
+    assert said.startswith("after step 9 the parameters of heads.a that its owners share are not the same on rank 2 as")
 
 
 def measure_what_stays(reducer: str) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddp_agent.alike import Common
 from ddp_agent.cadences import Cadence, Fixed
 from ddp_agent.comm import Comm
 from ddp_agent.fields import PositiveInt, check_fields
@@ -170,6 +171,10 @@ class SyncStrategy:
         A rank where it differs has a broken memory, link or build, and its part in every later average is wrong.
         """
         return None
+
+    def commons(self, step: int) -> list[Common]:
+        """`common`, and what only some ranks have alike."""
+        return [Common(self.common(step), range(self.topology.world.size))]
 
     @torch.no_grad()
     def consensus_distance(self) -> float:
