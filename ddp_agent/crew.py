@@ -11,7 +11,7 @@ What = Literal["start", "sync", "flush", "evaluation", "measurement", "export"]
 
 
 class Member(Protocol):
-    """What takes part in meetings: the trainer, or any loop around a sync mode."""
+    """What takes part in meetings: a trainer's state, or any loop around a sync mode."""
 
     @property
     def step(self) -> int: ...

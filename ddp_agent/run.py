@@ -127,7 +127,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     source, first_step = resume(trainer, settings, directory, ranks)
     if settings.options.on_rank_loss == "stop":  # a replica that comes back has its progress from the others
         refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
-    joined = trainer.crew.begin(trainer)
+    joined = trainer.crew.begin(trainer.state)
     first_step = trainer.step
     if ranks.rank == 0:
         history = History.read(source, first_step) if source else None
@@ -140,7 +140,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
             trainer.tracker.picture("shards", lambda: shards(census, task.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
             scores = fit(trainer, joined)
-        trainer.crew.together(trainer, lambda: leave_model(trainer, settings, task, directory, ranks), "export")
+        trainer.crew.together(trainer.state, lambda: leave_model(trainer, settings, task, directory, ranks), "export")
         trainer.crew.end()
         summary = summarise(trainer, settings, task, scores) | {
             "task_owners": {name: list(each) for name, each in owners.items()} or None,
@@ -231,7 +231,7 @@ def fit(trainer: Trainer, joined: bool) -> Scores:
             return trainer.fit()
         except OvertakenError:
             log.warning("the others went on without this replica; it joins them again")
-            joined = trainer.crew.begin(trainer)
+            joined = trainer.crew.begin(trainer.state)
 
 
 def refuse_a_futile_attempt(

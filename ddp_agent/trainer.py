@@ -11,11 +11,10 @@ A step, with what may hook in where:
 """
 
 import itertools
-import logging
 import math
-from collections.abc import Container, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent import stragglers
-from ddp_agent.alike import Common, require_common, unlike_rank_0
+from ddp_agent.alike import require_common
 from ddp_agent.checkpoint.loading import load
-from ddp_agent.checkpoint.writer import Writer, copied
+from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.clock import Clock
 from ddp_agent.comm import Comm
 from ddp_agent.confusion import values as class_accuracies
@@ -51,17 +50,13 @@ from ddp_agent.schedules import Schedule
 from ddp_agent.slicing.base import Slicing
 from ddp_agent.slicing.shared import Shared
 from ddp_agent.standing import Standing
+from ddp_agent.state import Position, State, Stateful
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.topology import Topology
 from ddp_agent.tracking import NullTracker, Tracker
 from ddp_agent.watch import NullWatch, Watch
 
-log = logging.getLogger(__name__)
-
-# What every rank has of its own, also where all have the same parameters.
-OWN = ("optimizer", "reducer", "diagnostics", "random")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MEETINGS_CHANGE = ("weights", "syncs", "sync", "reducer", "standing", "optimizer")  # of a trainer's state
 
 
 @dataclass(kw_only=True)
@@ -93,7 +88,6 @@ class Trainer:
     def __post_init__(self) -> None:
         options, world = self.options, self.topology.world
         self.slot, self.slots = self.crew.slot, self.crew.slots  # whose samples
-        self.step = 0
         self.link = Link.from_environment()
         self.clock = Clock(self.link)
         self.standing = Standing()
@@ -115,13 +109,40 @@ class Trainer:
             every=options.consensus_every,
             per_layer=options.consensus_per_layer,
         )
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.gradients = finite_check(self.module, self.sync, self.loss_sum, scaled=self.scaler.is_enabled())
-        self.logged_step, self.logged_s = 0, 0.0
+        self.position = Position(loss_sum=torch.zeros((), device=self.device))
+        self.gradients = finite_check(self.module, self.sync, self.position.loss_sum, scaled=self.scaler.is_enabled())
         self.consensus_distance = 0.0  # before the last synchronisation
         self.scored: tuple[int, float | None] = (0, None)  # the last evaluation: its step and metric
         self.best_step = 0  # the last step whose evaluation was the best so far
         self.writer = self.create_writer()
+        self.state = self.create_state()
+
+    @property
+    def step(self) -> int:
+        """How many have been taken."""
+        return self.position.step
+
+    def create_state(self) -> State:
+        parts: dict[str, Stateful] = {
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "sync": self.sync,
+            "reducer": self.reducer,
+            "clock": self.clock,
+            "standing": self.standing,
+            "diagnostics": self.diagnostics,
+            **({"ema": self.ema} if self.ema else {}),
+            "random": RandomStreams(self.device),
+        }
+        return State(
+            position=self.position,
+            sync=self.sync,
+            reducer=self.reducer,
+            topology=self.topology,
+            clock=self.clock,
+            link=self.link,
+            parts=parts,
+        )
 
     def create_writer(self) -> Writer | None:
         if self.run_dir is None:
@@ -144,7 +165,7 @@ class Trainer:
     def train(self, batches: Iterator[Batch]) -> None:
         """The loop. `batches`: of the steps that are left."""
         options, sync, clock, optimizer = self.options, self.sync, self.clock, self.optimizer
-        diagnostics, gradients = self.diagnostics, self.gradients
+        diagnostics, gradients, position = self.diagnostics, self.gradients, self.position
         accumulation = options.accumulation_steps
         parameters = list(self.module.parameters())
         self.model.train()
@@ -161,7 +182,7 @@ class Trainer:
                 with sync.backward_context(step, last_micro_batch=micro == accumulation):
                     loss = self.loss(inputs, target)
                     self.scaler.scale(loss).backward()
-                self.loss_sum += loss.detach()
+                position.loss_sum += loss.detach()
             gradients.check_own(step)
             sync.before_step(step)
             gradients.check_averaged(step, self.own_losses(step))
@@ -170,7 +191,7 @@ class Trainer:
             self.scaler.step(optimizer)
             self.scaler.update()
             diagnostics.parameters(step)
-            self.step = step
+            position.step = step
             self.synchronise(step)
             for parameter in parameters:  # optimizer.zero_grad does the same in 5 times the time
                 parameter.grad = None
@@ -178,7 +199,7 @@ class Trainer:
 
     def synchronise(self, step: int) -> None:
         if self.sync.meets(step):
-            self.crew.together(self, partial(self.sync.after_step, step), "sync")
+            self.crew.together(self.state, partial(self.sync.after_step, step), "sync")
         else:
             self.sync.after_step(step)
 
@@ -187,7 +208,7 @@ class Trainer:
         if self.ema:
             self.ema.update(self.module)
         self.progress.advance(step)
-        if step % self.options.log_every == 0 and step > self.logged_step:
+        if step % self.options.log_every == 0 and step > self.position.logged_step:
             self.log(step)
         if step % (self.options.eval_every or self.steps_per_epoch) == 0 and step < self.total_steps:
             self.evaluate(step)
@@ -214,12 +235,12 @@ class Trainer:
     def finish(self) -> Scores:
         """The last checkpoint comes before the flush, so that a longer run can go on from it as if never stopped."""
         self.save()
-        if self.step > self.logged_step:
+        if self.step > self.position.logged_step:
             self.log(self.step)
         self.clock.enter("eval")
-        self.consensus_distance = self.crew.together(self, self.sync.consensus_distance, "measurement")
+        self.consensus_distance = self.crew.together(self.state, self.sync.consensus_distance, "measurement")
         self.clock.enter("compute")
-        self.crew.together(self, partial(self.sync.flush, self.step), "flush")
+        self.crew.together(self.state, partial(self.sync.flush, self.step), "flush")
         self.settle()
         scores = self.evaluate(self.step)
         self.settle_checkpoint()
@@ -275,9 +296,10 @@ class Trainer:
 
     def log(self, step: int) -> None:
         """Loss is rank 0's own, a mean since the last time: a mean over ranks would be a sync point of its own."""
-        steps = step - self.logged_step
+        position = self.position
+        steps = step - position.logged_step
         loss = self.finite_loss() / steps
-        self.loss_sum.zero_()
+        position.loss_sum.zero_()
         costs = self.costs()
         samples = self.options.global_batch_size
         values = {
@@ -285,20 +307,20 @@ class Trainer:
             "train_loss": loss,
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": step * samples,
-            "samples_per_s": steps * samples / max(costs["train_s"] - self.logged_s, 1e-9),
+            "samples_per_s": steps * samples / max(costs["train_s"] - position.logged_s, 1e-9),
             **self.sync.measurements(),
             **costs,
         }
-        self.logged_step, self.logged_s = step, costs["train_s"]
+        position.logged_step, position.logged_s = step, costs["train_s"]
         self.tracker.log(step, values)
         self.progress.log(step, values)
 
     def finite_loss(self) -> float:
         """The sum of this rank's losses since the last log. Raises NonFiniteError, so that no such state is saved."""
         self.gradients.settle()
-        loss = self.loss_sum.item()
+        loss = self.position.loss_sum.item()
         if not math.isfinite(loss):
-            first = self.logged_step + 1
+            first = self.position.logged_step + 1
             rank = self.topology.world.rank
             raise NonFiniteError(f"train_loss is {loss} between steps {first} and {self.step}", rank, self.step)
         return loss
@@ -327,7 +349,7 @@ class Trainer:
         """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
         self.settle()
         self.clock.enter("eval")
-        scores = self.crew.together(self, partial(self.score, step), "evaluation")
+        scores = self.crew.together(self.state, partial(self.score, step), "evaluation")
         self.clock.enter("compute")
         return scores
 
@@ -394,7 +416,7 @@ class Trainer:
         self.clock.enter("checkpoint")
         self.compare_ranks()
         self.settle_stragglers()
-        self.writer.save(self.step, self.state_dict(), self.details())
+        self.writer.save(self.step, self.state.state_dict(), self.details())
         self.clock.enter("compute")
 
     def details(self) -> dict[str, Any]:
@@ -426,7 +448,7 @@ class Trainer:
             return 0
         self.rehearse()
         try:
-            self.load_state_dict(loaded[1])
+            self.state.load_state_dict(loaded[1])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{run_dir}: the checkpoint of step {loaded[0]} holds a state that this run cannot take "
@@ -444,99 +466,3 @@ class Trainer:
                     self.loss(inputs, target).backward()
                 self.sync.before_step(1)
                 self.optimizer.zero_grad(set_to_none=True)
-
-    def parts(self) -> dict[str, Any]:
-        """What saves and loads itself. Random streams come last: building and rehearsing have drawn from them."""
-        parts = {
-            "optimizer": self.optimizer,
-            "scaler": self.scaler,
-            "sync": self.sync,
-            "reducer": self.reducer,
-            "clock": self.clock,
-            "standing": self.standing,
-            "diagnostics": self.diagnostics,
-        }
-        return parts | ({"ema": self.ema} if self.ema else {}) | {"random": RandomStreams(self.device)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's whole state: a run resumed from it continues bit for bit."""
-        return {
-            "step": self.step,
-            "ranks": [self.topology.world.size, not unlike_rank_0(self.sync.flat.parameters, self.topology.world)],
-            "weights": [self.sync.flat.everything, *self.sync.flat.others],
-            "syncs": self.sync.syncs,
-            "comm": asdict(self.topology.settle()),
-            "loss_sum": self.loss_sum,
-            "logged": [self.logged_step, self.logged_s],
-            "link_bytes": self.link.training_bytes if self.link else None,
-            **{name: part.state_dict() for name, part in self.parts().items()},
-        }
-
-    # What a meeting may change, and what one that joins goes on from: see `crew.Member`.
-
-    def check_start(self) -> None:
-        if self.step == 0:
-            world = self.topology.world
-            require_common([Common(self.sync.flat.parameters, range(world.size))], world, 0)
-
-    def snapshot(self) -> dict[str, Any]:
-        state = self.state_dict()
-        local = getattr(self.sync, "optimizer_state", "local") == "local"
-        return {key: copied(state[key]) for key in MEETINGS_CHANGE if not (key == "optimizer" and local)}
-
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """What is there may be half changed, and is not looked at."""
-        self.load_parts(snapshot, snapshot)
-
-    def regroup(self, rank: int, size: int, new_size: int) -> None:
-        self.reducer.regroup(rank, size, new_size)
-
-    def parcel(self) -> dict[str, Any]:
-        """The optimizer's moments, too: better than none, and with optimizer_state=average they are everybody's."""
-        state = self.state_dict() | {"reducer": self.reducer.common_state()}
-        return {key: state[key] for key in ("step", *MEETINGS_CHANGE, "scaler", "ema") if key in state}
-
-    def adopt(self, parcel: Mapping[str, Any]) -> None:
-        self.step = parcel["step"]
-        self.load_parts(parcel, parcel)
-        self.loss_sum.zero_()
-        self.logged_step, self.logged_s = self.step, self.clock.read(0.0)["train_s"]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        other_ranks = self.of_other_ranks(state)
-        self.step = state["step"]
-        for name, value in state["comm"].items():
-            setattr(self.topology.world.stats, name, value)
-        self.loss_sum.copy_(state["loss_sum"])
-        self.logged_step, self.logged_s = state["logged"]
-        if self.link:
-            self.link.training_bytes = state.get("link_bytes")
-        self.load_parts(state, self.parts().keys() - set(OWN if other_ranks else ()))
-
-    def load_parts(self, state: Mapping[str, Any], names: Container[str]) -> None:
-        """Weights, and the parts of these names."""
-        self.sync.flat.restore(state["weights"])
-        self.sync.syncs = state["syncs"]
-        for name, part in self.parts().items():
-            if name in names:
-                part.load_state_dict(state[name])
-
-    def of_other_ranks(self, state: Mapping[str, Any]) -> bool:
-        """Whether it is rank 0's of another number of ranks. Raises CheckpointError when these were not alike."""
-        size, alike = state.get("ranks", (self.topology.world.size, True))
-        if size == self.topology.world.size:
-            return False
-        if not alike:
-            raise CheckpointError(
-                f"resume_other_ranks: after step {state['step']} the {size} ranks of the checkpoint had parameters of "
-                "their own, expected one that was saved right after all were averaged (sync.period divides "
-                "checkpoint_every, for example)"
-            )
-        log.warning(
-            "resumed with %d ranks what %d ranks had saved: parameters, the sync mode's own state and the position in "
-            "the data go on; optimizer state, error feedback and random streams begin afresh, shards are cut anew, "
-            "buffers and moving averages are those of rank 0",
-            self.topology.world.size,
-            size,
-        )
-        return True

@@ -188,7 +188,7 @@ def test_a_model_that_memory_cannot_hold_is_refused(typed: str, monkeypatch: pyt
 
 def test_a_state_that_does_not_fit_is_refused_when_a_run_is_resumed(tmp_path: Path) -> None:
     trainer = mock.MagicMock()
-    trainer.load_state_dict.side_effect = KeyError("weights")
+    trainer.state.load_state_dict.side_effect = KeyError("weights")
     with (
         mock.patch("ddp_agent.trainer.load", return_value=(7, {})),
         pytest.raises(RefusedError, match="of step 7 holds"),

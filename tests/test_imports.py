@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     "ddp_agent.gradients": ["overlap", "reducers*", "comm", "flat"],
     "ddp_agent.fragments": ["reducers*", "comm"],
     "ddp_agent.uneven": ["sync.base", "reducers*", "comm"],
-    "ddp_agent.ownership": ["sync.base", "reducers*", "topology", "flat"],
+    "ddp_agent.ownership": ["sync.base", "reducers*", "topology", "flat", "alike"],
     "ddp_agent.sync*": [
         "sync*",
+        "alike",
         "reducers*",
         "gradients",
         "fragments",
@@ -98,8 +99,11 @@ MAY_IMPORT: dict[str, list[str]] = {
         *("datasets.base", "datasets.tasks", "multi_task", "slicing.base", "slicing.tasks"),
         *("sync.base", "ownership", "evaluate"),
     ],
+    "ddp_agent.state": [
+        *("alike", "checkpoint.writer", "clock", "comm", "errors", "link", "reducers*", "sync.base", "topology"),
+    ],
     "ddp_agent.trainer": [
-        *("clock", "console", "tracking", "checkpoint.*", "loader", "evaluate", "ema", "errors", "options"),
+        *("state", "clock", "console", "tracking", "checkpoint.*", "loader", "evaluate", "ema", "errors", "options"),
         "schedules",
         *("comm", "topology", "datasets.base", "sync.base", "reducers*", "standing", "random_streams", "link"),
         *("stragglers", "diagnostics", "slicing.base", "slicing.shared", "order", "watch", "finite", "alike", "crew"),
