@@ -189,12 +189,14 @@ class Comm:
         mine = tensor.to(self.device)
         received = [torch.empty_like(mine) for _ in senders]
         launch = self._launch(tensor, 1.0, messages=len(receivers), senders=senders)
+        # First what is to be received: gloo sends when the receiver has said that it is ready, and that word would
+        # wait in a slow link behind all that this rank sends (twice the time at 100 Mbit/s).
         operations = [
-            *(dist.P2POp(dist.isend, mine, group=self.group, group_peer=peer) for peer in receivers),
             *(
                 dist.P2POp(dist.irecv, other, group=self.group, group_peer=peer)
                 for peer, other in zip(senders, received, strict=True)
             ),
+            *(dist.P2POp(dist.isend, mine, group=self.group, group_peer=peer) for peer in receivers),
         ]
         with self.blocked(launch):
             for work in dist.batch_isend_irecv(operations):
