@@ -314,6 +314,15 @@ def test_settings_that_differ_in_something_else_keep_apart(tmp_path: Path) -> No
     assert set(found) == {"compressed optimizer.lr=0.1", "compressed optimizer.lr=0.5", "compressed int8"}
 
 
+def test_where_most_is_sent_in_the_beginning_a_longer_run_is_another_setting(tmp_path: Path) -> None:
+    """Of 160 steps the first 20 are another part than of 80."""
+    for steps in (80, 160):
+        for label in ("post_local_sgd H=8", "compressed"):
+            write(tmp_path / "runs" / f"{label} {steps}", WORLD, label, steps=steps)
+    outcome = plan(tmp_path, tmp_path / "runs", "--baseline", "compressed")
+    assert set(predicted(outcome, 2)) == {"compressed", "post_local_sgd H=8 steps=80", "post_local_sgd H=8 steps=160"}
+
+
 def test_it_is_a_command(tmp_path: Path) -> None:
     runs = sweep(tmp_path / "runs", WORLD)
     command = [sys.executable, "-m", "ddp_agent.plan", str(runs), "--ranks", "2,4", "--rate", "100mbit"]

@@ -135,7 +135,11 @@ def _key(run: Run) -> Key:
     settings = settings_of(run)
     grouped = settings.get("ranks_per_node", "null") if run.mode == "hierarchical" else "null"
     kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
-    return tuple(sorted((kept | ({"ranks_per_node": grouped} if grouped != "null" else {})).items()))
+    if grouped != "null":
+        kept["ranks_per_node"] = grouped
+    if run.mode == "post_local_sgd" or kept.get("cadence", "fixed") != "fixed":  # a step's share of the traffic depends
+        kept["steps"] = str(int(run.summary["steps"]))
+    return tuple(sorted(kept.items()))
 
 
 def _batch(run: Run) -> float:
