@@ -8,7 +8,7 @@ TensorBoard's tags, too. A full disk costs metrics, never the training.
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from math import ceil, isfinite
@@ -35,6 +35,9 @@ _COMPARED = (
     "test_metric", "best_metric", "test_loss", "time_to_target_s", "bytes_to_target", "train_s",
     "exposed_comm_s", "samples_per_s", "syncs", "payload_bytes", "wire_bytes", "consensus_distance",
 )  # fmt: skip
+# The tab has a column for five hyperparameters, the others wait behind ticks. It takes its columns from one run,
+# which need not have a period.
+_COLUMNS = ("lr", "reducer", "seed", "sync", "sync.period")
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,10 @@ class TensorBoardMirror:
         finite = {f"summary/{key}": _finite(summary.get(key)) for key in _COMPARED}
         results = {tag: number for tag, number in finite.items() if number is not None}
         self._scalars(results, summary["steps"], time.time())
-        for part in self._protos.hparams(dict(_flat(redacted(hparams))), results):
+        told = dict(_flat(redacted(hparams)))
+        columns, _, _ = self._protos.hparams({"sync.period": 0} | told, results)
+        _, start, end = self._protos.hparams(told, results)
+        for part in (_with_first(columns, _COLUMNS), start, end):
             self._writer.file_writer.add_summary(part)
 
     def close(self) -> None:
@@ -296,3 +302,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str 
             yield f"{prefix}{key}", value
         elif value is not None:
             yield f"{prefix}{key}", to_json(value)
+
+
+def _with_first(columns: Any, names: Container[str]) -> Any:
+    """TensorBoard shows hyperparameters that `differ` between runs before others, each by name: have these be so."""
+    plugin = columns.value[0].metadata.plugin_data
+    protos = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
+    data = protos.HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = data.SerializeToString()
+    return columns

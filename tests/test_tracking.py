@@ -290,8 +290,23 @@ def test_one_hparams_row_in_the_same_run(tmp_path: Path) -> None:
     start = plugin("_hparams_/session_start_info").session_start_info
     values = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
     assert values == {"sync.name": "diloco", "sync.period": 16, "compile": "true", "h": "[2, 3]"}
-    metrics = plugin("_hparams_/experiment").experiment.metric_infos
-    assert [metric.name.tag for metric in metrics] == ["summary/test_metric", "summary/train_s"]
+    experiment = plugin("_hparams_/experiment").experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["summary/test_metric", "summary/train_s"]
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {"sync.period"}
+
+
+@pytest.mark.parametrize("more", [{}, {"sync.period": 16}])
+def test_the_mode_is_among_the_columns_that_the_hparams_tab_shows(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Also where the run that it takes its columns from has no period."""
+    with RunDirectory(tmp_path) as run:
+        tracker = Tracker(run, "accuracy")
+        tracker.describe(small_model(), {})
+        given = {"accumulation_steps": 1, "cadence": "fixed", "dataset": "digits", "sync": "diloco", "seed": 1}
+        tracker.finish(SUMMARY, given | more | {"lr": 0.1, "reducer": "dense"})
+    data = tensorboard(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
+    infos = HParamsPluginData.FromString(data).experiment.hparam_infos
+    shown = sorted(infos, key=lambda info: (not info.differs, info.name))[:5]  # as TensorBoard sorts them
+    assert [info.name for info in shown] == ["lr", "reducer", "seed", "sync", "sync.period"]
 
 
 def interrupted_run(path: Path) -> list[dict[str, Any]]:
