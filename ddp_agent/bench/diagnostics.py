@@ -13,7 +13,7 @@ from ddp_agent.topology import Topology
 from ddp_agent.trainer import Trainer
 
 SUMMARY = "diagnostics (consensus_every): what a look costs, and its share at the default interval"
-INTERVAL = 200  # conf/config.yaml's consensus_every
+INTERVAL = 400  # conf/config.yaml's consensus_every
 TARGET = 0.02
 LOOK_EVERY = 2 * PERIOD  # here: often enough to be seen among what else the machine does
 
