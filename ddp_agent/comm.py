@@ -190,7 +190,7 @@ class Comm:
         received = [torch.empty_like(mine) for _ in senders]
         launch = self._launch(tensor, 1.0, messages=len(receivers), senders=senders)
         # First what is to be received: gloo sends when the receiver has said that it is ready, and that word would
-        # wait in a slow link behind all that this rank sends (1.8 MB to two of four at 100 Mbit/s: 0.29 s, now 0.18).
+        # wait in a slow link behind all that this rank sends (1.8 MB to two ranks, 100 Mbit/s: 0.29 s instead of 0.18).
         operations = [
             *(
                 dist.P2POp(dist.irecv, other, group=self.group, group_peer=peer)

@@ -150,12 +150,11 @@ class ByOwner(SyncStrategy):
         return self.mode.common(step)
 
     def commons(self, step: int) -> list[Common]:
-        own = {head: mode.common(step) for head, mode in self._modes.items()}
-        heads = [
-            Common(own.get(head), ranks, f"the parameters of {head} that its owners share")
-            for head, ranks in self.owners.items()
-        ]
-        return [*self.mode.commons(step), *heads]
+        parts = self.mode.commons(step)
+        for head, ranks in self.owners.items():
+            own = self._modes[head].common(step) if head in self._modes else None
+            parts.append(Common(own, ranks, f"the parameters of {head} that its owners share"))
+        return parts
 
     @torch.no_grad()
     def consensus_distance(self) -> float:

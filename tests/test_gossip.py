@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from loops import Loop, apart, sgd, train
 from rank_pool import RankPool
 from torch import Tensor
 
+from ddp_agent.comm import Comm
 from ddp_agent.reducers import Cast, Dense
 from ddp_agent.sync import Gossip, Independent, LocalSGD, SyncStrategy
 from ddp_agent.sync.gossip import Graph
@@ -122,3 +126,22 @@ def test_it_never_reaches_an_exchange(ranks3: RankPool) -> None:
 def test_lossy_reducers_are_refused() -> None:
     assert "reducer=dense" in str(Gossip(period=1).refusal(Cast(dtype="bf16")))
     assert Gossip(period=1).refusal(Dense()) is None
+
+
+def order_of_an_exchange() -> list[str]:
+    posted: list[str] = []
+    post = dist.batch_isend_irecv
+
+    def noted(operations: list[Any]) -> Any:
+        posted.extend(operation.op.__name__ for operation in operations)
+        return post(operations)
+
+    other = 1 - dist.get_rank()
+    with mock.patch.object(dist, "batch_isend_irecv", noted):
+        Comm.world().exchange(torch.ones(3), receivers=[other], senders=[other])
+    return posted
+
+
+def test_a_rank_is_ready_to_receive_before_it_sends(ranks2: RankPool) -> None:
+    """Else the word that it is would wait in a slow link behind its own bytes."""
+    assert ranks2.run(order_of_an_exchange) == [["irecv", "isend"]] * 2

@@ -137,7 +137,7 @@ def _key(run: Run) -> Key:
     kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
     if grouped != "null":
         kept["ranks_per_node"] = grouped
-    if run.mode == "post_local_sgd" or kept.get("cadence", "fixed") != "fixed":  # a step's share of the traffic depends
+    if run.mode == "post_local_sgd" or kept.get("cadence", "fixed") != "fixed":  # in a longer run a step sends less
         kept["steps"] = str(int(run.summary["steps"]))
     return tuple(sorted(kept.items()))
 
