@@ -63,6 +63,7 @@ class Sync:
     messages: float
     sent: float
     waits_for: int
+    uneven: float = 1.0  # how much longer its bytes take than alone
 
 
 def sync_of(mode: dict[str, Any], n: int) -> Sync:
@@ -74,7 +75,7 @@ def sync_of(mode: dict[str, Any], n: int) -> Sync:
         return Sync(mode["fragments"] * often, 1, TENSOR / 2, *ring(n, TENSOR / 2), n)
     if mode["sync"] == "gossip":
         peers = 1 if n == 2 else 2
-        return Sync(often, peers, peers * TENSOR, 1, peers * TENSOR, 1 + peers)
+        return Sync(often, peers, peers * TENSOR, 1, peers * TENSOR, 1 + peers, 1.2 if peers > 1 else 1.0)
     match mode.get("reducer"):
         case "int8":  # a quarter to all by all-to-all, then a share of it to all
             coded = TENSOR / 4
@@ -93,7 +94,7 @@ def seconds(world: World, mode: dict[str, Any], n: int) -> tuple[float, float]:
     if mode["sync"] == "independent" or n == 1:
         return 0.0, 0.0
     sync = sync_of(mode, n)
-    each_s = sync.messages * (world.message_s + world.latency_s) + sync.sent * world.byte_s
+    each_s = sync.messages * (world.message_s + world.latency_s) + sync.sent * sync.uneven * world.byte_s
     hidden_s = {"allreduce": world.backward_s, "streaming_diloco": mode.get("delay", 0) * world.local_s}
     moving_s = sync.often * max(0.0, each_s - hidden_s.get(mode["sync"], 0.0))
     moving_s -= mode.get("switch_step", 0) / STEPS * min(each_s, world.backward_s)

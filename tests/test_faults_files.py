@@ -1,6 +1,7 @@
 """Files of whole runs that are damaged, foreign or absent: refused by name, with nothing changed, or done without."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def test_data_that_are_not_what_they_claim_to_be_are_refused(tmp_path: Path) -> 
 
 
 def assert_refused(outcome: Outcome, code: int, text: str) -> None:
-    assert set(outcome.codes[0]) == {code}, outcome.stderr
+    # Who is still importing when another has refused meets torchrun's SIGTERM before it has a handler.
+    assert code in outcome.codes[0] and set(outcome.codes[0]) <= {code, -signal.SIGTERM}, outcome.stderr
     assert outcome.stderr.count(text) == 1, outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert outcome.status["status"] == "failed"
