@@ -120,8 +120,8 @@ class Watch:
             thread.start()
 
     def close(self) -> None:
-        """Signals do again what they did before, unless one came or is about to, from a torchrun that sees a rank fail:
-        then they do nothing until the process ends."""
+        """Signals do again what they did before, unless one came to any rank or is about to, from a torchrun that sees a
+        rank leave with another code than 0: then they do nothing until the process ends."""
         if self._closed:
             return
         self._closed = True
@@ -133,7 +133,7 @@ class Watch:
                 thread.join(timeout=1)
         if self._handlers:
             signal.set_wakeup_fd(-1)
-            leaving = self._signal is not None or self.failure is not None
+            leaving = self._signal is not None or self.asked or self.failure
             for number, handler in () if leaving else self._handlers.items():
                 signal.signal(number, handler)
 

@@ -6,7 +6,6 @@ signals and restarts. That the real one does alike is what tests/test_faults_tor
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import rank_pool
 from fault_points import Fault, arm
-from rank_pool import PRELOAD
 from torch._C._distributed_c10d import TCPStore
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +71,7 @@ class Torchrun:
         self.outcome = Outcome(self.run_dir)
         self._folder, self._size, self._faults, self._restarts = folder, size, list(faults), max_restarts
         self._typed = ["run_name=run", f"hydra.run.dir='{self.run_dir}'", *typed]
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(PRELOAD))
+        self._context = rank_pool.forking()
         self.ranks: list[BaseProcess] = []
         folder.mkdir(exist_ok=True, parents=True)
         self._store = self.open_store()

@@ -20,6 +20,7 @@ import pickle
 import queue
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +28,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,11 @@ import torch
 import torch.distributed as dist
 
 # torch takes 4 s to import, torch._dynamo, which every optimizer imports, 4 s more, and what a whole run needs 3 s.
-PRELOAD = ("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "hydra", "runs", "loops")
+PRELOAD = (
+    *("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "torch.utils.flop_counter", "hydra"),
+    *("runs", "loops", "whole_runs", "ddp_agent.launch.worker", "ddp_agent.datasets.digits", "ddp_agent.models.mlp"),
+    *("PIL.ImageFont", "PIL.PngImagePlugin", "rich._emoji_codes", "tensorboard.plugins.hparams.metadata"),
+)
 TIMEOUT_S = 60.0
 # gloo tells ranks that hang in a collective after the timeout, and their traceback says where: wait for it.
 HEADROOM_S = 3.0
@@ -64,14 +71,30 @@ class Worker:
     pipe: Connection
 
 
+def forking(preload: Sequence[str] = PRELOAD) -> ForkServerContext:
+    """Of processes that are forks of one server, made in milliseconds, which has imported these modules.
+
+    The server is a fresh process: nothing of the tests is in it. The first call starts it; it lasts as long as we do.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # it would pass over in silence what it does not find
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+    return context
+
+
 class RankProcesses:
     """The processes behind every pool of the session: two ranks are the first two of the same four."""
 
     def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
-        # One server imports these modules, and ranks are forks of it, made in milliseconds. The server is a
-        # fresh process: nothing of the tests is in it.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
+        self._context = forking(preload)
         self._workers: list[Worker] = []
 
     @property

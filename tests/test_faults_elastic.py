@@ -1,7 +1,6 @@
 """Replicas that are killed, stopped, and come back: real signals on real runs."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -19,7 +18,6 @@ import torch
 
 pytest.importorskip("torchft", reason="torchft is not installed: pip install 'ddp_agent[elastic]'")
 
-import forked_torchrun
 import rank_pool
 from elastic_loops import ElasticLoop
 from elastic_runs import SMALL, keeper, run, same, signal_file, summary, weights
@@ -36,8 +34,6 @@ SLOW = Fault("step", "slow", rank=0)
 HOLD = Fault("step", "hold", rank=0, step=21)
 PERIOD = ("sync.period=8",)
 PARAMETERS = 64 * 32 + 32 + 32 * 10 + 10
-# Import them once and not in every replica, where these tests are the first to start processes.
-forked_torchrun.PRELOAD = (*rank_pool.PRELOAD, "torchft.coordination")
 
 
 def _log(outcome: Outcome) -> str:
@@ -164,8 +160,7 @@ def _replica(address: str, number: int, after_s: float, pipe: Connection) -> Non
 @pytest.mark.parametrize("after_s", [0.0, 0.004, 0.012, 0.03])
 def test_killed_in_an_averaging_nothing_torn_is_kept(after_s: float) -> None:
     """The mean of three, if all had it whole, or of the two that are left, all through and on both."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(forked_torchrun.PRELOAD))
+    context = rank_pool.forking()
     with keeper() as kept:
         pipes, processes = [], []
         for number in range(3):

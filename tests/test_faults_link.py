@@ -66,11 +66,11 @@ def assert_both_say_it(outcome: Outcome) -> None:
 
 
 def test_a_very_slow_link_is_only_slow_and_the_run_says_how_slow(cable: Cable, tmp_path: Path) -> None:
-    """2.6 kB over 32 kbit/s, three times."""
+    """2.6 kB over 64 kbit/s, six times."""
     typed = ["model=linear", "device=cpu", "global_batch_size=48", "max_steps=24", "log_every=8", "eval_every=24"]
-    typed += ["sync=local_sgd", "sync.period=8"]
+    typed += ["sync=local_sgd", "sync.period=4"]
     fast = run(tmp_path / "fast", 2, typed)
-    cable.slow_down("32kbit")
+    cable.slow_down("64kbit")
     with CabledRun(cable, tmp_path / "slow", typed) as slowed:
         slow = slowed.wait()
     assert (fast.codes, slow.codes) == ([[0, 0]], [[0, 0]]), fast.stderr + slow.stderr

@@ -108,16 +108,13 @@ def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:
     assert left_of(project) == []
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_launcher_that_is_asked_saves_and_leaves_nobody(
-    times: int, project: Path, tmp_path: Path, wholes: Wholes
-) -> None:
+def test_a_launcher_that_is_asked_twice_saves_and_leaves_nobody(project: Path, tmp_path: Path, wholes: Wholes) -> None:
     """torchrun itself exits with 1, whatever its ranks did; the second time it is asked while they save."""
     slow = [Fault("step", "slow", None), Fault("half a file", "doze", None)]
     process = start(project, "launch/local.sh", "--nproc", "2", *SMALL, *MODES["diloco"], "run_name=run", faults=slow)
     asked = outcome(project)
     wait_for(asked.run_dir / "metrics.jsonl", process)
-    for _ in range(times):
+    for _ in range(2):
         process.terminate()
         time.sleep(1)
     said = process.communicate(timeout=120)[0]

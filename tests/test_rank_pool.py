@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from rank_pool import RankError, RankPool, RankProcesses
+from rank_pool import PRELOAD, RankError, RankPool, RankProcesses
 
 
 def sum_over_ranks(value: float) -> torch.Tensor:
@@ -148,3 +148,11 @@ def is_alive(pid: int) -> bool:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+def not_imported() -> list[str]:
+    return [name for name in PRELOAD if name not in sys.modules]
+
+
+def test_ranks_are_forks_of_a_process_that_has_imported_what_they_need(ranks1: RankPool) -> None:
+    assert ranks1.run(not_imported) == [[]]

@@ -80,15 +80,6 @@ def log(project: Path, number: str) -> str:
     return (project / f"slurm-{number}.log").read_text()
 
 
-def test_a_run_on_two_nodes_ends_as_on_one_machine(cluster: SlurmCluster, project: Path, wholes: Wholes) -> None:
-    number, outcome = submit(cluster, project, *LOCAL)
-    job = cluster.wait_for(number, "COMPLETED", "FAILED")
-    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), log(project, number)
-    assert outcome.status["status"] == "finished"
-    assert json.loads((outcome.run_dir / "summary.json").read_text())["nodes"] == 2
-    wholes.assert_same_end(outcome, "local_sgd", 2)
-
-
 def wait_until_held(project: Path, number: str, attempt: int) -> None:
     deadline = time.monotonic() + HELD_S
     while len(list(project.glob(f"held.{attempt}.*"))) < 2:
@@ -108,8 +99,8 @@ def assert_saved(outcome: Outcome, held_step: int) -> None:
 def test_a_job_preempted_in_a_period_goes_on_as_if_nothing_had_been(
     cluster: SlurmCluster, project: Path, wholes: Wholes
 ) -> None:
-    """First by a job that goes before it: Slurm tells the ranks. Then as before the end of its time: it tells the
-    script, by the signal that was asked for."""
+    """A run on two nodes, which ends as one on one machine does. It is stopped first by a job that goes before it:
+    Slurm tells the ranks. Then as before the end of its time: it tells the script, by the signal that was asked for."""
     number, outcome = submit(cluster, project, *LOCAL, HELD_STEPS="12 21")
     wait_until_held(project, number, 0)
     urgent = cluster.submit("--partition=urgent", "--exclusive", "--nodes=2", "--wrap", "true", cwd=project)
@@ -128,6 +119,7 @@ def test_a_job_preempted_in_a_period_goes_on_as_if_nothing_had_been(
     attempts = json.loads((outcome.run_dir / "attempts.json").read_text())
     assert [it["attempt"] for it in attempts] == [0, 1, 2]
     assert checkpoints(outcome.run_dir)[-1] == STEPS
+    assert json.loads((outcome.run_dir / "summary.json").read_text())["nodes"] == 2
     wholes.assert_same_end(outcome, "local_sgd", 2)
 
 

@@ -170,19 +170,22 @@ def test_a_signal_that_was_ignored_stays_ignored(watches: list[Watch]) -> None:
     assert watches[0]._signal == signal.SIGUSR1
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_after_the_run_signals_do_what_they_did(watches: list[Watch], stopped: bool) -> None:
-    """Unless one came: the second of an impatient user must not kill a rank that is about to leave in order."""
+@pytest.mark.parametrize("asked", ["nobody", "this rank", "another"])
+def test_after_the_run_signals_do_what_they_did(watches: list[Watch], asked: str) -> None:
+    """Unless one came, to whomever: neither the second one of an impatient user nor torchrun's, which has seen another
+    rank leave, may kill a rank that is about to leave in order."""
     heard: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     watches[0].start()
-    if stopped:
+    if asked == "this rank":
         os.kill(os.getpid(), signal.SIGTERM)
-        while watches[0]._signal is None:
-            time.sleep(0.01)
+    if asked == "another":
+        watches[0]._store.compare_set("asked", "", "SIGUSR1 on rank 1")
+    while asked != "nobody" and not watches[0].asked:
+        time.sleep(0.01)
     watches[0].close()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert heard == ([] if stopped else [signal.SIGTERM])
+    assert heard == ([signal.SIGTERM] if asked == "nobody" else [])
 
 
 def test_a_forked_child_can_be_terminated_and_does_not_stop_the_run(watches: list[Watch]) -> None:
