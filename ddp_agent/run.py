@@ -353,8 +353,8 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "wire_bytes": costs["wire_bytes"],
         **link.summary(trainer.link),
         **dict.fromkeys(DIAGNOSTICS),
-        **{key: value for key, value in trainer.diagnostics.latest.items() if key in DIAGNOSTICS},
-        "consensus_distance": trainer.consensus_distance,
+        "consensus_distance": trainer.consensus_distance,  # at the end, where no synchronisation was looked at
+        **trainer.diagnostics.latest,
         "target": options.target,
         **asdict(trainer.standing),
         "samples_per_s": samples / times["train_s"],

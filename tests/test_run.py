@@ -276,6 +276,18 @@ def test_each_option_does_something(
     assert summary["test_loss"] != plain_runs("local_sgd").summaries[0]["test_loss"]
 
 
+@pytest.mark.parametrize(("every", "looks"), [(4, 1), (400, 0)])
+def test_the_summary_tells_how_far_apart_ranks_were_before_they_were_averaged(
+    ranks2: RankPool, tmp_path: Path, every: int, looks: int
+) -> None:
+    """After the last step, which ends a period, they are alike: that is told only where nothing else was measured."""
+    summary = ranks2.run(run, *mode("local_sgd", f"consensus_every={every}"), str(tmp_path))[0]
+    measured = [it["consensus_distance"] for it in read_metrics(tmp_path / "metrics.jsonl", 99) if "change_cosine" in it]
+    assert len(measured) == looks
+    assert summary["consensus_distance"] == (measured[-1] if measured else 0)
+    assert bool(measured) == (summary["consensus_distance"] > 0)
+
+
 def test_a_norm_is_clipped_of_the_mean_over_ranks_and_micro_batches(
     ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
