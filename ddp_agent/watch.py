@@ -120,8 +120,8 @@ class Watch:
             thread.start()
 
     def close(self) -> None:
-        """Signals do again what they did before, unless one came to any rank or is about to, from a torchrun that sees a
-        rank leave with another code than 0: then they do nothing until the process ends."""
+        """Signals do again what they did before, unless one came to any rank or is about to, from a torchrun that sees
+        a rank leave with another code than 0: then they do nothing until the process ends."""
         if self._closed:
             return
         self._closed = True

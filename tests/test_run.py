@@ -282,7 +282,8 @@ def test_the_summary_tells_how_far_apart_ranks_were_before_they_were_averaged(
 ) -> None:
     """After the last step, which ends a period, they are alike: that is told only where nothing else was measured."""
     summary = ranks2.run(run, *mode("local_sgd", f"consensus_every={every}"), str(tmp_path))[0]
-    measured = [it["consensus_distance"] for it in read_metrics(tmp_path / "metrics.jsonl", 99) if "change_cosine" in it]
+    records = read_metrics(tmp_path / "metrics.jsonl", 99)
+    measured = [record["consensus_distance"] for record in records if "change_cosine" in record]
     assert len(measured) == looks
     assert summary["consensus_distance"] == (measured[-1] if measured else 0)
     assert bool(measured) == (summary["consensus_distance"] > 0)
