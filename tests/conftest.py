@@ -14,6 +14,11 @@ import pytest
 from rank_pool import RankPool, RankProcesses
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts launchers of its own takes a minute a test: not last, when there is nothing else to do beside it."""
+    items.sort(key=lambda item: item.path.name not in ("test_slurm.py", "test_faults_torchrun.py"))
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests and torch: what stays anyway need not be looked through at every collection of garbage."""
     gc.collect()

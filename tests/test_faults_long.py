@@ -9,14 +9,16 @@ from forked_torchrun import Torchrun
 from held import Held, assert_level
 from whole_runs import MODES, SMALL, checkpoints
 
-pytestmark = pytest.mark.faults
 STEPS = 5000
+CASES = [
+    pytest.param("streaming_diloco", "true", marks=pytest.mark.faults, id="streaming_diloco, saved beside training"),
+    pytest.param("allreduce", "false", marks=pytest.mark.soak, id="allreduce"),
+]
 
 
-@pytest.mark.parametrize("typed", [("allreduce", "false"), ("streaming_diloco", "true")], ids=" ".join)
-def test_nothing_grows_over_5000_steps(typed: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "beside"), CASES)
+def test_nothing_grows_over_5000_steps(mode: str, beside: str, tmp_path: Path) -> None:
     """With 20 evaluations, 50 checkpoints and 500 logged steps."""
-    mode, beside = typed
     often = ["log_every=10", "eval_every=250", "checkpoint_every=100", f"async_checkpoints={beside}"]
     held: dict[tuple[int, int], list[Held]] = defaultdict(list)
     with Torchrun(tmp_path, 2, [*SMALL, *MODES[mode], f"max_steps={STEPS}", *often]) as torchrun:
