@@ -80,9 +80,13 @@ def netlab() -> ModuleType:
     return module
 
 
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
+
+
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, str(NETLAB), *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_ctrl_c} | options
     return subprocess.Popen(command, **options)
 
 
