@@ -30,6 +30,10 @@ def refusals(*overrides: str, folder: Path = CONF, extra: Path | None = None) ->
             [r"+text='{x: {_target_: os.abort}}'", r"hydra.callbacks='${oc.create:${text}}'"],
             PLANTED,
         ),
+        (
+            [r"+text='{_target_: os.abort}'", r"+hydra.callbacks.x='${oc.create:${text}}'"],
+            PLANTED,
+        ),
         (["hydra.launcher._target_=os.abort"], "hydra.launcher._target_: found 'os.abort', which would be run"),
         (["+hydra.sweeper.x._target_=os.abort"], "hydra.sweeper.x._target_: found 'os.abort', which would be run"),
         (["+hydra.job_logging.handlers.a.class=os.abort"], "hydra.job_logging.handlers.a.class: found 'os.abort'"),
