@@ -62,10 +62,10 @@ def test_a_resumed_run_that_dies_before_its_first_checkpoint_goes_on_from_the_ot
 
 def test_a_rank_killed_in_a_large_averaging_leaves_nothing_torn(tmp_path: Path) -> None:
     """16 MB are under way for some 20 ms; a timer ends rank 1 in the middle."""
-    big = [*SMALL, "max_steps=6", "model.hidden=[2000,2000]", "sync=local_sgd", "sync.period=2", "checkpoint_every=1"]
+    big = [*SMALL, "max_steps=6", "model.hidden=[2000,2000]", "sync=local_sgd", "sync.period=2"]
     whole = run(tmp_path / "whole", 2, big)
     kill = Fault("averaging", "SIGKILL", 1, 4, after_s=0.006)
-    outcome = run(tmp_path / "killed", 2, big, [kill], max_restarts=1)
+    outcome = run(tmp_path / "killed", 2, [*big, "checkpoint_every=1"], [kill], max_restarts=1)
     assert outcome.codes[0] == [4, -signal.SIGKILL], outcome.stderr
     assert outcome.codes[1] == [0, 0]
     assert "resumed from step 3" in outcome.stderr
