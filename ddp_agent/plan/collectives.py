@@ -14,8 +14,8 @@ Algorithm = Literal["ring", "tree", "two-level"]
 # all_reduce: the tensor's mean. all_gather: everybody's packet to everybody. quantised: an all-to-all of the coded
 # tensor, then an all-gather of each rank's share. exchange: with `peers` neighbours at once.
 Kind = Literal["all_reduce", "all_gather", "quantised", "exchange"]
-# How much longer an exchange with several neighbours takes than its bytes: their flows cross in every link, in both
-# directions, and TCP does not divide links evenly among them. Measured in netlab, 0.88 MB to each of two neighbours:
+# How much longer an exchange with several neighbours takes than its bytes, most likely since their flows cross in every
+# link, and TCP does not divide it evenly among them. Measured in netlab, 0.88 MB to each of two neighbours:
 # 1.27 at 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6); a ring all-reduce there: 1.01.
 UNEVEN = 1.2
 
