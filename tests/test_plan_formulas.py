@@ -64,6 +64,7 @@ def test_inside_one_node_the_link_is_not_passed() -> None:
     assert collective("all_reduce", cluster, 1000)[0] == 1500
     assert collective("all_gather", cluster, 1000)[0] == 3000
     assert collective("quantised", cluster, 1000)[0] == 1500
+    assert collective("exchange", cluster, 1000, peers=2)[0] == 2000
 
 
 def test_all_of_a_node_send_through_its_link() -> None:

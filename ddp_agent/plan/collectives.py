@@ -14,9 +14,9 @@ Algorithm = Literal["ring", "tree", "two-level"]
 # all_reduce: the tensor's mean. all_gather: everybody's packet to everybody. quantised: an all-to-all of the coded
 # tensor, then an all-gather of each rank's share. exchange: with `peers` neighbours at once.
 Kind = Literal["all_reduce", "all_gather", "quantised", "exchange"]
-# How much longer an exchange with several neighbours takes than its bytes, most likely since their flows cross in every
-# link, and TCP does not divide it evenly among them. Measured in netlab, 0.88 MB to each of two neighbours:
-# 1.27 at 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6); a ring all-reduce there: 1.01.
+# How much longer an exchange with several neighbours on other nodes takes than its bytes, most likely since their flows
+# cross in every link, and TCP does not divide it evenly. Measured in netlab, 0.88 MB to each of two neighbours: 1.27 at
+# 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6). A ring all-reduce took 1.01 at 50 and 100.
 UNEVEN = 1.2
 
 
@@ -93,7 +93,8 @@ def collective(
     if kind == "all_gather":  # in a ring, of which one flow leaves a node
         return hop.seconds(ranks - 1, (ranks - 1) * size_bytes), None
     if kind == "exchange":
-        return hop.seconds(1, peers * size_bytes * (UNEVEN if peers > 1 else 1.0)), None
+        uneven = UNEVEN if peers > 1 and cluster.nodes > 1 else 1.0
+        return hop.seconds(1, uneven * peers * size_bytes), None
     away = ranks - cluster.ranks_per_node if cluster.nodes > 1 else ranks - 1
     abreast = cluster.ranks_per_node if cluster.nodes > 1 else 1  # all of a node's ranks send to all others
     scatter_s = hop.seconds(1, abreast * away / ranks * size_bytes)
