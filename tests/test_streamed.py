@@ -12,7 +12,7 @@ import pytest
 import torch
 from rank_pool import RankPool
 from runs import config, run
-from test_datasets import BOTH, write_images
+from test_image_folder import BOTH, write_images
 from test_run import same, states, training_state
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
