@@ -52,6 +52,41 @@ def test_runs_of_one_seed_that_began_differently_are_refused(
     assert said.count(" differs, so these runs") == 1
 
 
+def test_slicings_are_compared_and_the_shards_of_each_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sliced(name: str, order: str, sync: str = "allreduce", **keys: Any) -> Path:
+        changes = {"slicing": name, "order_sha256": order}
+        return make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}", sync=sync, config={"slicing": keys}, **changes)
+
+    sliced("iid", "a")
+    sliced("iid", "a", "diloco", tasks="partition")
+    sliced("dirichlet", "b", alpha=0.1)
+    sliced("dirichlet", "c", alpha=1.0)
+    labels = {line.label for line in result_of(tmp_path).lines}
+    assert labels == {"allreduce iid", "allreduce dirichlet alpha=0.1", "allreduce dirichlet alpha=1.0", "diloco"}
+    assert "Samples were dealt to ranks in 3 ways" in told(result_of(tmp_path))
+    other = sliced("dirichlet", "d" * 64, "diloco", alpha=0.1, tasks="partition")
+    said = refusal(tmp_path, capsys=capsys)
+    assert "order_sha256 differs, so these runs of seed 0 cannot be compared" in said
+    assert f"dddddddddddd  {other}" in said and str(tmp_path / "0") not in said
+
+
+def test_slicings_begin_with_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "a", slicing="iid")
+    make_run(tmp_path / "b", slicing="dirichlet", init_sha256="other", order_sha256="other")
+    said = refusal(tmp_path, capsys=capsys)
+    assert "init_sha256 differs" in said and "order_sha256" not in said
+
+
+def test_runs_of_another_order_that_do_not_say_how_they_were_sliced_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", slicing="iid")
+    make_run(tmp_path / "b", sync="diloco", order_sha256="other")
+    assert "order_sha256 differs" in refusal(tmp_path, capsys=capsys)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("data_sha256", "other"), ("world_size", 4), ("samples", 480), ("metric_name", "recall"), ("model", "cnn")],

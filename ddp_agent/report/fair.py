@@ -1,17 +1,19 @@
 """Which runs may stand beside each other: those that differ in how they were trained, and in nothing else."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from ddp_agent.report.files import plain
 from ddp_agent.report.runs import ReportError, Run
 
-# What all runs have in common, and what those of one seed have: the same weights at the start, data, and order.
+# What all runs have in common, and what those of one seed have: the same weights at the start, and the same order
+# unless they were told to slice the data in another way.
 OF_ALL = ("metric_name", "dataset", "model", "world_size", "samples", "data_sha256")
 OF_A_SEED = ("init_sha256", "order_sha256")
 # In these a sweep may differ on purpose.
 _EXPERIMENTS = {"dataset", "model", "data_sha256", "init_sha256", "order_sha256"}
+_OF_TASKS = {"slicing.tasks", "slicing.deal"}  # which say nothing of samples
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
@@ -23,9 +25,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         problems["direction"] = _problem("the direction of the metric", runs, _direction)
         problems["points"] = _problem("the schedule of evaluations", runs, _points)
     for key in OF_A_SEED:
-        for seed in sorted({run.seed for run in runs}):
-            same_seed = [run for run in runs if run.seed == seed]
-            problems[key] = problems.get(key, []) + _problem(key, same_seed, _recorded(key), f" of seed {seed}")
+        for seed, same in _of_a_seed(key, runs):
+            problems[key] = problems.get(key, []) + _problem(key, same, _recorded(key), f" of seed {seed}")
     found = {key: lines for key, lines in problems.items() if lines}
     if not found:
         return
@@ -33,6 +34,19 @@ def check_comparable(runs: Sequence[Run]) -> None:
     if _EXPERIMENTS & set(found):
         text.append("A sweep over models, data or batch sizes is several comparisons: report each of them by itself.")
     raise ReportError("\n".join(text))
+
+
+def _of_a_seed(key: str, runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
+    sliced = key == "order_sha256" and all(run.summary.get("slicing") for run in runs)
+    groups: defaultdict[tuple[int, Hashable], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.seed, _slicing(run) if sliced else None].append(run)
+    return sorted(((seed, same) for (seed, _), same in groups.items()), key=lambda group: group[0])
+
+
+def _slicing(run: Run) -> Hashable:
+    chosen = {key: value for key, value in run.config.items() if key.startswith("slicing.") and key not in _OF_TASKS}
+    return plain(run.summary["slicing"]), *sorted(chosen.items())
 
 
 def _recorded(key: str) -> Callable[[Run], Any]:

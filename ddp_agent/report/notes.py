@@ -10,7 +10,7 @@ _BEARS_ON_TIME = ("device", "cpus", "platform", "torch_version", "commit")
 
 
 def notes(result: Result) -> list[str]:
-    return [*_chance(result), *_gaps(result), *_targets(result), *_sources(result), *_machines(result)]
+    return [note for of in (_chance, _orders, _gaps, _targets, _sources, _machines) for note in of(result)]
 
 
 def _chance(result: Result) -> Iterator[str]:
@@ -22,6 +22,13 @@ def _chance(result: Result) -> Iterator[str]:
     mode, label = result.baseline.row.mode, result.baseline.label
     if sum(line.row.mode == mode for line in result.lines) > 1:
         yield f"Several rows are {mode}; the baseline is {label} (--baseline chooses)."
+
+
+def _orders(result: Result) -> Iterator[str]:
+    seed = result.runs[0].seed
+    orders = len({run.summary["order_sha256"] for run in result.runs if run.seed == seed})
+    if orders > 1:
+        yield f"Samples were dealt to ranks in {orders} ways, as slicing says: between these, their order differs."
 
 
 def _gaps(result: Result) -> Iterator[str]:
