@@ -69,11 +69,9 @@ def test_says_how_to_get_it(cifar: Path, tmp_path: Path) -> None:
         cifar10(cifar).load()
 
 
-def pack(folder: Path, archive: Path, extra: str | None = None) -> Published:
+def pack(folder: Path, archive: Path) -> Published:
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
-        if extra is not None:
-            tar.add(folder / "test_batch", extra)
     return Published(ARCHIVE.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
 
 
