@@ -13,13 +13,13 @@ if __name__ == "__main__":
     # Ranks share the cores of a machine; torch would start as many threads as there are cores in each of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ddp_agent.launch import LaunchContext, leave, main
-from ddp_agent.run_directory import RunDirectory
+from ddp_agent.cli import LaunchContext, leave, main
+from ddp_agent.outputs.run_directory import RunDirectory
 
 
 def check(context: LaunchContext) -> None:
     """Refuses a wrong configuration before anything is started."""
-    from ddp_agent.config import parse
+    from ddp_agent.training.settings import parse
 
     parse(context.cfg, choices=context.choices, world_size=context.world_size)
 

@@ -13,35 +13,44 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ddp_agent import attempts, environment, export, link, runtime, sockets
-from ddp_agent.agreement import tell
-from ddp_agent.alike import code_sha256, config_sha256, sha256_of
-from ddp_agent.build import build, is_own, locate
-from ddp_agent.census import Census
-from ddp_agent.census import summary as shard_summary
-from ddp_agent.comm import Comm
-from ddp_agent.config import RUNTIME, Settings, check_against_data, parse
-from ddp_agent.confusion import values as class_accuracies
-from ddp_agent.console import ConsoleProgress
-from ddp_agent.crew import Settled
-from ddp_agent.datasets.base import Task
-from ddp_agent.elastic.crew import Change, Crew, OverError, OvertakenError
+from ddp_agent.checkpoint import export
+from ddp_agent.config.fields import REQUIRED, parameters
+from ddp_agent.config.redaction import redacted
+from ddp_agent.config.registry import build, is_own, locate
+from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.shard_stats import Census
+from ddp_agent.data.shard_stats import summary as shard_summary
+from ddp_agent.data.slicing.tasks import Owners
+from ddp_agent.distributed import ports as sockets
+from ddp_agent.distributed import process_group as runtime
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256_of
+from ddp_agent.distributed.error_propagation import tell
+from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.replica_group import Settled
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.torchrun_env import Replica
+from ddp_agent.elastic.quorum import Change, Crew, OverError, OvertakenError
 from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError, PreemptedError
-from ddp_agent.evaluate import Scores, inference
-from ddp_agent.exhibition import Exhibition
-from ddp_agent.fields import REQUIRED, parameters
-from ddp_agent.multi_task import with_heads
-from ddp_agent.pictures.shards import shards
-from ddp_agent.place import Replica
-from ddp_agent.redaction import redacted
-from ddp_agent.run_directory import RunDirectory, write_atomically
-from ddp_agent.runtime import Runtime, seed_everything, setup_logging
-from ddp_agent.skeleton import skeleton
-from ddp_agent.slicing.tasks import Owners
-from ddp_agent.task_slicing import deal, partition
-from ddp_agent.topology import Topology
-from ddp_agent.tracking import History, Tracker
-from ddp_agent.trainer import Trainer
+from ddp_agent.models.common.meta_build import skeleton
+from ddp_agent.models.common.multi_task import with_heads
+from ddp_agent.outputs import environment
+from ddp_agent.outputs import restarts as attempts
+from ddp_agent.outputs.confusion import values as class_accuracies
+from ddp_agent.outputs.console import ConsoleProgress
+from ddp_agent.outputs.files import write_atomically
+from ddp_agent.outputs.images.shards import shards
+from ddp_agent.outputs.log import setup_logging
+from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.tensorboard import History
+from ddp_agent.outputs.tracking import Tracker
+from ddp_agent.rng import seed_everything
+from ddp_agent.training import link_bytes as link
+from ddp_agent.training.evaluate import Scores, inference
+from ddp_agent.training.previews import Exhibition
+from ddp_agent.training.settings import RUNTIME, Settings, check_against_data, parse
+from ddp_agent.training.task_assignment import deal, partition
+from ddp_agent.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +292,7 @@ def resume(trainer: Trainer, settings: Settings, directory: RunDirectory, ranks:
 def tracing(trainer: Trainer, directory: RunDirectory) -> AbstractContextManager[None]:
     if trainer.options.profile_steps is None:
         return nullcontext()
-    from ddp_agent.profiling import traced  # takes half a second to import
+    from ddp_agent.training.profiling import traced  # takes half a second to import
 
     path = directory.path / f"trace.rank{trainer.topology.world.rank}.json.gz"
     return traced(trainer, trainer.options.profile_steps, path)

@@ -4,7 +4,7 @@
   python launch/netlab.py --nodes 4 --rate 100mbit -- train.py sync=diloco
   python launch/netlab.py --nodes 2 --rate 1gbit -- train.py -m sync=allreduce,local_sgd seed=0,1
 
-What follows -- is a Python script as you would start it by `python`, one that lets ddp_agent.launch start its ranks:
+What follows -- is a Python script as you would start it by `python`, one that lets ddp_agent.cli start its ranks:
 a run becomes a torchrun on every node, a sweep one after the other. summary.json then has link_bytes, what the kernel
 saw rank 0's node send while it trained. Ctrl-C and SIGTERM reach the run as they would without nodes.
 
@@ -39,7 +39,7 @@ from typing import NoReturn
 # A node has a network and a host name of its own. The switch that joins them is the network of process 1.
 
 EXIT_REFUSED = 2
-TOLD = (2, 3, 4, 5, 75)  # exit codes of a run that has said why it ended: see ddp_agent/launch/relaunch.py
+TOLD = (2, 3, 4, 5, 75)  # exit codes of a run that has said why it ended: see ddp_agent/cli/relaunch.py
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.1
 NOTICE_S = 15.0  # for the other nodes to notice that one has failed
@@ -56,8 +56,8 @@ QUEUE = "400ms"  # how long a packet may wait before it is dropped
 NEW_MOUNTS, NEW_HOST_NAME, NEW_USER, NEW_PROCESSES, NEW_NETWORK = 1 << 17, 1 << 26, 1 << 28, 1 << 29, 1 << 30
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-ON_NODES = "DDP_AGENT_ON_NODES"  # see ddp_agent/launch/relaunch.py
-LINK = "DDP_AGENT_LINK"  # see ddp_agent/link.py
+ON_NODES = "DDP_AGENT_ON_NODES"  # see ddp_agent/cli/relaunch.py
+LINK = "DDP_AGENT_LINK"  # see ddp_agent/training/link_bytes.py
 
 
 class RefusedError(Exception):

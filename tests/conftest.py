@@ -8,10 +8,11 @@ from typing import Any
 # Before torch is imported, here or in a process that a test starts: threads of several ranks on two cores
 # only get in each other's way, and a sum that is split over threads differs from machine to machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # the ranks import test modules by name
+# Ranks import test modules by name, and tests of one folder use the laws of another.
+sys.path[:0] = [str(folder) for folder in sorted(Path(__file__).parent.iterdir()) if folder.is_dir()]
 
-import pytest
-from rank_pool import RankPool, RankProcesses
+import pytest  # noqa: E402
+from rank_pool import RankPool, RankProcesses  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

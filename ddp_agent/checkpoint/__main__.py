@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddp_agent.checkpoint.folder import best, delete, manifest_of, metric_of, named_as_checkpoints, surplus, unfinished
 from ddp_agent.errors import CheckpointError, RefusedError
-from ddp_agent.run_directory import RunDirectory
+from ddp_agent.outputs.run_directory import RunDirectory
 
 
 def main(typed: Sequence[str]) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.checkpoint.manifest import Manifest
 from ddp_agent.errors import CheckpointError
-from ddp_agent.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"step-\d{8,}")

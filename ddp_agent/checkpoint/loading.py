@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from ddp_agent.agreement import attempt, first_problem, on_all, on_rank_0, tell
 from ddp_agent.checkpoint.folder import file_of, manifest_of_run, newest
-from ddp_agent.comm import Comm
+from ddp_agent.checkpoint.manifest import Manifest
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.error_propagation import attempt, first_problem, on_all, on_rank_0, tell
 from ddp_agent.errors import CheckpointError
-from ddp_agent.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 

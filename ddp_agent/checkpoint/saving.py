@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.agreement import attempt, first_problem, on_all, on_rank_0, tell
 from ddp_agent.checkpoint.folder import (
     delete,
     directory_of,
@@ -27,9 +26,10 @@ from ddp_agent.checkpoint.folder import (
     surplus,
     unfinished,
 )
-from ddp_agent.comm import Comm
+from ddp_agent.checkpoint.manifest import File, Manifest
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.error_propagation import attempt, first_problem, on_all, on_rank_0, tell
 from ddp_agent.errors import CheckpointError
-from ddp_agent.manifest import File, Manifest
 
 _log = logging.getLogger(__name__)
 _PLAIN = (Tensor, nn.Parameter, str, bool, int, float, NoneType)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ddp_agent.checkpoint.saving import save
-from ddp_agent.comm import Comm
+from ddp_agent.distributed.comm import Comm
 
 
 @dataclass

@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from ddp_agent.cli.composition import run_time
 from ddp_agent.elastic.supervisor import Supervisor
-from ddp_agent.launch.composition import run_time
 
 EXAMPLES = """examples:
   launch/elastic.sh --replicas 4 -- sync=diloco sync.period=50 max_steps=5000
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     _silence_the_lighthouse()
     keeper = None
     if told.keeper is None:
-        from ddp_agent.elastic.keeper import Keeper
+        from ddp_agent.elastic.coordinator import Keeper
 
         host, _, port = told.listen.rpartition(":")
         try:

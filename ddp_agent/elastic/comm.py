@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store  # typed there, and only there
 from torch.distributed import distributed_c10d
 
-from ddp_agent.comm import Comm, CommError, Op, Pending, Wait
+from ddp_agent.distributed.comm import Comm, CommError, Op, Pending, Wait
 
 CONNECT_S = 20.0  # for members that have just said that they are there
 

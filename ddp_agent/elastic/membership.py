@@ -12,9 +12,9 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed there, and only there
 
-from ddp_agent.elastic.keeper import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
+from ddp_agent.distributed.torchrun_env import Replica
+from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
 from ddp_agent.errors import CutOffError
-from ddp_agent.place import Replica
 
 BEAT_S = 0.2
 POLL_S = 0.002

@@ -2,7 +2,7 @@
 
 import sys
 
-from ddp_agent.place import die_with_parent
+from ddp_agent.distributed.process import die_with_parent
 
 
 def main(arguments: list[str]) -> int:

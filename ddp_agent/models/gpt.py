@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, Layers, PositiveInt
-from ddp_agent.models.base import INITIAL_STD, Block, check_heads, text_length
+from ddp_agent.config.fields import Decay, Layers, PositiveInt
+from ddp_agent.models.common.blocks import INITIAL_STD, Block, check_heads, text_length
 
 _MULTIPLIER, _PRIME = 1_000_003, 2**31 - 1  # of the hash: products stay far below 2^63
 

@@ -5,7 +5,7 @@ import math
 
 from torch import nn
 
-from ddp_agent.fields import PositiveInt
+from ddp_agent.config.fields import PositiveInt
 
 
 class MLP(nn.Sequential):

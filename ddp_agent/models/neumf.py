@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, PositiveInt
-from ddp_agent.models.base import INITIAL_STD
+from ddp_agent.config.fields import Decay, PositiveInt
+from ddp_agent.models.common.blocks import INITIAL_STD
 
 
 class NeuMF(nn.Module):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_agent.models.base import image_shape
+from ddp_agent.models.common.blocks import image_shape
 
 BLOCKS = 3  # the paper's n: 6n + 2 = 20 layers
 WIDTHS = (16, 32, 64)

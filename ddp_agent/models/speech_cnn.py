@@ -4,8 +4,8 @@ import itertools
 
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, PositiveInt
-from ddp_agent.models.base import image_shape
+from ddp_agent.config.fields import Decay, PositiveInt
+from ddp_agent.models.common.blocks import image_shape
 
 GROUPS = 8  # of channels that are normalised together
 

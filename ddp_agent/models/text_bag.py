@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, PositiveInt
-from ddp_agent.models.base import text_length
+from ddp_agent.config.fields import Decay, PositiveInt
+from ddp_agent.models.common.blocks import text_length
 
 STD = 0.1  # of the initial embeddings
 

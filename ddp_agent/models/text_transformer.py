@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.fields import Decay, Layers, PositiveInt
-from ddp_agent.models.base import INITIAL_STD, Block, check_heads, text_length
+from ddp_agent.config.fields import Decay, Layers, PositiveInt
+from ddp_agent.models.common.blocks import INITIAL_STD, Block, check_heads, text_length
 
 
 class TextTransformer(nn.Module):

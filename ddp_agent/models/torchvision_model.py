@@ -5,7 +5,7 @@ import difflib
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.models.base import image_shape
+from ddp_agent.models.common.blocks import image_shape
 
 # Their auxiliary classifiers would make the output a tuple while training.
 AUXILIARY = {"googlenet", "inception_v3"}

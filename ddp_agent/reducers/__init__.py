@@ -2,8 +2,8 @@
 
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.reducers.cast import Cast
+from ddp_agent.reducers.common.feedback import ErrorFeedback
 from ddp_agent.reducers.dense import Dense
-from ddp_agent.reducers.feedback import ErrorFeedback
 from ddp_agent.reducers.int8 import Int8
 from ddp_agent.reducers.powersgd import PowerSGD
 from ddp_agent.reducers.sign import Sign

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_agent.comm import Comm
-from ddp_agent.fields import check_fields
+from ddp_agent.config.fields import check_fields
+from ddp_agent.distributed.comm import Comm
 
 Finish = Callable[[], None]
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ddp_agent.comm import Comm
+from ddp_agent.distributed.comm import Comm
 from ddp_agent.reducers.base import Finish, Reducer
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.fields import PositiveInt
-from ddp_agent.reducers.quantised import Quantised
+from ddp_agent.config.fields import PositiveInt
+from ddp_agent.reducers.common.quantised import Quantised
 
 
 @dataclass(kw_only=True)

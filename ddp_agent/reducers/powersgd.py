@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddp_agent.comm import Comm
-from ddp_agent.fields import NonNegativeFloat, PositiveInt
+from ddp_agent.config.fields import NonNegativeFloat, PositiveInt
+from ddp_agent.distributed.comm import Comm
 from ddp_agent.reducers.base import Finish
-from ddp_agent.reducers.feedback import ErrorFeedback
+from ddp_agent.reducers.common.feedback import ErrorFeedback
 
 SEED = 1905  # of the first basis, the same on every rank
 

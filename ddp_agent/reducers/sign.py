@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.reducers.quantised import Quantised
+from ddp_agent.reducers.common.quantised import Quantised
 
 BLOCK = 1024
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddp_agent.comm import Comm
-from ddp_agent.fields import PositiveInt
+from ddp_agent.config.fields import PositiveInt
+from ddp_agent.distributed.comm import Comm
 from ddp_agent.reducers.base import Finish, Reducer
 
 

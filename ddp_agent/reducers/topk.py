@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.comm import Comm
-from ddp_agent.fields import PositiveFraction
+from ddp_agent.config.fields import PositiveFraction
+from ddp_agent.distributed.comm import Comm
 from ddp_agent.reducers.base import Finish
-from ddp_agent.reducers.feedback import ErrorFeedback
+from ddp_agent.reducers.common.feedback import ErrorFeedback
 
 SAMPLE = 2**16
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.gradients import MeanGradients, overlapping
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import PowerSGD, Reducer
 from ddp_agent.sync.base import SyncStrategy
-from ddp_agent.sync.policies import merge_buffers_
-from ddp_agent.topology import Topology
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
+from ddp_agent.sync.engine.state_policies import merge_buffers_
 
 
 @dataclass(kw_only=True, eq=False)

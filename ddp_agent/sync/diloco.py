@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.fields import Fraction, NonNegativeFloat
+from ddp_agent.config.fields import Fraction, NonNegativeFloat
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.base import Anchored
-from ddp_agent.topology import Topology
+from ddp_agent.sync.periodic import Anchored
 
 
 @dataclass(kw_only=True, eq=False)

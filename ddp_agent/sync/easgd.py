@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ddp_agent.fields import PositiveFloat
-from ddp_agent.sync.base import Anchored
-from ddp_agent.sync.policies import start_merging_buffers
+from ddp_agent.config.fields import PositiveFloat
+from ddp_agent.sync.engine.state_policies import start_merging_buffers
+from ddp_agent.sync.periodic import Anchored
 
 
 @dataclass(kw_only=True, eq=False)

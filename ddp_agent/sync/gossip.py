@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense, Reducer
-from ddp_agent.sync.base import Periodic
-from ddp_agent.sync.policies import average_
-from ddp_agent.topology import Topology
+from ddp_agent.sync.engine.state_policies import average_
+from ddp_agent.sync.periodic import Periodic
 
 Graph = Literal["ring", "exponential", "complete", "empty"]
 

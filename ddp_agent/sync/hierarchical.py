@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ddp_agent.fields import PositiveInt
-from ddp_agent.gradients import MeanGradients, overlapping
+from ddp_agent.config.fields import PositiveInt
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.base import Paced
-from ddp_agent.sync.policies import average_, merge_optimizer_state_
-from ddp_agent.topology import Topology
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
+from ddp_agent.sync.engine.state_policies import average_, merge_optimizer_state_
+from ddp_agent.sync.periodic import Paced
 
 
 @dataclass(kw_only=True, eq=False)

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ddp_agent.sync.base import Periodic
-from ddp_agent.sync.policies import average_
+from ddp_agent.sync.engine.state_policies import average_
+from ddp_agent.sync.periodic import Periodic
 
 
 @dataclass(kw_only=True, eq=False)

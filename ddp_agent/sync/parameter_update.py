@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ddp_agent.fields import NonNegativeFloat
-from ddp_agent.sync.base import Anchored
+from ddp_agent.config.fields import NonNegativeFloat
+from ddp_agent.sync.periodic import Anchored
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.fields import NonNegativeInt
-from ddp_agent.gradients import MeanGradients, overlapping
+from ddp_agent.config.fields import NonNegativeInt
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
+from ddp_agent.sync.engine.state_policies import merge_buffers_
 from ddp_agent.sync.local_sgd import LocalSGD
-from ddp_agent.sync.policies import merge_buffers_
-from ddp_agent.topology import Topology
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from ddp_agent.fragments import Stream, by_modules, equal_cuts
+from ddp_agent.config.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.base import Periodic
 from ddp_agent.sync.diloco import outer_sgd_
-from ddp_agent.sync.policies import merge_buffers_, merge_optimizer_state_
-from ddp_agent.topology import Topology
+from ddp_agent.sync.engine.fragments import Stream, by_modules, equal_cuts
+from ddp_agent.sync.engine.state_policies import merge_buffers_, merge_optimizer_state_
+from ddp_agent.sync.periodic import Periodic
 
 
 @dataclass(kw_only=True, eq=False)

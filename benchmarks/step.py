@@ -1,0 +1,209 @@
+"""What a training step costs beyond its arithmetic."""
+
+import argparse
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch.utils.data import TensorDataset
+
+from benchmarks import bare
+from benchmarks.arguments import at_least
+from benchmarks.outcome import Machine, Outcome, Row
+from benchmarks.rounds import Timed, Timing, stopwatch, take_turns
+from ddp_agent.config.options import Options
+from ddp_agent.data.datasets.article import Article
+from ddp_agent.data.datasets.base import Task
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.models.mlp import MLP
+from ddp_agent.outputs.console import ConsoleProgress
+from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.tracking import NullTracker, Tracker
+from ddp_agent.reducers import Dense
+from ddp_agent.sync import AllReduce, Independent, LocalSGD, SyncStrategy
+from ddp_agent.training.optimizers import SGD
+from ddp_agent.training.schedules import Constant
+from ddp_agent.training.trainer import Trainer
+
+SUMMARY = "a training step of the trainer, and of a bare hand-written loop, with and without communication"
+YARDSTICK = "bare hand-written loop"
+TARGET = 1.15
+BATCH = 32  # samples a rank
+PERIOD = 8
+LOG_EVERY = 20  # conf/config.yaml's
+NEVER = 10**9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds that count (60)")
+    parser.add_argument("--steps", type=at_least(PERIOD), default=160, help="optimizer steps a round (160)")
+
+
+def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="ddp_agent-bench-") as directory:
+        rows = list(_rows(arguments.steps, arguments.repeats, ranks, Path(directory)))
+    return Outcome(
+        title=f"An optimizer step of the 10-32-2 MLP, {BATCH} samples a rank",
+        how=f"medians of {arguments.repeats} alternating rounds of {arguments.steps} steps, time of the slowest rank; "
+        f"ratio: to the bare loop, in the same round; without evaluations and checkpoints. Recording: rank 0 "
+        f"writes metrics.jsonl and TensorBoard every {LOG_EVERY} steps",
+        machine=Machine.here(ranks),
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way of synchronising: the trainer's, and the same by hand."""
+
+    name: str
+    sync: Callable[[], SyncStrategy]
+    by_hand: Callable[[bare.Data], bare.Loop]
+    alone: bool = False
+
+
+SETTINGS = (
+    Setting("no communication, 1 rank", Independent, bare.independent, alone=True),
+    Setting("gradients, every step", AllReduce, bare.gradients_averaged),
+    Setting(
+        f"parameters, every {PERIOD} steps",
+        lambda: LocalSGD(period=PERIOD),
+        lambda data: bare.parameters_averaged(data, PERIOD),
+    ),
+)
+
+
+def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator[Row]:
+    task = article()
+    for number, setting in enumerate(SETTINGS):
+        if setting.alone and ranks.rank != 0:
+            continue  # and wait for rank 0 at the next setting's first collective
+        topology = Topology(world=Comm(), ranks_per_node=1) if setting.alone else Topology.create()
+        stage = Stage(task, topology, ranks.device)
+        with (
+            RunDirectory(directory / str(number), rank=stage.world.rank) as run,
+            closing(stage.tracker(run)) as tracker,
+        ):
+            turns = contenders(setting, stage, tracker, steps)
+            timings = take_turns(turns, repeats, stage.world)
+        for name, timing in timings.items():
+            yield _row(setting, name, timing, steps)
+
+
+def article() -> Task:
+    return Article(samples=1000, test_samples=1000, features=10, separation=2.3, loss="cross_entropy").load()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where both loops run, and on what."""
+
+    task: Task
+    topology: Topology
+    device: torch.device
+
+    @property
+    def world(self) -> Comm:
+        return self.topology.world
+
+    def share(self) -> bare.Data:
+        assert isinstance(self.task.train, TensorDataset)
+        rank, size = self.world.rank, self.world.size
+        inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.train.tensors)
+        return bare.Data(inputs, targets, BATCH)
+
+    def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
+        return Tracker(run, self.task.metric_name) if run.rank == 0 else NullTracker()
+
+    def trainer(self, sync: SyncStrategy, consensus_every: int | None = None) -> Trainer:
+        model = MLP(input_shape=self.task.input_shape, outputs=self.task.outputs, hidden=(32,)).to(self.device)
+        optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
+        return Trainer(
+            options=replace(options_for(BATCH * self.world.size), consensus_every=consensus_every),
+            total_steps=0,
+            task=self.task,
+            module=model,
+            optimizer=optimizer,
+            schedule=Constant(warmup_steps=0),
+            sync=sync,
+            reducer=Dense(),
+            topology=self.topology,
+            device=self.device,
+            fingerprint={},
+        )
+
+
+def contenders(setting: Setting, stage: Stage, tracker: Tracker | NullTracker, steps: int) -> dict[str, Timed]:
+    by_hand = setting.by_hand(stage.share())
+    silent, recording = (stage.trainer(setting.sync()) for _ in range(2))
+    recording.tracker = tracker
+    recording.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
+    return {
+        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), stage.device),
+        "trainer": lambda: fit(silent, steps),
+        "trainer, recording": lambda: fit(recording, steps),
+    }
+
+
+def fit(trainer: Trainer, steps: int) -> float:
+    """Seconds that `steps` more steps take by the trainer's own clock: all but evaluation and checkpoints."""
+    before_s = trainer.costs()["train_s"]
+    trainer.total_steps += steps
+    trainer.fit()
+    return trainer.costs()["train_s"] - before_s
+
+
+def options_for(global_batch_size: int) -> Options:
+    return Options(
+        seed=0,
+        epochs=None,
+        max_steps=NEVER,
+        global_batch_size=global_batch_size,
+        accumulation_steps=1,
+        eval_every=NEVER,
+        evaluate_own=False,
+        checkpoint_every=None,
+        keep_checkpoints=1,
+        keep_best_checkpoint=False,
+        async_checkpoints=False,
+        consensus_every=None,
+        consensus_per_layer=False,
+        log_every=LOG_EVERY,
+        resume=None,
+        resume_other_ranks=False,
+        device="auto",
+        precision="fp32",
+        compile=False,
+        clip_norm=None,
+        ema_decay=None,
+        recalibrate_batches=1,
+        target=None,
+        run_name="bench",
+        data_root=None,
+        nproc_per_node=None,
+        ranks_per_node=None,
+        profile_steps=None,
+        on_rank_loss="stop",
+        timeout_s=600,
+        trusted_packages=[],
+    )
+
+
+def _row(setting: Setting, name: str, timing: Timing, steps: int) -> Row:
+    return {
+        "synchronised": setting.name,
+        "loop": name,
+        "us_a_step": timing.median_s / steps * 1e6,
+        "best_us": timing.best_s / steps * 1e6,
+        "ratio": timing.ratio,
+        "ratio_q1": timing.ratio_q1,
+        "ratio_q3": timing.ratio_q3,
+        "target": TARGET if name == "trainer" else None,
+    }

@@ -1,0 +1,158 @@
+"""The final model as two files that load without the run's configuration: weights, and what rebuilds it."""
+
+import functools
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddp_agent.checkpoint.manifest import File
+from ddp_agent.config.registry import build, is_own
+from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.models.common.meta_build import skeleton
+from ddp_agent.models.common.multi_task import with_heads
+from ddp_agent.outputs.files import to_json, write_atomically
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+_GIVEN_BY_THE_DATA = ("input_shape", "outputs")  # every model is told, and those that ask for it take it
+
+
+def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> None:
+    """Writes `model.safetensors` and `model.json`. Raises CheckpointError when that fails.
+
+    `description` holds the `name` of a class that `build` finds and its `arguments`, `input_shape` and
+    `outputs` among them, and `tasks`, the outputs of each head, for a model that has several; anything else in it (the
+    metric, say) is kept beside these.
+    """
+    path = run_dir / WEIGHTS
+    # safetensors refuses other strides, channels-last ones for example.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write_tensors(path, tensors)
+        about = {**description, "format": FORMAT, "weights": vars(File.of(path))}
+        write_atomically(run_dir / DESCRIPTION, to_json(about, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} was not saved: {error}") from error
+
+
+def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Module:
+    """The exported model, on the CPU and in eval mode. Its class is one of this package, or of one you trust.
+
+    Raises CheckpointError when a file is missing, damaged, or does not fit the other.
+    """
+    run_dir = Path(run_dir)
+    about = _read_description(run_dir / DESCRIPTION)
+    tensors = _read_tensors(run_dir / WEIGHTS, about["weights"])
+    try:
+        construct = functools.partial(
+            _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
+        )
+        if is_own(about["name"]):  # else shapes are compared when memory has been taken for them
+            _check_layout(_as_wide(skeleton(construct), tensors), tensors, run_dir / WEIGHTS)
+        model = construct()
+    except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error
+    _fill(_as_wide(model, tensors), tensors, run_dir / WEIGHTS)
+    return model.eval()
+
+
+def _as_wide(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """In the floating-point type of the file, where it has one."""
+    floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return model.to(floating.pop()) if len(floating) == 1 else model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Persistent state by name; a tensor with several names (tied weights) under its first."""
+    unique: dict[int, tuple[str, Tensor]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{name}: found {type(value).__name__}, only tensors can be exported")
+        unique.setdefault(id(value), (name, value))
+    return dict(unique.values())
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        save_file(tensors, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}, expected what describes a model") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    expected = {"format": int, "name": str, "arguments": dict, "weights": dict}
+    for key, kind in expected.items():
+        found = about.get(key) if isinstance(about, dict) else None
+        if not isinstance(found, kind):
+            raise CheckpointError(f"{path}: {key}: found {found!r}, expected {kind.__name__}")
+    if about["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format: found {about['format']}, expected {FORMAT}")
+    assert isinstance(about, dict)
+    return about
+
+
+def _read_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        File(**weights).check(path)
+        return load_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}, expected a model's weights") from error
+    except (SafetensorError, TypeError) as error:
+        raise CheckpointError(f"{path}: not what {DESCRIPTION} describes ({error})") from error
+
+
+def _rebuild(
+    name: str, arguments: Mapping[str, Any], tasks: Mapping[str, int], trusted_packages: Sequence[str]
+) -> nn.Module:
+    given = {key: arguments[key] for key in _GIVEN_BY_THE_DATA if key in arguments}
+    if isinstance(given.get("input_shape"), list):
+        given["input_shape"] = tuple(given["input_shape"])
+    own = {key: value for key, value in arguments.items() if key not in given}
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and not from the caller's stream
+        model = build("model", {"name": name, **own}, trusted_packages=trusted_packages, **given)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")
+        return with_heads(model, tasks) if tasks else model
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_layout(model, tensors, path)
+    with torch.no_grad():
+        for name, tensor in _tensors(model).items():
+            tensor.copy_(tensors[name])
+
+
+def _check_layout(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    wanted = _tensors(model)
+    problems = [
+        f"{name}: found {_layout(tensors.get(name))}, expected {_layout(wanted.get(name))}"
+        for name in sorted(wanted.keys() | tensors.keys())
+        if _layout(tensors.get(name)) != _layout(wanted.get(name))
+    ]
+    if problems:
+        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+        raise CheckpointError("\n  ".join([f"{path} does not fit its model", *problems[:5], *more]))
+
+
+def _layout(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"

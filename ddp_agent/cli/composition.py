@@ -1,0 +1,227 @@
+"""Composes a configuration with Hydra, and explains in one line a key what is wrong with what was typed."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ddp_agent.cli import trust
+from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides, scrubbed
+from ddp_agent.config.registry import unknown
+from ddp_agent.errors import ConfigError, RefusedError
+from ddp_agent.outputs.files import write_atomically
+from ddp_agent.outputs.run_directory import RunDirectory
+
+VERSION_BASE = "1.3"
+RUN_TIME = "DDP_AGENT_RUN_TIME"  # when the run began, agreed by its ranks: a part of directory names
+RUN_DIR = "DDP_AGENT_RUN_DIR"  # set for a job of a sweep. Not an override: such paths contain = and ,
+NPROC_PER_NODE = "DDP_AGENT_NPROC_PER_NODE"  # what a sweep under torchrun hands down to its jobs
+
+
+def run_time() -> str:
+    """The same for this process and those it starts; milliseconds, since two runs may start in one second."""
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    return os.environ.setdefault(RUN_TIME, now)
+
+
+# In the package, not in train.py: submitit unpickles a sweep's jobs in processes that never import train.py.
+# Cached, so that Hydra hands the driver's value on to such jobs.
+OmegaConf.register_new_resolver("run_time", run_time, use_cache=True, replace=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchContext:
+    """What `check` and `work` are given."""
+
+    cfg: dict[str, Any]  # resolved, without the `hydra` node
+    choices: dict[str, str]  # the file chosen in each config group
+    overrides: list[str]  # as typed, without `hydra.…`
+    run_dir: Path  # absolute, the same on all ranks and attempts; made after `check` and before `work`
+    world_size: int
+    attempt: int = 0  # 1, 2, … after torchrun restarted the ranks
+
+
+Check = Callable[[LaunchContext], None]
+Work = Callable[[LaunchContext, RunDirectory], int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """Where configurations come from."""
+
+    folder: Path
+    name: str
+    extra_folder: Path | None = None
+
+    def compose(self, overrides: Sequence[str]) -> "Composed":
+        """What is wrong with an override is in `problems`, the rest composed. Raises ConfigError for wrong files."""
+        remember_overrides(overrides)
+        if wild := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
+            raise ConfigError(wild)
+        with hydra.initialize_config_dir(str(self.folder), job_name="train", version_base=VERSION_BASE):
+            try:
+                return Composed(self._compose(overrides))
+            except Exception:  # of Hydra, OmegaConf and the parsers below them: whatever is typed, they raise it
+                return self._compose_what_is_right(overrides)
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        search = [f"hydra.searchpath=['file://{self.extra_folder}']"] if self.extra_folder else []
+        return hydra.compose(self.name, overrides=[*search, *overrides], return_hydra_config=True)
+
+    def _compose_what_is_right(self, overrides: Sequence[str]) -> "Composed":
+        """One override at a time (0.1 s each), to tell all that is wrong at once; groups first, as Hydra has it."""
+        try:
+            cfg = self._compose([])
+        except Exception as error:
+            raise ConfigError(_in_one_line(error)) from error
+        accepted: list[str] = []
+        problems: list[str] = []
+        groups_chosen = True
+        for override in sorted(overrides, key=_is_value):
+            try:
+                cfg = self._compose([*accepted, override])
+                accepted.append(override)
+            except Exception as error:
+                problems.append(explain(error, override, cfg))
+                groups_chosen &= not isinstance(error, MissingConfigException | YAMLError)
+        return Composed(cfg, tuple(problems), groups_chosen)
+
+
+@dataclass(frozen=True)
+class Composed:
+    cfg: DictConfig
+    problems: tuple[str, ...] = ()
+    groups_chosen: bool = True
+
+    def checked(self, check: Check, ranks: Callable[[Mapping[str, Any]], int], attempt: int = 0) -> LaunchContext:
+        """The context, or ConfigError with what Hydra, OmegaConf and `check` found wrong, all together.
+
+        `ranks` tells the world size that a configuration will have.
+        """
+        problems = list(self.problems)
+        if self.groups_chosen:  # else what follows from a wrong choice would drown the wrong choice
+            try:
+                context = self._context(ranks, attempt)
+                check(context)
+            except ConfigError as error:
+                problems += error.problems
+            except RefusedError as refusal:  # a checkpoint, data: said as what it is, unless the command is wrong, too
+                if not problems:
+                    raise
+                problems.append(str(refusal))
+        if problems := problems or trust.directory_problems(self.cfg.hydra):
+            raise ConfigError(problems)
+        return context
+
+    def _context(self, ranks: Callable[[Mapping[str, Any]], int], attempt: int) -> LaunchContext:
+        if self.cfg.hydra.mode == RunMode.MULTIRUN and RUN_DIR not in os.environ:
+            raise ConfigError("hydra.mode: found MULTIRUN in a config file; type -m as well")
+        HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
+        remember(OmegaConf.to_container(self.without_hydra(), resolve=False))
+        if code := trust.code_problems(self.cfg.hydra):
+            raise ConfigError(code)
+        try:
+            resolved = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
+            run_dir = Path(os.environ.get(RUN_DIR) or str(self.cfg.hydra.run.dir))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key}: {_in_one_line(error)}") from error
+        assert isinstance(resolved, dict)
+        cfg = {str(key): value for key, value in resolved.items()}
+        remember(cfg)
+        choices = self.cfg.hydra.runtime.choices
+        return LaunchContext(
+            cfg=cfg,
+            choices={group: choice for group, choice in choices.items() if choice and "/" not in group},
+            overrides=unresolved(self.cfg.hydra.overrides.task),
+            run_dir=run_dir.absolute(),
+            world_size=ranks(cfg),
+            attempt=attempt,
+        )
+
+    def without_hydra(self) -> DictConfig:
+        return OmegaConf.masked_copy(self.cfg, [str(key) for key in self.cfg if key != "hydra"])
+
+    def save(self, run_dir: Path) -> None:
+        """`.hydra/` as `hydra.main` writes it: unresolved, so that it can be composed again; secrets are left out."""
+        task = OmegaConf.to_container(self.without_hydra(), resolve=False)
+        node: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
+        overrides = node["overrides"]["task"]
+        node["job"]["override_dirname"] = ",".join(map(redacted_override, overrides))
+        node["runtime"]["output_dir"] = str(run_dir)
+        folder = run_dir / ".hydra"
+        folder.mkdir(exist_ok=True)
+        for name, content in (("config", task), ("hydra", {"hydra": node}), ("overrides", overrides)):
+            write_atomically(folder / f"{name}.yaml", OmegaConf.to_yaml(redacted(content)))
+
+
+def unresolved(overrides: Any) -> list[str]:
+    """As typed: iterated over, ${oc.env:HF_TOKEN} would become what it stands for."""
+    plain: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(plain)
+
+
+def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
+    """In a sweep Hydra writes what was typed as it was typed: here again, without secrets."""
+    for file in [*(run_dir / ".hydra").glob("*.yaml"), sweep_dir / "multirun.yaml"]:
+        with suppress(OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
+            saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            if (clean := redacted(saved)) != saved:
+                write_atomically(file, OmegaConf.to_yaml(clean))
+
+
+def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
+    """One line: what was typed, what is wrong with it, what would be right. `cfg` is composed without it."""
+    text, override = str(error), redacted_override(override)
+    if isinstance(error, OverrideParseException):
+        return f"{override}: expected key=value; quote a value with spaces, = or brackets: key=\\'a b\\'"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}: found {choice!r}{_nearest(choice, error.options)}"
+    if text.startswith("Could not override") and cfg is not None:
+        return _first_unknown(override.lstrip("+~").partition("=")[0], cfg)
+    if "--multirun" in text:
+        return f"{override}: several values; start a run for each with -m, or put a list in brackets"
+    return f"{override}: {_in_one_line(error)}" if override else _in_one_line(error)
+
+
+def _first_unknown(key: str, cfg: DictConfig) -> str:
+    node, path = cfg, ""
+    for part in key.split("."):
+        path = f"{path}.{part}" if path else part
+        if not OmegaConf.is_dict(node):
+            return f"{path}: unknown key, {path.rpartition('.')[0]} is a value"
+        if part not in node:
+            return f"{path}: {unknown(part, (str(known) for known in node if known != 'hydra'))}"
+        node = OmegaConf.select(node, part)
+    return f"{key}: cannot be set"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f", did you mean {near[0]}?" if near else "") + f" (known: {', '.join(known)})"
+
+
+def _in_one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages, without the search path, the link to the manual and the types of nodes."""
+    lines = [line.strip() for line in (str(error) or str(error.__cause__)).splitlines()]
+    noise = ("See https", "full_key:", "object_type", "reference_type", "provider=", "Config search path")
+    told = "; ".join(line for line in lines if line and not line.startswith(noise))
+    explained = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+    return scrubbed(told if explained else f"{type(error).__name__}: {told}")
+
+
+def _is_value(override: str) -> bool:
+    return "." in override.partition("=")[0]

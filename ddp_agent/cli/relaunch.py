@@ -1,0 +1,124 @@
+"""`python train.py …`: refuses what is wrong before anything starts, then is the torchrun of the same command."""
+
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
+from ddp_agent.cli.replicas import world_size as replicas_of
+from ddp_agent.errors import ConfigError, RefusedError
+from ddp_agent.outputs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
+NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
+RANKS_ON_CPU = 2
+MOST_RANKS = 1024  # of one machine: a wrong number of processes takes it down
+BACKLOG = 2048  # ranks that knock at the store at once; torch's own
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # Slurm's, and submitit's, before a job's time is over
+PEER_FAILED, PREEMPTED = 4, 75
+SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
+
+
+def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], overrides: Sequence[str]) -> int:
+    try:
+        context = configs.compose(overrides).checked(check, lambda cfg: _nproc_per_node(cfg) * _nodes())
+    except RefusedError as refusal:
+        _tell_sweep(str(refusal))
+        raise
+    if on_nodes := os.environ.pop(ON_NODES, None):
+        sys.stdout.flush()
+        command = [*shlex.split(on_nodes), sys.executable, str(script), *arguments]
+        os.execvp(command[0], command)
+    return _torchrun(context, script, arguments)
+
+
+def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
+    replicas_of(cfg, None)
+    wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
+    try:
+        count = int(wanted)
+    except (ValueError, TypeError, OverflowError):
+        count = 0
+    if not 1 <= count <= MOST_RANKS:
+        raise ConfigError(f"nproc_per_node: found {wanted!r}, expected an integer >= 1 and <= {MOST_RANKS}")
+    return count
+
+
+def _nodes() -> int:
+    found = os.environ.get(NODES, "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise ConfigError(f"{NODES}: found {found!r}, expected an integer >= 1")
+    return int(found)
+
+
+def _gpus(cfg: Mapping[str, Any]) -> int:
+    if cfg.get("device") == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) -> int:
+    """In this process: a second interpreter would import torch once more, and hide which rank failed with what."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    nodes = _nodes()
+    store = _store_on_loopback() if nodes == 1 else None
+    rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
+    try:
+        torchrun(
+            [
+                *rendezvous,
+                f"--signals-to-handle={SIGNALS}",
+                f"--nproc_per_node={context.world_size // nodes}",
+                str(script),
+                *arguments,
+            ]
+        )
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        if first.exitcode not in SAID_BY_RANK:
+            print(failed, file=sys.stderr)
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as stopped:  # the ranks have ended: with everything saved? or was it they who sent it?
+        ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
+        return ended.get(read_status(context.run_dir).get("status", ""), 128 + stopped.sigval)
+    return 0
+
+
+def _store_on_loopback() -> "TCPStore":
+    """The store of a run on one machine. torchrun's own listens on every interface and asks nobody for a password;
+    in the process that holds this one it opens none, since tenants of a process share the store of a port."""
+    from torch._C._distributed_c10d import TCPStore
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        "127.0.0.1", port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listener.detach()
+    )
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _tell_sweep(reason: str) -> None:
+    if RUN_DIR in os.environ:
+        with RunDirectory(Path(os.environ[RUN_DIR]), restart=True) as directory:
+            directory.write_status("failed", reason)

@@ -1,0 +1,245 @@
+"""`python train.py -m …`: Hydra chooses and starts the jobs; a job is `python train.py …` in its own directory.
+
+Each job has processes of its own, so nothing of one (a process group, a CUDA context, a leak, a crash) meets the
+next, and every Hydra launcher works: what it runs is an ordinary function that starts a program and waits.
+
+A sweep that was interrupted goes on with the same command and `hydra.sweep.dir=<its directory>`: jobs that finished
+are not run again, one that was stopped continues from its newest checkpoint.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ddp_agent.cli import trust
+from ddp_agent.cli.composition import (
+    RUN_DIR,
+    RUN_TIME,
+    VERSION_BASE,
+    Configs,
+    explain,
+    redact_saved,
+    unresolved,
+)
+from ddp_agent.cli.relaunch import read_status
+from ddp_agent.config.redaction import redacted_override, scrubbed
+from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place, without_torchrun
+from ddp_agent.errors import ConfigError
+from ddp_agent.outputs.files import write_atomically
+
+GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
+_FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
+JOB_FILE = "job.json"  # what a job was told: with it alone a directory may be taken up again
+_LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+
+
+class JobFailedError(Exception):
+    """Told to Hydra, which goes on with the other jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls for each job. A plain importable object: submitit pickles it."""
+
+    command: tuple[str, ...]
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """The run's best metric, for a sweeper that optimises: `hydra.sweeper.direction` says which way is better."""
+        job = HydraConfig.get()
+        run_dir = Path(job.runtime.output_dir)
+        typed = unresolved(job.overrides.task)
+        overrides = [redacted_override(override) for override in typed]
+        redact_saved(run_dir, Path(job.runtime.cwd, job.sweep.dir))
+        name = f"job {job.job.num} ({shlex.join(overrides)})"
+        _refuse_several_tasks(name)
+        attempts = _earlier_attempts(run_dir, overrides, name)
+        if attempts and read_status(run_dir).get("status") == "finished":
+            print(f"{name}: finished before, in {run_dir}", flush=True)
+            return _objective(run_dir)
+        write_atomically(run_dir / JOB_FILE, json.dumps({"overrides": overrides, "attempts": attempts + 1}) + "\n")
+        print(f"{name}: {run_dir}", flush=True)
+        command = [*self.command, *typed, f"hydra.job.num={job.job.num}"]
+        code = _run(command, run_dir, job.runtime.cwd, attempts)
+        if code != 0:
+            raise JobFailedError(_report(f"{name} failed: {_reason(run_dir, code)}"))
+        return _objective(run_dir)
+
+
+def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> int:
+    """Drives the whole sweep. `command` starts one job when overrides are appended."""
+    _refuse_misspelt(configs, overrides)
+    with tempfile.TemporaryDirectory(prefix="ddp_agent-sweep-") as folder, _stoppable():
+        failures = Path(folder, "failures")
+        os.environ[_FAILURES] = str(failures)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing a traceback and leaving
+        left = _left_to_jobs(overrides)
+        sys.argv[1:] = [left.get(typed, typed) for typed in sys.argv[1:]]
+        try:
+            hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
+                Job(tuple(command))
+            )()
+        except JobFailedError as failed:
+            return _summarise(failures, failed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+        return 0
+
+
+def _left_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides that hold for every job but not before one is chosen, each with the spelling that makes Hydra wait.
+
+    In `sync=local_sgd,diloco sync.period=16` Hydra would look for `period` in the default mode, and refuse.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return {
+        str(override.input_line): f"{override.get_key_element()}=choice({str(override.input_line).partition('=')[2]})"
+        for override in parsed
+        if not override.is_sweep_override() and not override.is_delete() and not override.is_hydra_override()
+        if "." in override.key_or_group and {override.key_or_group.partition(".")[0], "experiment"} & swept
+    }
+
+
+def _refuse_several_tasks(name: str) -> None:
+    """submitit calls a job in each task of its Slurm job; each would train alone, and in the same directory."""
+    tasks = os.environ.get("SLURM_NTASKS", "1") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else "1"
+    if tasks != "1":
+        raise JobFailedError(
+            _report(
+                f"{name} not started: found {tasks} Slurm tasks, expected 1: a job starts its ranks itself; leave "
+                "hydra.launcher.nodes and hydra.launcher.tasks_per_node at 1 (several nodes: launch/slurm.sbatch)"
+            )
+        )
+
+
+def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:
+    """How often this job has been started in its directory. Another job's directory is left as it is."""
+    try:
+        told = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
+        earlier, attempts = list(told["overrides"]), int(told["attempts"])
+        if not all(isinstance(override, str) for override in earlier):
+            raise ValueError(f"overrides: found {earlier}, expected strings")
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise JobFailedError(_report(f"{name} not started: {run_dir / JOB_FILE} cannot be read ({error})")) from error
+    if earlier != list(overrides):
+        raise JobFailedError(
+            _report(
+                f"{name} not started: {run_dir} holds a job of another sweep ({shlex.join(earlier)}); "
+                "choose another hydra.sweep.dir, or type that sweep's command"
+            )
+        )
+    return attempts
+
+
+def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
+    if not place.single_node:
+        typed = shlex.join(overrides)
+        nodes = place.world_size // place.local_world_size
+        raise ConfigError(
+            f"-m under torchrun: found {nodes} nodes, but a sweep is driven from one. Sweep on one node with\n"
+            f"  python train.py -m nproc_per_node={place.local_world_size} {typed}\n"
+            "or start torchrun on all nodes for each job, without -m"
+        )
+
+
+def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
+    """Hydra explains a misspelt key badly, and only the first: have ours look at one job beforehand."""
+    try:
+        first = configs.compose(_first_job(overrides))
+        problems = [*first.problems, *trust.hydra_problems(first.cfg.hydra)]
+    except OverrideParseException as error:
+        raise ConfigError(explain(error, error.override)) from error
+    if problems:
+        raise ConfigError(problems)
+
+
+def _first_job(overrides: Sequence[str]) -> list[str]:
+    """Without what only Hydra can expand: intervals and `glob(…)`."""
+    first: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            first.append(str(override.input_line))
+        elif override.value_type in _LISTED:
+            first.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
+    return first
+
+
+def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
+    """In a process group of its own: Ctrl-C then reaches the job once, from here, as a request to save and stop."""
+    environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir), EARLIER_ATTEMPTS: str(attempts)}
+    environment.pop(RUN_TIME, None)  # the sweep's
+    process = subprocess.Popen(command, env=environment, cwd=cwd, process_group=0)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        process.kill()
+        process.wait()
+        raise
+
+
+def _reason(run_dir: Path, code: int) -> str:
+    status = read_status(run_dir)
+    told = status.get("reason") or f"exit code {code}"
+    return f"preempted, {told}" if status.get("status") == "preempted" else str(told)
+
+
+def _report(failure: str) -> str:
+    failure = scrubbed(failure)
+    print(failure, file=sys.stderr, flush=True)
+    # The file is on the driver's machine, which is not always the job's.
+    with suppress(KeyError, OSError), open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
+        file.write(json.dumps(failure) + "\n")
+    return failure
+
+
+def _summarise(failures: Path, first: JobFailedError) -> int:
+    """`failures` is missing when the jobs ran on other machines; Hydra hands the first failure over in any case."""
+    lines = failures.read_text(encoding="utf-8").splitlines() if failures.exists() else []
+    told = [json.loads(line) for line in lines] or [str(first)]
+    how_many = str(len(told)) if lines else "at least"
+    print(f"\nfailed in this sweep: {how_many}", *told, sep="\n  ", file=sys.stderr)
+    print("to run what is left: the same command with hydra.sweep.dir=<this sweep's directory>", file=sys.stderr)
+    return 1
+
+
+def _objective(run_dir: Path) -> float | None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    best = summary["best_metric"]
+    return None if best is None else float(best)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C does, so that the job under way is stopped and not left alone."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

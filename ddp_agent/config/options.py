@@ -1,0 +1,62 @@
+"""The root keys of a configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ddp_agent.config.fields import Decay, NonNegativeInt, Pattern, PositiveFloat, PositiveInt, Range
+
+# A file name on any system; it cannot leave the folder that it is put into.
+FileName = Annotated[
+    str,
+    Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "of up to 100 letters, digits, '.', '_', '-', led by a letter or digit"
+    ),
+]
+
+# First steps allocate, tune and compile: they are not what a step costs.
+UNTRACED_STEPS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The root keys; `conf/config.yaml` says what each is for."""
+
+    seed: NonNegativeInt
+    epochs: PositiveInt | None
+    max_steps: PositiveInt | None
+    global_batch_size: PositiveInt
+    accumulation_steps: PositiveInt
+    eval_every: PositiveInt | None
+    evaluate_own: bool
+    checkpoint_every: PositiveInt | None
+    keep_checkpoints: PositiveInt
+    keep_best_checkpoint: bool
+    async_checkpoints: bool
+    consensus_every: PositiveInt | None
+    consensus_per_layer: bool
+    log_every: PositiveInt
+    resume: Path | None
+    resume_other_ranks: bool
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    clip_norm: PositiveFloat | None
+    ema_decay: Decay | None
+    recalibrate_batches: PositiveInt
+    target: float | None
+    run_name: FileName
+    data_root: Path | None
+    nproc_per_node: Annotated[int, Range(1, 1024)] | None
+    ranks_per_node: PositiveInt | None
+    profile_steps: PositiveInt | None
+    on_rank_loss: Literal["stop", "continue"]
+    timeout_s: Annotated[float, Range(0, 1e9, above=True)]  # timedelta overflows at 8.6e13
+    trusted_packages: list[str]
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps of the run: `max_steps`, or as many as `epochs` passes over the data take."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return -(-self.epochs * samples // self.global_batch_size)

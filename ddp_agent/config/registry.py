@@ -1,0 +1,154 @@
+"""Turns a config node into an object: `name:` finds the class, the constructor's annotations are the schema.
+
+A class is found by reading source files, so that naming one imports its module and no other: a run that does not
+use torchvision does not import it. Nothing outside this package is reachable, except `module:Name` of a package
+that the user lists as trusted: a config file from someone else must not be code.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddp_agent.config.fields import REQUIRED, Parameter, coerce, describe, expected, fits, parameters
+from ddp_agent.config.redaction import redacted
+from ddp_agent.errors import ConfigError
+
+PACKAGE = Path(__file__).parents[1]
+PLACES = {
+    "model": "models",
+    "dataset": "data/datasets",
+    "slicing": "data/slicing",
+    "sync": "sync",
+    "cadence": "sync/cadences",
+    "reducer": "reducers",
+    "optimizer": "training/optimizers",
+    "schedule": "training/schedules",
+}
+"""Where the classes of a config group are: a folder with one choice per file, or one file."""
+_BASES = ("__init__", "base", "periodic")  # files of a group's folder that hold no choices
+
+
+def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), **runtime: Any) -> Any:
+    """The object that `node` describes.
+
+    `runtime` holds what only the run knows (`input_shape`, `data_root`, …); a constructor takes what it names.
+    Raises ConfigError with every problem of the node at once.
+    """
+    found = problems(group, node, trusted_packages=trusted_packages, runtime=runtime)
+    if found:
+        raise ConfigError(found)
+    target = locate(group, node["name"], trusted_packages)
+    accepted = parameters(target)
+    values = {key: coerce(value, accepted[key].annotation) for key, value in node.items() if key != "name"}
+    values |= {key: value for key, value in runtime.items() if key in accepted}
+    try:
+        return target(**values)
+    except ValueError as error:
+        raise ConfigError(f"{group}: {error}") from error
+
+
+def problems(
+    group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), runtime: Iterable[str] = ()
+) -> list[str]:
+    """Everything that is wrong with `node`, one line each; empty when `build` would accept its keys and values."""
+    name = node.get("name")
+    if not isinstance(name, str):
+        return [f"{group}.name: found {name!r}, expected the name of a class"]
+    try:
+        accepted = parameters(locate(group, name, trusted_packages))
+    except ConfigError as error:
+        return error.problems
+    given = {key: value for key, value in node.items() if key != "name"}
+    return schema_problems(given, accepted, prefix=f"{group}.", runtime=runtime)
+
+
+def schema_problems(
+    given: Mapping[str, Any],
+    accepted: Mapping[str, Parameter],
+    *,
+    prefix: str = "",
+    runtime: Iterable[str] = (),
+    also_known: Iterable[str] = (),
+) -> list[str]:
+    """Keys that are unknown, missing, set twice or of a wrong value, one line each."""
+    runtime, shown = set(runtime), redacted(given)
+    known = [*(accepted.keys() - runtime), *also_known]
+    found = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
+    for key, parameter in accepted.items():
+        if key in given and key in runtime:
+            found.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
+        elif key in given and not fits(given[key], parameter.annotation):
+            found.append(f"{prefix}{key}: found {shown[key]!r}, expected {expected(given[key], parameter.annotation)}")
+        elif key not in given and key not in runtime and parameter.default is REQUIRED:
+            found.append(f"{prefix}{key}: missing, expected {describe(parameter.annotation)}")
+    return found
+
+
+def unknown(key: str, accepted: Iterable[str]) -> str:
+    """The rest of the line for a key that nobody takes, with the nearest known one."""
+    known = sorted(accepted)
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return f"unknown key{hint} (known: {', '.join(known) or 'none'})"
+
+
+def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
+    """The class called `name` in this group, or `module:Name` of a trusted package."""
+    if not is_own(name):
+        return _trusted(group, name, trusted_packages)
+    known = classes(group)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{group}.name: found {name!r}{hint} (known: {', '.join(sorted(known))})")
+    return getattr(importlib.import_module(known[name]), name)  # type: ignore[no-any-return]
+
+
+def is_own(name: str) -> bool:
+    """Whether it is a class of this package."""
+    return ":" not in name
+
+
+def _trusted(group: str, name: str, trusted_packages: Sequence[str]) -> type:
+    module, _, attribute = name.partition(":")
+    if module.split(".")[0] not in trusted_packages:
+        raise ConfigError(f"{group}.name: found {name!r}, but trusted_packages does not list {module.split('.')[0]!r}")
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{group}.name: found {name!r}, which cannot be imported: {error}") from error
+    if not isinstance(target, type):
+        raise ConfigError(f"{group}.name: found {name!r}, expected a class")
+    return target
+
+
+def classes(group: str) -> dict[str, str]:
+    """Public classes of a group, by name, each with the module that defines it. Nothing is imported."""
+    return {name: module for name, (module, _) in definitions(group).items()}
+
+
+@functools.cache
+def definitions(group: str) -> dict[str, tuple[str, str]]:
+    """Public classes of a group: name to (module, first line of the docstring), read from the source."""
+    place = PACKAGE / PLACES[group]
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    found = {}
+    for file in files:
+        if file.stem in _BASES:
+            continue
+        module = ".".join(("ddp_agent", *file.relative_to(PACKAGE).with_suffix("").parts))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _is_helper(node, group):
+                found[node.name] = (module, (ast.get_docstring(node) or "").partition("\n")[0])
+    return found
+
+
+def _is_helper(node: ast.ClassDef, group: str) -> bool:
+    """An abstract class, or beside datasets one that loads nothing."""
+    abstract = any(isinstance(base, ast.Name) and base.id == "ABC" for base in node.bases)
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    return abstract or (group == "dataset" and "load" not in methods)

@@ -1,0 +1,135 @@
+"""A text, character by character."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ddp_agent.config.fields import NonNegativeInt, PositiveInt, check_fields
+from ddp_agent.data.datasets.base import Task, fingerprint
+from ddp_agent.data.readers.archive import stays_inside
+from ddp_agent.data.readers.download import Published, located
+from ddp_agent.errors import DataError
+
+TESTED = 10  # one character in so many: the last ones
+NOT_SCORED = -100
+SEED = 0  # of what is written
+SHAKESPEARE = Published(
+    "input.txt",
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
+    "/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(kw_only=True)
+class CharLM:
+    """Any text by its characters (input.txt: tiny Shakespeare); the first 90 % to train on, the rest to test."""
+
+    data_root: Path
+    file: str
+    download: bool
+    """Only input.txt, which is tiny Shakespeare."""
+    context: PositiveInt
+    """Characters that a model sees at once."""
+    sample: NonNegativeInt
+    """Characters that the trained model writes at the end."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def load(self) -> Task:
+        """Raises DataError for a file that is missing, no text, or too short for the context."""
+        path = self._path()
+        text = _read(path)
+        alphabet = "".join(sorted(set(text)))
+        number = {character: place for place, character in enumerate(alphabet)}
+        tokens = torch.tensor([number[character] for character in text])
+        first = len(tokens) - -(-len(tokens) // TESTED)
+        if first <= self.context:
+            raise DataError(
+                f"{path}: found {len(tokens)} characters, of which the first {first} are to train on; expected these "
+                f"to be more than dataset.context={self.context}"
+            )
+        test, scored = scored_windows(tokens, first, self.context)
+        return Task(
+            train=TensorDataset(*windows(tokens[:first], self.context)),
+            test=TensorDataset(*test),
+            input_shape=(self.context,),
+            outputs=len(alphabet),
+            loss=cross_entropy,
+            metric=functools.partial(nats, scored=scored),
+            metric_name="nats",
+            higher_is_better=False,
+            model_arguments={"vocabulary": len(alphabet)},
+            sample=functools.partial(write, alphabet=alphabet, context=self.context, length=self.sample),
+            sha256=fingerprint(tokens, also=f"{self.context}"),
+        )
+
+    def _path(self) -> Path:
+        if self.file == SHAKESPEARE.name:
+            return located(self.data_root, "tinyshakespeare", [SHAKESPEARE], download=self.download) / self.file
+        if not stays_inside(self.file):
+            raise DataError(f"dataset.file: found {self.file!r}, expected a path below data_root")
+        path = self.data_root / self.file
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no such file"
+            raise DataError(f"{path}: found {found}, expected a text; dataset.file names it, below data_root")
+        return path
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")  # line ends stay what they are
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: found {error}, expected a text in UTF-8") from error
+    if not text:
+        raise DataError(f"{path}: found an empty file, expected a text")
+    if len(set(text)) < 2:
+        raise DataError(f"{path}: found nothing but {text[0]!r}, expected a text of two or more different characters")
+    return text
+
+
+def windows(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """Pieces [pieces, context] one behind the other, and for each token the one that follows. Views."""
+    return tokens[:-1].unfold(0, context, context), tokens[1:].unfold(0, context, context)
+
+
+def scored_windows(tokens: Tensor, first: int, context: int) -> tuple[tuple[Tensor, Tensor], float]:
+    """Every token from `first` on is a target once, at least half a context behind it; and how many a window has.
+
+    Windows overlap by half: what a model is asked at the beginning of a window says little of it.
+    """
+    step = max(1, context // 2)
+    starts = torch.arange(first, len(tokens), step)
+    ends = (starts + step).clamp(max=len(tokens))
+    places = ends.unsqueeze(1) + torch.arange(-context, 0)
+    targets = tokens[places].masked_fill_(places < starts.unsqueeze(1), NOT_SCORED)
+    return (tokens[places - 1], targets), (len(tokens) - first) / len(starts)
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the characters that are scored."""
+    return F.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=NOT_SCORED)
+
+
+def nats(output: Tensor, target: Tensor, *, scored: float) -> Tensor:
+    """One float a window, so that the mean over windows is the mean over characters: `scored` is how many it has."""
+    loss = F.cross_entropy(output.transpose(1, 2), target, ignore_index=NOT_SCORED, reduction="none")
+    return loss.sum(1) / scored
+
+
+@torch.no_grad()
+def write(model: nn.Module, *, alphabet: str, context: int, length: int) -> str:
+    """A text as the model would go on after a line end, the same for the same weights."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(SEED)
+    tokens = [max(0, alphabet.find("\n"))]
+    for _ in range(length):
+        output = model(torch.tensor([tokens[-context:]], device=device))[0, -1]
+        tokens.append(int(torch.multinomial(output.float().softmax(0).cpu(), 1, generator=generator)))
+    return "".join(alphabet[token] for token in tokens[1:])

@@ -1,0 +1,81 @@
+"""CIFAR-10 (Krizhevsky 2009)."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddp_agent.config.fields import check_fields
+from ddp_agent.data.augment import crop_and_flip
+from ddp_agent.data.datasets.base import LossName, Samples, Task, normalise, resident_classification
+from ddp_agent.data.readers.archive import unpack
+from ddp_agent.data.readers.download import Published, in_turn
+from ddp_agent.errors import DataError
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVE = Published(
+    "cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+UNPACKED_BYTES = 200_000_000  # 186 MB
+PADDING = 4  # as in He et al. 2016, section 4.2
+# Of the training pixels of each channel, scaled to 0..1.
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
+
+
+@dataclass(kw_only=True)
+class CIFAR10:
+    """CIFAR-10: 60,000 coloured 32 x 32 pictures of ten kinds of things, through torchvision."""
+
+    data_root: Path
+    download: bool
+    augment: bool
+    """Random crops and mirror images of what is trained on."""
+    loss: LossName
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def load(self) -> Task:
+        """Raises DataError for files that are missing, or whose checksum is not the published one."""
+        return resident_classification(
+            self._read(train=True),
+            self._read(train=False),
+            outputs=len(CLASS_NAMES),
+            loss=self.loss,
+            class_names=CLASS_NAMES,
+            augment=functools.partial(crop_and_flip, padding=PADDING) if self.augment else None,
+        )
+
+    def _read(self, train: bool) -> Samples:
+        data = self._open(train)
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return normalise(images, MEAN, STD), torch.tensor(data.targets)
+
+    def _open(self, train: bool) -> Any:
+        """torchvision compares checksums before it unpickles, so no foreign pickle is ever loaded."""
+        from torchvision.datasets import CIFAR10 as Files
+
+        try:
+            return Files(self.data_root, train=train)
+        except (RuntimeError, OSError) as error:
+            if not self.download:
+                folder = self.data_root / Files.base_folder
+                found = (
+                    "files that are missing or differ from the published ones" if folder.is_dir() else "no such folder"
+                )
+                raise DataError(
+                    f"{folder}: found {found}, expected the content of {ARCHIVE.name} from {ARCHIVE.url}; "
+                    "unpack it there, or set dataset.download=true"
+                ) from error
+        with in_turn(self.data_root, "cifar10"):
+            try:
+                return Files(self.data_root, train=train)  # the rank before this one may have got them
+            except (RuntimeError, OSError):
+                ARCHIVE.download(self.data_root)
+                unpack(self.data_root / ARCHIVE.name, self.data_root, most_bytes=UNPACKED_BYTES)
+                return Files(self.data_root, train=train)

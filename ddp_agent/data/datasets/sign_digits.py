@@ -1,0 +1,122 @@
+"""The Sign Language Digits Dataset (Mavi 2020, arXiv:2011.08927)."""
+
+import functools
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ddp_agent.config.fields import check_fields
+from ddp_agent.data.augment import crop_and_flip
+from ddp_agent.data.datasets.base import LossName, Task, normalise, resident_classification
+from ddp_agent.data.datasets.digits import stratified_split
+from ddp_agent.data.readers.download import Published, located
+from ddp_agent.data.readers.npz import read_npz, require_labels, require_rows
+from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.errors import DataError
+
+CLASSES = 10
+SIZE = 32
+BETWEEN = 64  # pixels: the packed pictures were made in two steps
+PADDING = 4
+# Of all pixels of each channel, scaled to 0..1.
+MEAN = torch.tensor([0.6748, 0.6458, 0.6163]).view(3, 1, 1)
+STD = torch.tensor([0.1370, 0.1544, 0.1827]).view(3, 1, 1)
+SPLIT_SEED = 2020  # never the run's: every run is tested on the same pictures
+TEST_SHARE = 0.2
+NAME = "sign_language_digits_32"
+PACKED = "signdigits32.npz"
+FOLDER = "Dataset"
+COMMIT = "4b09433ef9d5c60602e8805bb54b8aa2428527f8"
+PHOTOS = Published(
+    "sign_language_digits.zip",
+    f"https://codeload.github.com/ardamavi/Sign-Language-Digits-Dataset/zip/{COMMIT}",
+    "2ea3d342bd6b9b6aac720c185be004c3fcb4e513cd376d31f00b8a054b5f154d",
+    functools.partial(content_sha256, folder=FOLDER),
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """`pixels` uint8 [n, 32, 32, 3], digits int64 [n], in the order of the photos' names."""
+
+    pixels: Tensor
+    digits: Tensor
+
+
+@dataclass(kw_only=True)
+class SignDigits:
+    """2,062 coloured 32 x 32 photos of hands that show a digit; a random fifth of each digit is tested."""
+
+    data_root: Path
+    download: bool
+    augment: bool
+    """Random crops and mirror images of what is trained on."""
+    loss: LossName
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def load(self) -> Task:
+        """There is no official split, and no file says who is seen: the test part has hands that were trained on.
+
+        Raises DataError for files that are missing, damaged or of another kind.
+        """
+        pictures = self._read()
+        inputs = normalise(pictures.pixels.permute(0, 3, 1, 2).contiguous(), MEAN, STD)
+        train, test = stratified_split(pictures.digits, TEST_SHARE, SPLIT_SEED)
+        return resident_classification(
+            (inputs[train], pictures.digits[train]),
+            (inputs[test], pictures.digits[test]),
+            outputs=CLASSES,
+            loss=self.loss,
+            class_names=tuple("0123456789"),
+            augment=functools.partial(crop_and_flip, padding=PADDING) if self.augment else None,
+        )
+
+    def _read(self) -> Pictures:
+        """Pictures that somebody has packed, or the published photos."""
+        for folder in (self.data_root / NAME, self.data_root):
+            if (folder / PACKED).is_file():
+                return _read_packed(folder / PACKED)
+        return _read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
+
+
+def _read_packed(path: Path) -> Pictures:
+    found = read_npz(path, {"image": (numpy.uint8, 4), "label": (numpy.uint8, 1), "path": (numpy.str_, 1)})
+    if found["image"].shape[1:] != (SIZE, SIZE, 3):
+        raise DataError(f"{path}: image: found {found['image'].shape}, expected pictures of ({SIZE}, {SIZE}, 3)")
+    require_rows(path, found, "image", "label", "path")
+    require_labels(path, "label", found["label"], CLASSES)
+    order = found["path"].argsort()
+    return Pictures(torch.from_numpy(found["image"][order]), torch.from_numpy(found["label"][order]).long())
+
+
+def _read_photos(path: Path) -> Pictures:
+    """From `Dataset/<digit>/<name>.JPG` in a zip file."""
+    pixels, digits = [], []
+    for name, data in members(path, FOLDER):
+        digit = PurePosixPath(name).parts[0]
+        if digit not in tuple("0123456789"):
+            raise DataError(f"{path}: found {FOLDER}/{name}, expected {FOLDER}/<digit>/*.JPG")
+        pixels.append(_shrunk(data, f"{path}: {name}"))
+        digits.append(int(digit))
+    if not digits:
+        raise DataError(f"{path}: found no {FOLDER}/<digit>/*.JPG, expected the photos of {PHOTOS.url}")
+    require_labels(path, FOLDER, numpy.array(digits), CLASSES)
+    return Pictures(torch.from_numpy(numpy.stack(pixels)), torch.tensor(digits))
+
+
+def _shrunk(data: bytes, name: str) -> "numpy.ndarray[Any, Any]":
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as photo:
+            small = photo.convert("RGB").resize((BETWEEN, BETWEEN), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise DataError(f"{name}: found no readable image ({error}), expected JPEG") from error
+    return numpy.asarray(small.resize((SIZE, SIZE), Image.Resampling.LANCZOS))

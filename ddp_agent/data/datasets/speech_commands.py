@@ -1,0 +1,161 @@
+"""Single words, each said by many people; nobody who is tested was trained on."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
+from ddp_agent.data.augment import shift_and_mask
+from ddp_agent.data.datasets.base import LossName, Samples, Task, classification, resident_classification
+from ddp_agent.data.readers import packed_words, word_folders
+from ddp_agent.data.readers.download import Published, unpacked
+from ddp_agent.data.readers.log_mel import LogMel, Rate
+from ddp_agent.data.readers.wav import Recording
+from ddp_agent.data.readers.waves import fitted
+from ddp_agent.data.readers.word_folders import PartName
+from ddp_agent.errors import DataError
+
+GOOGLE_FOLDER = "speech_commands_v0.02"
+TORCHAUDIO_FOLDER = f"SpeechCommands/{GOOGLE_FOLDER}"
+# 2.4 GB; the checksum is the one that torchaudio and TensorFlow Datasets compare with.
+GOOGLE = Published(
+    f"{GOOGLE_FOLDER}.tar.gz",
+    f"https://storage.googleapis.com/download.tensorflow.org/data/{GOOGLE_FOLDER}.tar.gz",
+    "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+)
+UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
+
+
+class Clip(Protocol):
+    @property
+    def word(self) -> str: ...
+    @property
+    def speaker(self) -> str: ...
+    def recording(self) -> Recording: ...
+
+
+@dataclass(kw_only=True)
+class SpeechCommands:
+    """Words as mel spectrograms: 16 Arabic ones, or wav files in the layout of Google's Speech Commands."""
+
+    data_root: Path
+    corpus: Literal["arabic16", "folders"]
+    download: bool
+    """Only folders: Google's 105,829 recordings of 35 words."""
+    words: tuple[str, ...]
+    """Which to tell apart; empty: all."""
+    tested: Literal["test", "validation"]
+    rate: Rate
+    """Samples a second; recordings of another rate are resampled."""
+    seconds: PositiveFloat
+    """Longer recordings are cut, shorter ones followed by silence."""
+    mels: PositiveInt
+    augment: bool
+    """What is trained on is shifted in time, and parts of it are hidden."""
+    workers: NonNegativeInt
+    """0: recordings are read once and stay on the device. Else so many processes a rank read files as they are used."""
+    loss: LossName
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.workers and self.corpus != "folders":
+            raise ValueError(f"workers: found {self.workers}, expected 0: {self.corpus} is one file")
+
+    def load(self) -> Task:
+        """The groups are the speakers. Raises DataError for files that are missing, damaged or of another kind."""
+        where, parts = self._parts()
+        train, test = (self._chosen(f"{where}: {part}", parts[part]) for part in ("train", self.tested))
+        names = tuple(sorted({clip.word for clip in train}))
+        if unknown := sorted({clip.word for clip in test} - set(names)):
+            raise DataError(f"{where}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
+        length = round(self.seconds * self.rate)
+        transform = LogMel(rate=self.rate, mels=self.mels)
+        sets = [Waves(clips, names, self.rate, length) for clips in (train, test)]
+        told: dict[str, Any] = {
+            "outputs": len(names),
+            "loss": self.loss,
+            "groups": _numbers([clip.speaker for clip in train]),
+            "class_names": names,
+            "look": "spectrogram",
+            "transform": transform,
+            "augment": shift_and_mask if self.augment else None,
+        }
+        if not self.workers:
+            return resident_classification(*(waves.all() for waves in sets), **told)
+        return classification(
+            *sets,
+            input_shape=tuple(transform(sets[0][0][0].unsqueeze(0)).shape[1:]),
+            labels=sets[0].labels,
+            sha256=_fingerprint(where, [*train, *test], f"{transform} {length}"),
+            workers=self.workers,
+            **told,
+        )
+
+    def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[Clip]]]:
+        """Where the recordings are, and which are for what."""
+        if self.corpus == "arabic16":
+            path = packed_words.find(self.data_root)
+            return path, packed_words.read(path)
+        if self.download and self._folder() is None:
+            unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER, most_bytes=UNPACKED_BYTES)
+        folder = self._folder()
+        if folder is None:
+            raise DataError(
+                f"{self.data_root}: found no testing_list.txt or test.csv beside folders of words, also not in "
+                f"{GOOGLE_FOLDER} or {TORCHAUDIO_FOLDER}; unpack {GOOGLE.url} there, or set dataset.download=true"
+            )
+        return folder, word_folders.read(folder)
+
+    def _folder(self) -> Path | None:
+        places = [self.data_root / name for name in ("", GOOGLE_FOLDER, TORCHAUDIO_FOLDER)]
+        return next((place for place in places if word_folders.are_in(place)), None)
+
+    def _chosen(self, part: str, clips: Sequence[Clip]) -> list[Clip]:
+        if absent := sorted(set(self.words) - {clip.word for clip in clips}):
+            known = ", ".join(sorted({clip.word for clip in clips}))
+            raise DataError(f"{part}: found no {absent[0]!r} of dataset.words, expected some of {known}")
+        chosen = [clip for clip in clips if not self.words or clip.word in self.words]
+        if not chosen:
+            raise DataError(f"{part}: found no recordings, expected <word>/*.wav")
+        return chosen
+
+
+class Waves(Dataset[tuple[Tensor, int]]):
+    """Waves int16 [length] and the places of their words in `names`."""
+
+    def __init__(self, clips: Sequence[Clip], names: Sequence[str], rate: int, length: int) -> None:
+        number = {name: place for place, name in enumerate(names)}
+        self.clips, self.rate, self.length = clips, rate, length
+        self.labels = torch.tensor([number[clip.word] for clip in clips])
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return fitted(self.clips[index].recording(), self.rate, self.length), int(self.labels[index])
+
+    def all(self) -> Samples:
+        """16 bits a sample: 100,000 recordings of a second at 16 kHz are 3.2 GB on a rank's device."""
+        waves = torch.empty(len(self), self.length, dtype=torch.int16)
+        for place, clip in enumerate(self.clips):
+            waves[place] = fitted(clip.recording(), self.rate, self.length)
+        return waves, self.labels
+
+
+def _numbers(names: Sequence[str]) -> Tensor:
+    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    return torch.tensor([number[name] for name in names])
+
+
+def _fingerprint(root: Path, clips: Sequence[Any], also: str) -> str:
+    """Of names and sizes: reading every file at start is what streaming avoids."""
+    digest = hashlib.sha256(also.encode())
+    for clip in clips:
+        digest.update(f"{clip.path.relative_to(root)} {clip.path.stat().st_size}\n".encode())
+    return digest.hexdigest()

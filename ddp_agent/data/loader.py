@@ -1,0 +1,98 @@
+"""How the samples of a step reach the device; `order.py` says which they are."""
+
+import gc
+import signal
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ddp_agent.data.sample_order import Order
+from ddp_agent.distributed.process import die_with_parent
+from ddp_agent.errors import DataError
+from ddp_agent.rng import mixed_seed
+
+Batch = tuple[Tensor, Tensor]
+
+# How workers start, whatever Python's default (it changed in 3.14): a fork of the rank costs milliseconds and ends with
+# it. A process that imports torch costs seconds, at every evaluation.
+START = "fork" if sys.platform == "linux" else None
+
+
+def micro_batches(
+    dataset: Dataset[Any],
+    order: Order,
+    *,
+    rank: int,
+    world_size: int,
+    micro_batch: int,
+    accumulation: int,
+    first_step: int,
+    last_step: int,
+    device: torch.device,
+    workers: int,
+) -> Generator[Batch]:
+    """Inputs and targets of a rank's micro-batches, from `first_step` to `last_step` inclusive, on `device`.
+
+    A TensorDataset is moved there once and indexed there: host and device never wait for each other. Anything
+    else is read ahead of its use by `workers` processes.
+    """
+    share = micro_batch * accumulation
+    firsts = (order.first(step, share, rank, world_size) for step in range(first_step, last_step + 1))
+    starts = (start for first in firsts for start in range(first, first + share, micro_batch))
+    if isinstance(dataset, TensorDataset):
+        return _resident(dataset, order.to(device), starts, micro_batch)
+    batches = (order.take(start, micro_batch).tolist() for start in starts)
+    seed = mixed_seed(order.seed, (first_step - 1) * world_size + rank)
+    return stream(dataset, batches, device=device, workers=workers, seed=seed)
+
+
+def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro_batch: int) -> Generator[Batch]:
+    inputs, targets = (tensor.to(order.device) for tensor in dataset.tensors)
+    for start in starts:
+        indices = order.take(start, micro_batch)
+        yield inputs.index_select(0, indices), targets.index_select(0, indices)
+
+
+def stream(
+    dataset: Dataset[Any], batches: Iterable[list[int]], *, device: torch.device, workers: int, seed: int = 0
+) -> Generator[Batch]:
+    """The samples with the given indices, batch by batch. `close` ends the workers, and so does the last batch.
+
+    `seed` is for datasets that draw random numbers in workers. A worker's DataError is raised as it was.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        multiprocessing_context=START if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_belong_to_the_rank,
+        # Without one of its own the loader draws from torch's generator, and a resumed run would differ.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    try:
+        for inputs, targets in _started(loader):
+            yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    except DataError as error:
+        # A worker's comes with its traceback in the text; the last line is what a person can act on.
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+
+
+def _started(loader: Any) -> Iterator[Any]:
+    """A worker's garbage collection must pass over what the rank has left lying about: destroying a process group or
+    another loader in a fork, without the threads and children that belong to it, kills the worker."""
+    gc.freeze()
+    try:
+        return iter(loader)  # forks
+    finally:
+        gc.unfreeze()
+
+
+def _belong_to_the_rank(worker: int) -> None:
+    """Without it workers outlive a killed rank by seconds; and Ctrl-C is for ranks, which still want batches then."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

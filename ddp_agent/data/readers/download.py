@@ -1,0 +1,100 @@
+"""Downloads that several ranks may ask for at once."""
+
+import fcntl
+import hashlib
+import secrets
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ddp_agent.data.readers.archive import unpack
+from ddp_agent.errors import DataError
+
+
+@contextmanager
+def in_turn(folder: Path, dataset: str) -> Iterator[None]:
+    """Holds a lock on `folder`: the first rank downloads, the next ones find the files there.
+
+    Raises DataError for whatever keeps the body from downloading.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".download.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except (OSError, RuntimeError) as error:  # no network, no space, read-only; torchvision's checksum
+        raise DataError(f"{folder}: downloading {dataset} failed: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of a dataset's official source."""
+
+    name: str
+    url: str
+    sha256: str
+    sha256_of: Callable[[Path], str] = file_sha256
+
+    def download(self, folder: Path) -> None:
+        """Into `folder`, under its name only once it is whole and the published one; an OSError otherwise."""
+        target = folder / self.name
+        part = target.with_name(f".{self.name}.{secrets.token_hex(4)}.part")
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as source, part.open("wb") as file:
+                shutil.copyfileobj(source, file)
+            found = self.sha256_of(part)
+            if found != self.sha256:
+                raise OSError(f"{self.url}: found content with sha256 {found}, expected {self.sha256}")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def located(data_root: Path, name: str, files: Sequence[Published], *, download: bool) -> Path:
+    """Where all `files` of the dataset `name` lie: in `data_root`/`name`, to which they are downloaded, or `data_root`.
+
+    Raises DataError with what is missing and where it can be had.
+    """
+    own = data_root / name
+    for place in (own, data_root):
+        if not _missing(place, files):
+            return place
+    if not download:
+        missing = _missing(own, files)
+        also = "" if own.is_dir() else f", and not all in {data_root}"
+        raise DataError(
+            f"{own}: found no {', '.join(file.name for file in missing)}{also}; set dataset.download=true, or take "
+            f"{' and '.join(file.url for file in missing)}"
+        )
+    with in_turn(own, name):
+        for file in _missing(own, files):
+            file.download(own)
+    return own
+
+
+def _missing(place: Path, files: Sequence[Published]) -> list[Published]:
+    return [file for file in files if not (place / file.name).is_file()]
+
+
+def unpacked(archive: Published, folder: Path, *, most_bytes: int) -> None:
+    """Downloads an archive and unpacks it to `folder`, which appears once it is whole, unless it is there.
+
+    Raises DataError for whatever keeps it from being there, more than `most_bytes` among it.
+    """
+    with in_turn(folder.parent, folder.name):
+        if folder.is_dir():
+            return
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            archive.download(Path(scratch))
+            content = Path(scratch) / "content"
+            unpack(Path(scratch) / archive.name, content, most_bytes=most_bytes)
+            content.rename(folder)

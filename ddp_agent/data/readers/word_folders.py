@@ -1,0 +1,100 @@
+"""Folders of wav files, one a word, and lists that say which are for what: whose recordings are tested is published.
+
+Two layouts: Google's Speech Commands (Warden 2018, arXiv:1804.03209) lists what is not for training, the Arabic Speech
+Commands (Ghandoura et al. 2021) list all. In both a file's name begins with who speaks: `<speaker>_….wav`.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from ddp_agent.data.readers.wav import Recording, read_wav
+from ddp_agent.errors import DataError
+
+PartName = Literal["train", "validation", "test"]
+LISTS: dict[PartName, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+TABLES: dict[PartName, str] = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+
+
+@dataclass(frozen=True)
+class WavClip:
+    """A word in a file of its own."""
+
+    path: Path
+    word: str
+    speaker: str
+
+    def recording(self) -> Recording:
+        """Raises DataError for a file that cannot be read."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path}: found {error}, expected a WAV file") from error
+        return read_wav(data, str(self.path))
+
+
+Parts = dict[PartName, list[WavClip]]
+
+
+def are_in(root: Path) -> bool:
+    """Whether lists of one of the two layouts lie in `root`."""
+    return (root / LISTS["test"]).is_file() or (root / TABLES["test"]).is_file()
+
+
+def read(root: Path) -> Parts:
+    """Raises DataError for lists that are damaged, or name what is not there."""
+    return _listed(root) if (root / LISTS["test"]).is_file() else _tabled(root)
+
+
+def _listed(root: Path) -> Parts:
+    """Google's: `<word>/<name>.wav`, trained on unless a list names it; folders that begin with _ are no words."""
+    listed = {part: list(_clips(root / name, _lines(root / name))) for part, name in LISTS.items()}
+    taken = {clip.path for clips in listed.values() for clip in clips}
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+    files = (path for folder in folders for path in sorted(folder.glob("*.wav")))
+    return {"train": [_clip(path) for path in files if path not in taken], **listed}
+
+
+def _tabled(root: Path) -> Parts:
+    """Ghandoura's: tables of file and class, `dataset/<word>/<name>.wav`."""
+    return {part: list(_clips(root / name, _rows(root / name))) for part, name in TABLES.items()}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: found {error}, expected lines of <word>/<name>.wav") from error
+    yield from ((number, line) for number, line in enumerate(lines, start=1) if line)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            if (header := next(reader, [])) != ["file", "class"]:
+                raise ValueError(f"a first line of {','.join(header)[:80]!r}")
+            for name, word in reader:
+                if PurePosixPath(name).parent.name != word:
+                    raise ValueError(f"{name} of class {word} in line {reader.line_num}")
+                yield reader.line_num, name
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: found {error}, expected lines of dataset/<word>/<name>.wav,<word>") from error
+
+
+def _clips(path: Path, names: Iterable[tuple[int, str]]) -> Iterator[WavClip]:
+    """Of the files that a list names. Raises DataError with the line of one that is not there."""
+    for line, name in names:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.suffix != ".wav":
+            raise DataError(f"{path}: line {line}: found {name!r}, expected <word>/<name>.wav beside this list")
+        clip = _clip(path.parent / relative)
+        if not clip.path.is_file():
+            raise DataError(f"{path}: line {line}: found {name!r}, but no such file; unpack the whole archive again")
+        yield clip
+
+
+def _clip(path: Path) -> WavClip:
+    return WavClip(path, word=path.parent.name, speaker=path.name.partition("_")[0])

@@ -1,0 +1,22 @@
+"""Shards as the samples are stored."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddp_agent.data.slicing.base import Shards, Stock
+
+
+@dataclass(kw_only=True)
+class Contiguous(Shards):
+    """Equal shards of samples that are stored side by side: the first to rank 0, and so on; later draws deal them out.
+
+    What a file is sorted by (time, class, author) then tells the ranks apart.
+    """
+
+    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        pieces = torch.arange(stock.count).tensor_split(ranks)
+        if self.drawn == "once":
+            return list(pieces)
+        return [pieces[place] for place in torch.randperm(ranks, generator=generator).tolist()]

@@ -1,0 +1,16 @@
+"""Shards that look alike."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddp_agent.data.slicing.base import Shards, Stock
+
+
+@dataclass(kw_only=True)
+class IID(Shards):
+    """Equal shards, drawn at random: each rank has a small picture of the whole."""
+
+    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        return list(torch.randperm(stock.count, generator=generator).tensor_split(ranks))

@@ -1,0 +1,72 @@
+"""Work that may fail on one rank: then all ranks raise, instead of waiting for it in a collective for ever.
+
+Every function here but `attempt` is a collective, whose traffic counts like any other: put it inside
+`comm.uncounted()` where that would falsify a measurement.
+"""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.errors import CheckpointError, RefusedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def on_all(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Does `work` on every rank. All go on, or all raise a CheckpointError with what went wrong on one."""
+    result, error = attempt(work, *args, **kwargs)
+    _raise_together(comm, error)
+    return cast(T, result)
+
+
+def on_rank_0(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Like `on_all`, with the other ranks waiting; they get None."""
+    result, error = attempt(work, *args, **kwargs) if comm.rank == 0 else (None, None)
+    _raise_together(comm, error)
+    return result
+
+
+def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, None] | tuple[None, Exception]:
+    try:
+        return work(*args, **kwargs), None
+    except Exception as error:  # any: the peers wait to hear from this rank, whatever happened to it
+        return None, error
+
+
+def first_problem(comm: Comm, error: Exception | None) -> str | None:
+    """What the lowest rank with an error says of it, on all ranks alike; None when no rank has one."""
+    failing = torch.tensor(comm.size if error is None else comm.rank, device=comm.device)
+    comm.all_reduce_(failing, "min")
+    rank = int(failing)
+    if rank == comm.size:
+        return None
+    text = tell(comm, _reason(error) if error else "", source=rank)
+    return text if comm.size == 1 else f"rank {rank}: {text}"
+
+
+def tell(comm: Comm, text: str, source: int = 0) -> str:
+    """The text of rank `source`, on every rank. Sent as numbers: collectives for objects unpickle."""
+    encoded = text.encode(errors="replace")
+    length = torch.tensor(len(encoded), device=comm.device)
+    comm.broadcast_(length, source)
+    codes = torch.zeros(int(length), dtype=torch.uint8, device=comm.device)
+    if comm.rank == source:
+        codes.copy_(torch.tensor(list(encoded), dtype=torch.uint8))
+    comm.broadcast_(codes, source)
+    return bytes(codes.tolist()).decode()
+
+
+def _raise_together(comm: Comm, error: Exception | None) -> None:
+    problem = first_problem(comm, error)
+    if problem is not None:
+        raise CheckpointError(problem) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,171 @@
+"""The process group of a run, its device, its log and its random streams.
+
+Why not `torch.distributed.init_process_group()` alone: it uses torchrun's store bare. That store outlives a restart
+(`--max-restarts`), so a second group reads the addresses that the first one left there and dies or hangs. Here every
+group gets a prefix of its own, made of the attempt and a name.
+"""
+
+import logging
+import os
+import socket
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store  # typed there, and only there
+
+from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.failure_detector import NullWatch, Watch
+from ddp_agent.distributed.rendezvous import connect
+from ddp_agent.distributed.torchrun_env import Place
+from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError, PreemptedError, RefusedError
+
+LEAVE_TIMEOUT_S = 30.0
+
+log = logging.getLogger(__name__)
+_starts: Counter[str] = Counter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What a rank trains with. Use it as a context manager, or call `stop` when all ranks are done."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    attempt: int
+    device: torch.device
+    backend: str
+    store: Store | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
+    watch: Watch | NullWatch = field(default_factory=NullWatch, repr=False, compare=False)
+
+    def stop(self) -> None:
+        """Returns when all ranks have called it: one that leaves early closes connections its peers still read."""
+        if self.store is not None:
+            with suppress(dist.DistError):  # a peer that never comes: leave without it
+                if self.store.add("leaving", 1) == self.world_size:
+                    self.store.set("left", "")
+                self.store.wait(["left"], timedelta(seconds=LEAVE_TIMEOUT_S))
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.store is not None and dist.is_initialized():
+            dist.destroy_process_group()
+        self.watch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, PreemptedError):
+            self.stop()
+            return
+        cause = self._cause(error)
+        if self.backend == "nccl":  # its group would wait for peers that may hang, and the process is about to end
+            self.watch.close()
+        else:
+            self._leave()
+        if cause:
+            raise cause from error
+
+    def _cause(self, error: BaseException) -> PeerFailedError | None:
+        """The peer's failure that this rank's is an echo of, after the peers have been told of this one."""
+        refused = isinstance(error, RefusedError)
+        echo = isinstance(error, CommError | dist.DistError) or (
+            isinstance(error, NonFiniteError) and error.rank is None
+        )
+        code = error.exit_code if isinstance(error, RefusedError) else PeerFailedError.exit_code
+        text = str(error) if refused else f"{type(error).__name__}: {error}"
+        first = self.watch.fail(text, code, echo=echo)
+        if first is None or (first.rank == self.rank and not (echo and first.mute)):
+            return None
+        if first.rank == self.rank:  # cut off from whoever could tell
+            return PeerFailedError(first.rank, first.text, first.code, first.step)
+        if isinstance(error, PeerFailedError) or not refused:
+            self.watch.linger()
+        if refused and not echo:
+            return None
+        return PeerFailedError(first.rank, first.text, first.code, first.step)
+
+
+def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") -> Runtime:
+    """Starts the default process group: NCCL when every rank has a GPU of its own, else gloo.
+
+    One rank alone gets a group too, since DistributedDataParallel asks for one. `device` is auto, cpu or cuda;
+    ConfigError when it asks for a GPU that is not there. A collective fails after `timeout_s`.
+    """
+    rendezvous = connect()
+    place = rendezvous.place
+    _starts[job] += 1  # every rank starts the same groups in the same order
+    store = PrefixStore(f"group/{rendezvous.attempt}/{job}/{_starts[job]}", rendezvous.store)
+    chosen = _device(device, place)
+    backend = _backend(chosen, place, store)
+    if place.single_node:
+        _stay_on_loopback()
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    watched = PrefixStore("watch", store.clone())  # a connection of its own: the main thread may wait on the other
+    watch = Watch(watched, rank=place.rank, world_size=place.world_size, timeout_s=timeout_s)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=chosen if backend == "nccl" else None,
+    )
+    watch.start()
+    return Runtime(
+        rank=place.rank,
+        local_rank=place.local_rank,
+        world_size=place.world_size,
+        local_world_size=place.local_world_size,
+        node_rank=place.node_rank,
+        attempt=rendezvous.attempt,
+        device=chosen,
+        backend=backend,
+        store=store,
+        watch=watch,
+    )
+
+
+def _device(wanted: str, place: Place) -> torch.device:
+    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and gpus == 0:
+        raise ConfigError("device: found 'cuda', but torch sees no GPU; use device=cpu or device=auto")
+    return torch.device("cuda", place.local_rank % gpus) if gpus else torch.device("cpu")
+
+
+def _backend(device: torch.device, place: Place, store: Store) -> str:
+    """NCCL refuses two ranks on one GPU, so ranks compare GPUs first. Gloo takes a detour through host memory."""
+    store.set(f"gpu/{place.rank}", _identity(device))
+    gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(place.world_size)])]
+    if "" not in gpus and len(set(gpus)) == place.world_size:
+        return "nccl"
+    if any(gpus) and place.rank == 0:
+        shared = len(set(gpus) - {""})
+        log.warning("%d ranks on %d GPUs: gloo instead of NCCL, slower", place.world_size, shared)
+    return "gloo"
+
+
+def _identity(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f"{socket.gethostname()}/{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _stay_on_loopback() -> None:
+    """Sockets of a run on one machine need not be reachable from others, nor wait for its name to resolve."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)

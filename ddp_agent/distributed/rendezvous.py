@@ -1,0 +1,79 @@
+"""The store that the ranks of a run share before there is a process group, and the number of the attempt."""
+
+import functools
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore  # typed there, and only there
+
+from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place
+
+# Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
+ARRIVAL_TIMEOUT_S = 600.0
+
+
+POLL_S = 0.01
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """The store that all ranks of a run reach before there is a process group."""
+
+    store: Store
+    place: Place
+
+    def agree(self, key: str, proposal: str) -> str:
+        """The same answer on every rank, and on every attempt of one torchrun: the first proposal wins."""
+        return self.store.compare_set(key, "", proposal).decode()
+
+    @functools.cached_property
+    def attempt(self) -> int:
+        """0, then 1, 2, … after restarts, those of a sweep's job included; the same on all ranks. Waits for all.
+
+        TORCHELASTIC_RESTART_COUNT does not do: on several nodes only the node that failed counts. So rank 0
+        counts, and answers each rank under a key that only this process of that rank can have asked for.
+        """
+        if self.place.rank == 0:
+            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
+            self._answer_others(attempt)
+            return attempt
+        question = uuid.uuid4().hex
+        self.store.set(f"question/{self.place.rank}", question)
+        self.store.wait([f"answer/{question}"], timedelta(seconds=ARRIVAL_TIMEOUT_S))
+        attempt = int(self.store.get(f"answer/{question}"))
+        self.store.set(f"arrived/{attempt}/{self.place.rank}", "")
+        return attempt
+
+    def _answer_others(self, attempt: int) -> None:
+        missing = set(range(1, self.place.world_size))
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+        while missing:
+            for rank in sorted(missing):
+                if self.store.check([f"question/{rank}"]):  # perhaps an old one: nobody reads that answer
+                    self.store.set(f"answer/{self.store.get(f'question/{rank}').decode()}", str(attempt))
+                if self.store.check([f"arrived/{attempt}/{rank}"]):
+                    missing.discard(rank)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ranks {sorted(missing)} did not start within {ARRIVAL_TIMEOUT_S:g} s")
+            time.sleep(POLL_S)
+
+
+@functools.cache
+def connect() -> Rendezvous:
+    """Joins the store that torchrun opened; without torchrun's, rank 0 opens it; without ranks, it is local."""
+    place = Place.read()
+    if place is None:
+        return Rendezvous(HashStore(), Place())
+    served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        place.world_size,
+        is_master=place.rank == 0 and not served_by_torchrun,
+        timeout=timedelta(seconds=ARRIVAL_TIMEOUT_S),
+        wait_for_workers=False,
+    )
+    return Rendezvous(PrefixStore("ddp_agent", store), place)

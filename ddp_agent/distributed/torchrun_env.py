@@ -1,0 +1,71 @@
+"""Where this process stands among the ranks, told by torchrun's environment variables, and how it ends.
+
+Imports no torch.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TORCHRUN = (*_REQUIRED, "LOCAL_WORLD_SIZE")
+_TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
+
+REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_KEEPER")
+EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep or a cluster that goes on with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """`local_rank` chooses the GPU and nothing else."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    node_rank: int = 0
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Place | None":
+        """None when the process was not started by torchrun (or by a scheduler that sets the same variables)."""
+        if any(name not in environment for name in _REQUIRED):
+            return None
+        rank, local_rank, world_size = (int(environment[n]) for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            local_world_size=local_world_size,
+            node_rank=int(environment.get("GROUP_RANK", rank // local_world_size)),
+        )
+
+    @property
+    def single_node(self) -> bool:
+        return self.local_world_size == self.world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """Which of `count` runs this is that train together, each in a torchrun of its own (`launch/elastic.sh`)."""
+
+    number: int
+    count: int
+    keeper: str  # HOST:PORT
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "Replica | None":
+        """None for a run that is none."""
+        if any(name not in environment for name in REPLICA):
+            return None
+        number, count, keeper = (environment[name] for name in REPLICA)
+        return cls(number=int(number), count=int(count), keeper=keeper)
+
+
+def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a torchrun of its own: a nested one that inherits these joins its parent's store."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _TORCHRUN and not name.startswith(_TORCHRUN_PREFIXES)
+    }

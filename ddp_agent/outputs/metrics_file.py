@@ -1,0 +1,74 @@
+"""`metrics.jsonl`: one flat JSON object per logged step."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddp_agent.outputs.files import to_json, write_atomically
+
+Record = dict[str, Any]
+
+
+def read_metrics(path: Path, last_step: int) -> list[Record]:
+    """The lines up to `last_step` that are whole: one that was cut short, or that no run wrote, is skipped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if _is_record(record) and record["step"] <= last_step:
+            records.append(record)
+    return records
+
+
+def _is_record(value: Any) -> bool:
+    """Numbers and nulls by name; a step, and times and bytes that a graph can have as its axes."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    if not all(number is None or (type(number) in (int, float) and _fits_a_float(number)) for number in value.values()):
+        return False
+    axes = [value["step"], value.get("unix_s"), value.get("train_s", 0.0), value.get("payload_bytes", 0)]
+    return all(number is not None and 0 <= number < 1e15 for number in axes)
+
+
+def _fits_a_float(number: float) -> bool:
+    return abs(number) <= sys.float_info.max
+
+
+class MetricsFile:
+    """Every line is on its way to the disk when `put` returns. A step that is put twice stays one object."""
+
+    def __init__(self, path: Path, history: Sequence[Record]) -> None:
+        self.path = path
+        write_atomically(path, b"".join(map(_line, history)).decode())
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (a buffer would retry, and fail, at exit)
+        self._last: Record = history[-1] if history else {}
+        self._end = path.stat().st_size
+        self._last_start = self._end - len(_line(self._last))
+
+    def put(self, record: Record) -> None:
+        """Raises OSError when the line could not be written whole; the next line then takes its place."""
+        again = record["step"] == self._last.get("step")
+        start = self._last_start if again else self._end
+        record = {**self._last, **record} if again else record
+        line = _line(record)
+        if os.pwrite(self._file.fileno(), line, start) < len(line):
+            self._file.truncate(start)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if start + len(line) < self._end:
+            self._file.truncate(start + len(line))
+        self._last, self._last_start, self._end = record, start, start + len(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(record: Record) -> bytes:
+    return to_json(record).encode() + b"\n"

@@ -1,0 +1,189 @@
+"""The folder a run leaves behind: who may write into it, where things lie, and JSON that is always whole."""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ddp_agent.config.redaction import scrubbed
+from ddp_agent.errors import ConfigError
+from ddp_agent.outputs.files import to_json, write_atomically
+from ddp_agent.outputs.metrics_file import Record
+
+State = Literal["running", "finished", "preempted", "failed"]
+
+_log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_locks_held: set[int] = set()
+
+
+def _drop_inherited_locks() -> None:
+    """A forked child shares its parent's flock: a data worker outliving its rank would block a restart."""
+    for descriptor in _locks_held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _locks_held.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited_locks)
+
+
+class RunDirectory:
+    """Rank 0 creates the directory and locks it until `close`, exit or crash; the others only know the paths.
+
+    `restart` says that this is another attempt at, or a continuation of, the run that is already there.
+    Raises ConfigError when the directory cannot be written, is in use, or holds another run.
+    """
+
+    def __init__(self, path: Path, *, rank: int = 0, restart: bool = False) -> None:
+        self.path = path.absolute()
+        self.rank = rank
+        self._lock: int | None = None
+        if rank == 0:
+            self._claim(restart)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def sample(self) -> Path:
+        return self.path / "sample.txt"
+
+    def log(self, rank: int) -> Path:
+        return self.path / ("train.log" if rank == 0 else f"train.rank{rank}.log")
+
+    def holds_run(self) -> bool:
+        return self.metrics.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.summary, to_json(summary, indent=2) + "\n")
+
+    def write_status(
+        self, state: State, reason: str | None = None, rank: int | None = None, step: int | None = None
+    ) -> None:
+        """The first failure of an attempt stands: what the other ranks report after it is its echo.
+
+        Called while a run is dying, so a status that cannot be written is logged, not raised.
+        """
+        status = {
+            "status": state,
+            "reason": reason and scrubbed(reason),
+            "rank": self.rank if rank is None else rank,
+            "step": step,
+            "unix_s": round(time.time(), 3),
+        }
+        try:
+            with self._one_rank_at_a_time():
+                if state == "running" or self._read_status().get("status") != "failed":
+                    write_atomically(self.status, to_json(status, indent=2) + "\n")
+        except OSError as error:
+            _log.warning("%s could not be written (%s); it would say: %s", self.status, error.strerror, status)
+
+    def close(self) -> None:
+        """Lets another run use the directory; the process's exit does it too."""
+        if self._lock in _locks_held:  # not so in a forked child, where the number may be another file by now
+            _locks_held.discard(self._lock)
+            os.close(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _claim(self, restart: bool) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_out_others()
+        except OSError as error:
+            self.close()
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise ConfigError(
+                f"hydra.run.dir={self.path}: cannot be written ({reason}); choose a directory that can"
+            ) from error
+        if self.holds_run() and not restart:
+            self.close()
+            raise ConfigError(
+                f"hydra.run.dir={self.path}: holds a run already; choose a new directory, "
+                f"or continue that run with resume={self.path}"
+            )
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """What processes that were killed left of files that they were writing; those of checkpoints go elsewhere."""
+        for path in self.path.rglob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _lock_out_others(self) -> None:
+        self._lock = lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        _locks_held.add(lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+            self.close()
+            raise ConfigError(
+                f"hydra.run.dir={self.path}: in use by another run ({holder}); "
+                "wait for it to end, or choose a new directory"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("%s cannot be locked (%s): nothing keeps a second run out", self.path, error.strerror)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def reason(self) -> str | None:
+        """Why the attempt before this one ended, as far as it could tell."""
+        reason = self._read_status().get("reason")
+        return reason if isinstance(reason, str) else None
+
+    def _read_status(self) -> Record:
+        try:
+            status = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    @contextmanager
+    def _one_rank_at_a_time(self) -> Iterator[None]:
+        """Ranks that fail together must not both find that nobody has yet. (The run's lock is rank 0's.)"""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

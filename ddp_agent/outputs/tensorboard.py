@@ -1,0 +1,213 @@
+"""The mirror of `metrics.jsonl` in TensorBoard."""
+
+import re
+import time
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ddp_agent.config.redaction import redacted
+from ddp_agent.models.common.layer_table import layer_table
+from ddp_agent.outputs.files import to_json
+from ddp_agent.outputs.metrics_file import Record, read_metrics
+
+# 4,096 values and 30 bins (as many as TensorBoard draws) make an evaluation of ResNet-50's 161 parameters
+# cost about 0.2 s and 0.2 MB, whatever their size.
+_HISTOGRAM_SAMPLES = 4096
+
+
+_HISTOGRAM_BINS = 30
+
+
+# What the HParams tab compares runs by. Absent or unreached (null) ones are left out.
+_COMPARED = (
+    "test_metric", "best_metric", "test_loss", "time_to_target_s", "bytes_to_target", "train_s",
+    "exposed_comm_s", "samples_per_s", "syncs", "payload_bytes", "wire_bytes", "consensus_distance",
+)  # fmt: skip
+
+
+# The tab has a column for five hyperparameters, the others wait behind ticks. It takes its columns from one run,
+# which need not have a period.
+_COLUMNS = ("lr", "reducer", "seed", "sync", "sync.period")
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run recorded up to `last_step`.
+
+    What is drawn, or said of an evaluation in words, is in its event files alone, all of it in the newest.
+    """
+
+    records: list[Record]
+    event_file: Path | None
+    last_step: int
+
+    @classmethod
+    def read(cls, run: Path, last_step: int) -> Self:
+        event_files = (run / "tensorboard").glob("events.out.tfevents.*")
+        return cls(read_metrics(run / "metrics.jsonl", last_step), max(event_files, default=None), last_step)
+
+    def drawn_events(self) -> Iterator[Any]:
+        if self.event_file is None:
+            return
+        reader = import_module("tensorboard.backend.event_processing.event_file_loader")
+        for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
+            if event.step <= self.last_step and any(_is_drawn(value, event.step) for value in event.summary.value):
+                yield event
+
+
+def _is_drawn(value: Any, step: int) -> bool:
+    """Of texts, those of an evaluation: `describe` writes the others anew, at step 0."""
+    return bool(value.HasField("histo") or value.HasField("image") or (value.HasField("tensor") and step > 0))
+
+
+class TensorBoardMirror:
+    """`metric` is the key of the test metric, which is also drawn over seconds and over megabytes."""
+
+    def __init__(self, directory: Path, metric: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter, summary  # 0.5 s, on rank 0 alone
+
+        self.directory = directory
+        self._metric = metric
+        self._protos: Any = summary
+        self._start_s = time.time()
+        self._samples: dict[str, Tensor] = {}
+        # A purge at the checkpoint's step would hit seconds and megabytes too: one field serves all three. So
+        # every attempt voids all that came before (readers ignore the first such mark they meet) and `replay`
+        # writes it again. Old files stay: a TensorBoard that is reading one would not get past its removal.
+        self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
+
+    def replay(self, history: History) -> None:
+        for event in history.drawn_events():
+            self._writer.file_writer.add_event(event, event.step, event.wall_time)
+        for record in history.records:
+            self.record(record)
+
+    def record(self, record: Record) -> None:
+        scalars = dict(record)
+        step, unix_s = scalars.pop("step"), scalars.pop("unix_s")
+        self._scalars(scalars, step, unix_s)
+        if {self._metric, "train_s", "payload_bytes"} <= record.keys():
+            value, train_s, megabytes = record[self._metric], record["train_s"], record["payload_bytes"] / 1e6
+            self._scalars({f"{self._metric}/by_seconds": value}, round(train_s), self._start_s + train_s)
+            self._scalars({f"{self._metric}/by_megabytes": value}, round(megabytes), unix_s)
+
+    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None) -> None:
+        self._samples = _sample(model)
+        self._writer.add_text("model", layer_table(model, specimen))
+        self._writer.add_text("config", _code_block(to_json(redacted(config), indent=2)))
+        self._writer.add_custom_scalars(self._layout())
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        earlier, self._samples = self._samples, _sample(model)
+        for name, values in self._samples.items():
+            self._histogram(f"parameters/{name}", values, step)
+            if name in earlier:
+                self._histogram(f"updates/{name}", values - earlier[name], step)
+
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        self._writer.add_text(tag, _code_block(text), step)
+
+    def compare(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+        """One row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""
+        finite = {f"summary/{key}": finite_or_none(summary.get(key)) for key in _COMPARED}
+        results = {tag: number for tag, number in finite.items() if number is not None}
+        self._scalars(results, summary["steps"], time.time())
+        told = dict(_flat(redacted(hparams)))
+        columns, _, _ = self._protos.hparams({"sync.period": 0} | told, results)
+        _, start, end = self._protos.hparams(told, results)
+        for part in (_with_first(columns, _COLUMNS), start, end):
+            self._writer.file_writer.add_summary(part)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _scalars(self, values: Mapping[str, float | None], step: int, unix_s: float) -> None:
+        """One event for all of them: eight scalars cost 70 µs together, 400 µs apart."""
+        value = self._protos.Summary.Value
+        points = [value(tag=tag, simple_value=number) for tag, number in values.items() if number is not None]
+        if points:
+            self._writer.file_writer.add_summary(self._protos.Summary(value=points), step, unix_s)
+
+    def _histogram(self, tag: str, values: Tensor, step: int) -> None:
+        finite = values[values.isfinite()]
+        if len(finite):
+            self._writer.add_histogram(tag, finite.numpy(), step, bins=_HISTOGRAM_BINS)
+
+    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+        def chart(*tags: str) -> list[Any]:  # tags are patterns, and would match what they are a prefix of
+            return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+
+        return {
+            "loss": {"train and test": chart("train_loss", "test_loss")},
+            self._metric: {
+                "by step": chart(self._metric),
+                "by seconds of training": chart(f"{self._metric}/by_seconds"),
+                "by megabytes handed to collectives": chart(f"{self._metric}/by_megabytes"),
+            },
+            "communication": {
+                "bytes": chart("payload_bytes", "wire_bytes"),
+                "exposed seconds": chart("exposed_comm_s", "straggler_wait_s"),
+                "period": chart("period"),
+            },
+            "ranks": {
+                "consensus distance": chart("consensus_distance"),
+                "relative to the weights": chart("consensus_relative"),
+                "cosine between ranks": chart("change_cosine", "gradient_cosine"),
+                "mean change of a period": chart("pseudo_gradient_norm"),
+                "critical batch in samples": chart("critical_batch_samples"),
+            },
+        }
+
+
+@torch.no_grad()
+def _sample(model: nn.Module) -> dict[str, Tensor]:
+    """Evenly spaced values of each parameter, always the same ones, in one copy from the device."""
+    views = {
+        name: parameter.detach().flatten()[:: ceil(parameter.numel() / _HISTOGRAM_SAMPLES)].float()
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    }
+    if not views:
+        return {}
+    values: Any = torch.cat(list(views.values())).cpu()
+    return dict(zip(views, values.split([len(view) for view in views.values()]), strict=True))
+
+
+def _code_block(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", to_json(value)
+
+
+def _with_first(columns: Any, names: Container[str]) -> Any:
+    """TensorBoard shows hyperparameters that `differ` between runs before others, each by name: have these be so."""
+    plugin = columns.value[0].metadata.plugin_data
+    protos = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
+    data = protos.HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = data.SerializeToString()
+    return columns
+
+
+def finite_or_none(value: float | Tensor | None) -> float | None:
+    number = value.item() if isinstance(value, Tensor) else value
+    return number if number is not None and isfinite(number) else None

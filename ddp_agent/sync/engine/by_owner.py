@@ -1,0 +1,194 @@
+"""Ranks that train different tasks: what only some ranks train is averaged over these.
+
+In a loop of one's own, with heads that are modules of the model, registered behind all that every rank trains:
+
+    sync = ByOwner(mode=DiLoCo(period=100), owners={"heads.digit": (0, 1), "heads.speaker": (2,)})
+    model = sync.setup(model, optimizer, topology, reducer)
+    …  # the loop is that of any mode; a rank's loss is that of its own heads
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.distributed.consistency import Common
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.reducers import Dense, Reducer
+from ddp_agent.sync.base import SyncStrategy, mean_
+from ddp_agent.sync.engine.flat import Flat, Part
+
+Owners = Mapping[str, tuple[int, ...]]
+"""The ranks that train a module, by its name in the model."""
+
+
+@dataclass(kw_only=True, eq=False)
+class ByOwner(SyncStrategy):
+    """`mode` for all that every rank trains, and once more for each head, among its owners.
+
+    Each of them has its own anchor, momentum, residuals and period, and its owners for a world. So a head is never
+    averaged with another, and one that has a single owner does not travel; its outer optimizer, if any, steps all the
+    same. A rank keeps the heads that it does not own as they were, and the consensus model has those of their owners.
+    """
+
+    mode: SyncStrategy
+    owners: Owners
+
+    _heads: dict[str, Part] = field(init=False, repr=False)
+    _modes: dict[str, SyncStrategy] = field(init=False, repr=False)  # by own head; "" is what every rank trains
+
+    def __post_init__(self) -> None:
+        self.buffers = self.mode.buffers
+
+    def refusal(self, reducer: Reducer) -> str | None:
+        if self.mode.sends == "parameters" and reducer.remembers:
+            return f"{type(self.mode).__name__} averages each head by itself, which {reducer} cannot tell apart"
+        return self.mode.refusal(reducer)
+
+    def misfit(self, world_size: int, ranks_per_node: int) -> str | None:
+        for head, ranks in self.owners.items():
+            if not ranks or not set(ranks) <= set(range(world_size)) or list(ranks) != sorted(set(ranks)):
+                found = f"found {list(ranks)}" if ranks else "found no rank that trains it"
+                return f"owners: {head}: {found}, expected one or more of the {world_size} ranks, in order"
+            if refused := self.mode.misfit(len(ranks), ranks_per_node):
+                return f"{refused} (these are the ranks that train {head})"
+        return self.mode.misfit(world_size, ranks_per_node)
+
+    def stability(self, world_size: int) -> tuple[str, bool] | None:
+        return self.mode.stability(world_size)
+
+    @property
+    def reduces_in_backward(self) -> bool:
+        return self.mode.reduces_in_backward
+
+    @property
+    def everywhere(self) -> SyncStrategy:
+        return self.mode
+
+    @property
+    def parts(self) -> list[Flat]:
+        return [mode.flat for mode in self._modes.values()]
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        super().setup(model, optimizer, topology, reducer)
+        self._modes, self._heads = {}, {}
+        forward = model
+        for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
+            with _about(head or "what every rank trains"):
+                part = Part(forward, model, self.flat, partial(self._belongs, head))
+                if among := topology.among(ranks):
+                    mode = replace(self.mode) if head else self.mode
+                    # What does not travel loses nothing. Modes that average inside backward wrap one another.
+                    wrapped = mode.setup(part, optimizer, among, reducer if among.world.size > 1 else Dense())
+                    forward = forward if wrapped is part else wrapped
+                    self._modes[head] = mode
+                else:
+                    part.requires_grad_(False)
+            if head:
+                self._heads[head] = part
+        return forward
+
+    def _belongs(self, head: str, name: str) -> bool:
+        """Whether a parameter is the head's; of none: whether it is in no head."""
+        return name.startswith(f"{head}.") if head else not any(name.startswith(f"{each}.") for each in self.owners)
+
+    def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
+        return _inside([mode.backward_context(step, last_micro_batch) for mode in self._modes.values()])
+
+    def due(self, step: int) -> bool:
+        return self.mode.due(step)
+
+    def before_step(self, step: int) -> None:
+        for mode in self._modes.values():
+            mode.before_step(step)
+        self.syncs = self.mode.syncs
+
+    def after_step(self, step: int) -> None:
+        for mode in self._modes.values():
+            mode.after_step(step)
+        self.syncs = self.mode.syncs
+
+    def flush(self, step: int) -> None:
+        for mode in self._modes.values():
+            mode.flush(step)
+        self.syncs = self.mode.syncs
+
+    @contextmanager
+    def eval_weights(self) -> Iterator[None]:
+        """A head comes from the first of its owners, who by then have its consensus."""
+        world = self.topology.world
+        others = [part.flat for head, part in self._heads.items() if world.rank not in self.owners[head]]
+        own = [flat.snapshot() for flat in others]
+        with _inside([mode.eval_weights() for mode in self._modes.values()]):
+            try:
+                with torch.no_grad(), world.uncounted():
+                    for head, part in self._heads.items():
+                        for tensor in (*part.flat.stretches, *part.flat.others):
+                            world.broadcast_(tensor, self.owners[head][0])
+                yield
+            finally:
+                with torch.no_grad():
+                    for flat, kept in zip(others, own, strict=True):
+                        flat.restore(kept)
+
+    def average_(self, everything: Tensor) -> None:
+        for head, part in self._heads.items():
+            own = self.topology.world.rank in self.owners[head]
+            for stretch in part.flat.stretches:
+                start = stretch.storage_offset()
+                theirs = everything[start : start + stretch.numel()]
+                theirs.mul_(self.topology.world.size / len(self.owners[head])) if own else theirs.zero_()
+        super().average_(everything)
+
+    def common(self, step: int) -> Tensor | None:
+        return self.mode.common(step)
+
+    def commons(self, step: int) -> list[Common]:
+        parts = self.mode.commons(step)
+        for head, ranks in self.owners.items():
+            own = self._modes[head].common(step) if head in self._modes else None
+            parts.append(Common(own, ranks, f"the parameters of {head} that its owners share"))
+        return parts
+
+    @torch.no_grad()
+    def consensus_distance(self) -> float:
+        """sqrt(mean_k of the squared distance of all that rank k trains), the same on every rank."""
+        world = self.topology.world
+        squares = sum(mode.consensus_distance() ** 2 for mode in self._modes.values())
+        mean = torch.tensor([squares], dtype=torch.float64, device=world.device)
+        with world.uncounted():
+            mean_(mean, world)
+        return math.sqrt(mean.item())
+
+    def measurements(self) -> dict[str, float]:
+        return self.mode.measurements()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"modes": [mode.state_dict() for mode in self._modes.values()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mode.syncs = self.syncs
+        for mode, saved in zip(self._modes.values(), state["modes"], strict=True):
+            mode.load_state_dict(saved)
+
+
+@contextmanager
+def _inside(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error

@@ -1,0 +1,95 @@
+"""DistributedDataParallel, with the averaging of its gradient buckets in our hands."""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, typed
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.reducers import Dense, Reducer
+from ddp_agent.reducers.base import Finish
+
+
+class OverlappedGradients:
+    """DDP that averages its gradient buckets through a reducer, so that they are counted and may be compressed.
+
+    A bucket's collective starts inside backward as soon as its gradients are complete. DDP is told at once that the
+    bucket is done (its gradients are views of the bucket, so nothing is copied), and the waiting is left to `finish`:
+    the time it takes there is exactly the communication that backward could not hide.
+    """
+
+    def __init__(self, model: nn.Module, reducer: Reducer, comm: Comm) -> None:
+        self.module: nn.Module = model
+        self._ddp: DistributedDataParallel | None = None
+        self._reducer = reducer
+        self._parts: dict[tuple[int, ...], Reducer] = {}  # for the parameters of a bucket, if the reducer remembers
+        self._settled = False
+        self._started: list[Finish] = []
+        self._expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self._gathered = 0  # gradients in the buckets that were complete
+        if comm.group is None:
+            return
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers to a name that 2.11 does not have.
+            warnings.simplefilter("ignore", FutureWarning)
+            # No buffer broadcast: traffic that Comm cannot see; buffers have a policy. Weights are equal already.
+            self._ddp = DistributedDataParallel(
+                model,
+                process_group=comm.group,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                init_sync=False,
+            )
+        self.module = self._ddp
+        device = next(model.parameters()).device
+        devices: list[int | str | torch.device] = [device] if device.type == "cuda" else []
+
+        # DDP compares this annotation with exactly this type.
+        def start(_: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self._started.append(self._of(bucket).start(bucket.buffer(), comm))
+            self._gathered += bucket.buffer().numel()
+            done: Future[Tensor] = Future(devices=devices)
+            done.set_result(bucket.buffer())
+            return done
+
+        self._ddp.register_comm_hook(None, start)
+
+    def context(self, synchronise: bool) -> AbstractContextManager[None]:
+        """Around forward and backward: only with `synchronise` are gradients averaged."""
+        return nullcontext() if synchronise or self._ddp is None else self._ddp.no_sync()
+
+    def finish(self) -> None:
+        """Leaves the mean gradients in `.grad`. Raises RuntimeError when backward has left some out."""
+        for finish in self._started:
+            finish()
+            self._settled = True
+        self._started.clear()
+        gathered, self._gathered = self._gathered, 0
+        if self._ddp and gathered < self._expected:
+            self._refuse(self._ddp.module)
+
+    def _refuse(self, model: nn.Module) -> NoReturn:
+        """DDP itself would say so in the next forward, with an argument that only its caller could give."""
+        absent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        raise RuntimeError(
+            f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; use "
+            "sync=compressed, which counts what is not there as zeros"
+        )
+
+    def _of(self, bucket: GradBucket) -> Reducer:
+        """What averages this bucket. DDP regroups them after the first backward, so that one is averaged exactly; the
+        second finds the groups that stay. A resume must have run both before it loads a state (`Trainer.rehearse`)."""
+        if not self._reducer.remembers:
+            return self._reducer
+        if not self._settled:
+            return Dense()
+        parameters = bucket.parameters()
+        key = tuple(map(id, parameters))
+        if key not in self._parts:
+            self._parts[key] = self._reducer.for_tensor([parameter.shape for parameter in parameters])
+        return self._parts[key]

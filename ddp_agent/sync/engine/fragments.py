@@ -1,0 +1,150 @@
+"""Parts of a model's parameters that are synchronised at different times, and what of each is under way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.reducers.base import Finish, Reducer
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Spans [start, stop) of a flat tensor of parameters; `shapes` are of the parameters, or rows of them, inside."""
+
+    spans: tuple[tuple[int, int], ...]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def numel(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    def of(self, flat: Tensor) -> list[Tensor]:
+        """Its spans of `flat`, as views."""
+        return [flat[start:stop] for start, stop in self.spans]
+
+    def split(self, own: Tensor) -> list[Tensor]:
+        """A tensor of `numel` elements, cut as `of` cuts the flat one."""
+        pieces: tuple[Tensor, ...] = own.split([stop - start for start, stop in self.spans])
+        return list(pieces)
+
+
+class Stream:
+    """A fragment's changes on their way to their mean over ranks, at most one at a time, and its outer state."""
+
+    def __init__(self, fragment: Fragment, reducer: Reducer, anchor: Tensor, momentum: Tensor) -> None:
+        """`anchor` and `momentum` are of all parameters; the stream works on its spans of them, in place."""
+        self.fragment = fragment
+        self.anchors, self.momenta = fragment.of(anchor), fragment.of(momentum)
+        self.applied_step = 0
+        self._reducer = reducer.for_tensor(fragment.shapes)
+        self._packed = anchor.new_empty(fragment.numel)
+        self.pseudo_gradients = fragment.split(self._packed)  # of each span
+        self._finish: Finish | None = None
+
+    @property
+    def under_way(self) -> bool:
+        return self._finish is not None
+
+    def start(self, parameters: Tensor, comm: Comm) -> None:
+        """Begins averaging what has changed since the anchor."""
+        for change, anchor, now in zip(self.pseudo_gradients, self.anchors, self.fragment.of(parameters), strict=True):
+            torch.sub(anchor, now, out=change)
+        self._finish = self._reducer.start(self._packed, comm)
+
+    def finish(self, step: int) -> None:
+        """Waits; `pseudo_gradients` then are the mean, to be applied after `step`."""
+        assert self._finish is not None
+        self._finish()
+        self._finish, self.applied_step = None, step
+
+    def arrived(self) -> Tensor | None:
+        """A copy of the mean that is under way, when it is there; None when none is."""
+        if self._finish is None:
+            return None
+        self._finish()
+        self._finish = _nothing
+        return self._packed.clone()
+
+    def restore(self, applied_step: int, arrived: Tensor | None) -> None:
+        self.applied_step, self._finish = applied_step, None
+        if arrived is not None:
+            self._packed.copy_(arrived)
+            self._finish = _nothing
+
+
+def _nothing() -> None:
+    """The rest of an all-reduce that is finished."""
+
+
+def equal_cuts(shapes: Sequence[torch.Size], count: int) -> list[Fragment]:
+    """`count` neighbours of almost equal size, in parameter order. A parameter is only ever cut between its rows, so
+    that a matrix stays one for a reducer; raises ValueError when that leaves a fragment empty."""
+    ends = [0, *accumulate(shape.numel() for shape in shapes)]
+    wanted = [round(ends[-1] * part / count) for part in range(count + 1)]
+    cuts = [_to_row(position, shapes, ends) for position in wanted]
+    if any(start >= stop for start, stop in pairwise(cuts)):
+        raise ValueError(f"fragments: found {count}, expected fewer for {len(shapes)} parameters of {ends[-1]} numbers")
+    return [Fragment(((start, stop),), _within(start, stop, shapes, ends)) for start, stop in pairwise(cuts)]
+
+
+def by_modules(names: Sequence[str], shapes: Sequence[torch.Size], groups: Sequence[Sequence[str]]) -> list[Fragment]:
+    """A fragment for each list of module names; `names` are the parameters'.
+
+    Raises ValueError when a name fits no parameter, or a parameter is in no fragment or in two.
+    """
+    ends = [0, *accumulate(shape.numel() for shape in shapes)]
+    owners = [
+        [number for number, group in enumerate(groups) if any(_belongs(name, module) for module in group)]
+        for name in names
+    ]
+    problems = [
+        f"{module!r} is no module with parameters"
+        for group in groups
+        for module in group
+        if not any(_belongs(name, module) for name in names)
+    ]
+    problems += [
+        f"parameter {name!r} is in {'no fragment' if not owner else f'fragments {owner}'}"
+        for name, owner in zip(names, owners, strict=True)
+        if len(owner) != 1
+    ]
+    if problems:
+        raise ValueError(f"fragments: expected each parameter in exactly one, but {'; '.join(problems)}")
+    fragments = []
+    for number in range(len(groups)):
+        mine = [index for index, owner in enumerate(owners) if owner == [number]]
+        spans: list[tuple[int, int]] = []
+        for index in mine:
+            start, stop = ends[index], ends[index + 1]
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], stop)
+            else:
+                spans.append((start, stop))
+        fragments.append(Fragment(tuple(spans), tuple(shapes[index] for index in mine)))
+    return fragments
+
+
+def _belongs(parameter: str, module: str) -> bool:
+    return parameter == module or parameter.startswith(f"{module}.")
+
+
+def _to_row(position: int, shapes: Sequence[torch.Size], ends: Sequence[int]) -> int:
+    """The end of a row that is nearest to `position`."""
+    for shape, start, stop in zip(shapes, ends, ends[1:], strict=False):
+        if start < position < stop:
+            row = shape[1:].numel()
+            return start + round((position - start) / row) * row
+    return position
+
+
+def _within(start: int, stop: int, shapes: Sequence[torch.Size], ends: Sequence[int]) -> tuple[torch.Size, ...]:
+    inside = []
+    for shape, first, last in zip(shapes, ends, ends[1:], strict=False):
+        length = min(stop, last) - max(start, first)
+        if length > 0:
+            inside.append(torch.Size([length // shape[1:].numel(), *shape[1:]]))
+    return tuple(inside)

@@ -1,0 +1,102 @@
+"""Ranks that have different numbers of batches, or batches of different sizes.
+
+In a loop of one's own (torch's `algorithms/join`, for every mode that can):
+
+    reducer = Weighted(Dense())
+    model = sync.setup(model, optimizer, topology, reducer)
+    for step in range(1, common_steps(sync, len(batches), topology.world) + 1):
+        if step <= len(batches):  # a rank that has run out goes on without forward and backward
+            inputs, target = batches[step - 1]
+            with sync.backward_context(step, last_micro_batch=True):
+                loss_fn(model(inputs), target).backward()
+            reducer.samples += len(inputs)
+        sync.before_step(step); optimizer.step(); sync.after_step(step); optimizer.zero_grad()
+    sync.flush(step)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.sync.base import SyncStrategy
+
+
+@dataclass
+class _Seen:
+    samples: float = 0.0
+
+
+class Weighted(Reducer):
+    """Means in which a rank counts by how many samples it has seen since the last one.
+
+    With gradients (means over a rank's batch) that is the mean over all samples of the step; a rank without any
+    counts nothing, and where nobody saw any all count alike. Costs 8 bytes a mean, which the host waits for.
+    """
+
+    remembers: ClassVar[bool] = True
+
+    def __init__(self, inner: Reducer) -> None:
+        self.inner = inner
+        self.exact = inner.exact  # type: ignore[misc]  # as lossy as what it wraps
+        self._seen = _Seen()  # one count for the parts, too
+        self._counted = 0.0  # of it, what earlier means have used
+        self._parts: list[Weighted] = []
+
+    def __repr__(self) -> str:
+        return f"Weighted({self.inner})"
+
+    @property
+    def samples(self) -> float:
+        """How many this rank has seen since the start. The loop adds to it."""
+        return self._seen.samples
+
+    @samples.setter
+    def samples(self, count: float) -> None:
+        self._seen.samples = count
+
+    def for_tensor(self, shapes: Sequence[torch.Size]) -> "Weighted":
+        part = Weighted(self.inner.for_tensor(shapes))
+        part._seen = self._seen
+        self._parts.append(part)
+        return part
+
+    def start(self, tensor: Tensor, comm: Comm) -> Finish:
+        mine, self._counted = self.samples - self._counted, self.samples
+        total = torch.tensor([mine], dtype=torch.float64, device=comm.device)
+        comm.all_reduce_(total)
+        if (seen := total.item()) > 0:
+            tensor.mul_(mine * comm.size / seen)
+        return self.inner.start(tensor, comm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """`samples` too: a resumed loop goes on adding."""
+        counted = [part._counted for part in (self, *self._parts)]
+        return {"inner": self.inner.state_dict(), "samples": self.samples, "counted": counted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.samples = state["samples"]
+        for part, counted in zip((self, *self._parts), state["counted"], strict=True):
+            part._counted = counted
+
+
+def common_steps(sync: SyncStrategy, batches: int, comm: Comm) -> int:
+    """How many steps every rank has to take, so that each can use all its batches: the most that a rank has.
+
+    A collective. Raises ValueError, on every rank alike, when the numbers differ and `sync` averages inside backward:
+    a rank without a batch would leave the others waiting there.
+    """
+    with comm.uncounted():
+        counts = [int(other) for other in torch.cat(comm.all_gather(torch.tensor([batches], device=comm.device)))]
+    if sync.reduces_in_backward and len(set(counts)) > 1:
+        raise ValueError(
+            f"{type(sync).__name__} averages inside backward, so every rank needs a batch in every step; found "
+            f"{counts} batches on ranks 0 to {comm.size - 1}. Cut all to {min(counts)}, or use Compressed or LocalSGD, "
+            "whose ranks may run out"
+        )
+    return max(counts)

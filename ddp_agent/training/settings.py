@@ -1,0 +1,206 @@
+"""What a whole configuration may hold, and what its parts ask of each other."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ddp_agent.checkpoint.folder import newest
+from ddp_agent.config.fields import Parameter, coerce, fits, parameters
+from ddp_agent.config.options import UNTRACED_STEPS, Options
+from ddp_agent.config.registry import build, problems, schema_problems
+from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.sample_order import stock_of
+from ddp_agent.data.slicing.base import Slicing
+from ddp_agent.data.slicing.tasks import task_problems
+from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.reducers import Reducer
+from ddp_agent.sync import PostLocalSGD, SyncStrategy
+from ddp_agent.sync.cadences.base import Cadence
+from ddp_agent.sync.cadences.fixed import Fixed
+from ddp_agent.sync.periodic import Paced
+from ddp_agent.training.optimizers import SGD, AdamW
+from ddp_agent.training.schedules import Schedule
+
+GROUPS = ("model", "dataset", "slicing", "cadence", "sync", "reducer", "optimizer", "schedule")
+# What the run tells a constructor: root keys, shapes and sizes of the data, and another group's object.
+RUNTIME = {
+    "model": ("input_shape", "outputs", "vocabulary", "users", "items", "mean"),
+    "dataset": ("data_root",),
+    "sync": ("cadence",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A configuration that was checked: options, and what every group builds before there is data."""
+
+    options: Options
+    model: Mapping[str, Any]  # built when input and output shapes are known
+    dataset: Any
+    slicing: Slicing
+    cadence: Cadence
+    sync: SyncStrategy
+    reducer: Reducer
+    optimizer: SGD | AdamW
+    schedule: Schedule
+    choices: Mapping[str, str]  # the config file chosen in each group: what a run is called by
+    cfg: Mapping[str, Any]
+
+    def label(self, group: str) -> str:
+        return self.choices.get(group, str(self.cfg[group]["name"]))
+
+    def micro_batch(self, world_size: int) -> int:
+        return self.options.global_batch_size // (world_size * self.options.accumulation_steps)
+
+
+def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int) -> Settings:
+    """Checks everything that can be known without data. Raises ConfigError with all problems at once."""
+    root = {key: value for key, value in cfg.items() if key not in GROUPS}
+    found = schema_problems(root, parameters(Options), also_known=GROUPS)
+    right = _right(root, parameters(Options))
+    built, wrong = _build_groups(cfg, right)
+    found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built, right.get("precision"))]
+    found += _world_problems(built, world_size, right.get("ranks_per_node") or world_size)
+    found += _length_problems(built, right.get("max_steps") or math.inf)
+    if right.get("on_rank_loss") == "continue" and "sync" in built and (refused := built["sync"].loss_refusal()):
+        found.append(f"on_rank_loss: {refused}")
+    if targets := list(_targets(cfg)):
+        found = [line for line in found if line.partition(":")[0] not in targets]
+        found += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
+    if found:
+        raise ConfigError(found)
+    options = Options(**right)
+    if options.resume is not None and not newest(options.resume / "checkpoints"):
+        raise CheckpointError(f"resume: {options.resume / 'checkpoints'} holds no complete checkpoint")
+    return Settings(options=options, model=cfg["model"], choices=choices, cfg=cfg, **built)
+
+
+def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
+    """Checks what depends on the size of the data. Raises ConfigError with all problems at once."""
+    samples, options = _size(task.train), settings.options
+    found = []
+    if options.global_batch_size > samples:
+        found.append(
+            f"global_batch_size: found {options.global_batch_size}, expected at most the {samples} training samples"
+        )
+    if world_size > samples:
+        found.append(f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks")
+    if _size(task.test) == 0:
+        found.append("dataset: found no test samples")
+    built = {"sync": settings.sync, "schedule": settings.schedule}
+    total_steps = options.total_steps(samples)
+    epochs = -(-total_steps * options.global_batch_size // samples)
+    found += settings.slicing.problems(stock_of(task), world_size, options.seed, epochs)
+    found += task_problems(settings.slicing, [each.name for each in task.subtasks], world_size)
+    found += _length_problems(built, total_steps)
+    if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
+        found.append(
+            f"profile_steps: found {options.profile_steps} after {UNTRACED_STEPS} that are not traced, expected at "
+            f"most the run's {total_steps} steps together"
+        )
+    if found:
+        raise ConfigError(found)
+
+
+def _right(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The values that are right by themselves: what they ask of each other is told in the same message."""
+    return {
+        key: coerce(given[key], parameter.annotation)
+        for key, parameter in accepted.items()
+        if key in given and fits(given[key], parameter.annotation)
+    }
+
+
+def _build_groups(cfg: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What the groups build that have all they need, and everything that is wrong with any of them."""
+    built: dict[str, Any] = {}
+    found: list[str] = []
+    trusted = right.get("trusted_packages", [])
+    for group in GROUPS:
+        node, wanted = cfg.get(group), RUNTIME.get(group, ())
+        known = {**right, **built}
+        given = {key: known[key] for key in wanted if key in known}
+        if not isinstance(node, Mapping):
+            found.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")
+        elif len(given) < len(wanted):
+            found += problems(group, node, trusted_packages=trusted, runtime=wanted)
+        else:
+            try:
+                built[group] = build(group, node, trusted_packages=trusted, **given)
+            except ConfigError as error:
+                found += error.problems
+    return built, found
+
+
+def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    batch, accumulation = right.get("global_batch_size"), right.get("accumulation_steps")
+    if batch and accumulation and batch % (ways := world_size * accumulation):
+        near = max(1, round(batch / ways)) * ways
+        yield (
+            f"global_batch_size: found {batch}, expected a multiple of {world_size} ranks x "
+            f"{accumulation} accumulation_steps, such as {near}"
+        )
+    if {"epochs", "max_steps"} <= right.keys() and right["epochs"] is None and right["max_steps"] is None:
+        yield "epochs: found null, and max_steps too; expected one of them"
+    resume = right.get("resume")
+    if resume is not None and not resume.is_dir():
+        yield f"resume: found {str(resume)!r}, which is no directory; expected the directory of an earlier run"
+
+
+def _pair_problems(built: Mapping[str, Any], precision: str | None) -> Iterator[str]:
+    cadence, sync = built.get("cadence", Fixed()), built.get("sync")
+    if sync is not None and not isinstance(cadence, Fixed) and not isinstance(sync, Paced):
+        yield f"cadence: found {type(cadence).__name__}, but {type(sync).__name__} has no period: use cadence=fixed"
+    if precision == "fp16" and _steps_together(built):
+        yield (
+            "precision: found fp16 with slicing.tasks=partition, where too large a gradient in a head would stop its "
+            "owners' step only, and ranks that average gradients must all step; use precision=bf16"
+        )
+    if {"sync", "reducer"} <= built.keys() and (refused := built["sync"].refusal(built["reducer"])):
+        yield f"reducer: {refused}"
+
+
+def _steps_together(built: Mapping[str, Any]) -> bool:
+    """Whether ranks train different heads, and average the gradients of all else."""
+    slicing, sync = built.get("slicing"), built.get("sync")
+    parted = slicing is not None and slicing.tasks == "partition"
+    return parted and sync is not None and (sync.sends == "gradients" or sync.reduces_in_backward)
+
+
+def _world_problems(built: Mapping[str, Any], world_size: int, ranks_per_node: int) -> Iterator[str]:
+    if world_size % ranks_per_node:
+        divisors = [str(count) for count in range(1, world_size + 1) if world_size % count == 0]
+        yield (
+            f"ranks_per_node: found {ranks_per_node}, expected a divisor of the {world_size} ranks: "
+            f"{', '.join(divisors)}"
+        )
+    if "sync" in built and (refused := built["sync"].misfit(world_size, ranks_per_node)):
+        yield f"sync.{refused}"
+
+
+def _length_problems(built: Mapping[str, Any], total_steps: float) -> Iterator[str]:
+    sync, schedule = built.get("sync"), built.get("schedule")
+    if isinstance(sync, PostLocalSGD) and sync.switch_step > total_steps:
+        yield f"sync.switch_step: found {sync.switch_step}, expected at most the run's {total_steps} steps"
+    if schedule is not None and schedule.warmup_steps > total_steps:
+        yield f"schedule.warmup_steps: found {schedule.warmup_steps}, expected at most the run's {total_steps} steps"
+
+
+def _targets(node: Any, path: str = "") -> Iterator[str]:
+    """Where a config holds Hydra's `_target_`: a config file from someone else must not name code to run."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            if str(key).startswith("_target_"):
+                yield here
+            yield from _targets(value, here)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{path}[{index}]")
+
+
+def _size(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]

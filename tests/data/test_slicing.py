@@ -1,0 +1,369 @@
+"""Shards: every sample in exactly one, and what a rank then trains on, exact from any step."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs import CONF, files, node, settings
+from rank_pool import RankPool
+from runs import config, run
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from ddp_agent.config.registry import build
+from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.loader import micro_batches
+from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder, order_of, stock_of
+from ddp_agent.data.shard_stats import Census
+from ddp_agent.data.slicing.base import Shards, Stock
+from ddp_agent.data.slicing.dirichlet import shares
+from ddp_agent.errors import ConfigError
+from ddp_agent.training.settings import check_against_data
+
+CPU = torch.device("cpu")
+SHARDED = [name for name in files("slicing") if name != "shared"]
+DRAWN = ("once", "every_epoch")
+
+
+def sliced(name: str, **values: Any) -> Any:
+    return build("slicing", node("slicing", name, **values))
+
+
+def stock(count: int, classes: int = 4, groups: int = 6, seed: int = 0) -> Stock:
+    """Every class and every group is there, in uneven numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uneven(kinds: int) -> Tensor:
+        drawn = (kinds * torch.rand(count, generator=generator) ** 2).long()
+        drawn[:kinds] = torch.arange(kinds)
+        return drawn[torch.randperm(count, generator=generator)]
+
+    return Stock(count=count, labels=uneven(classes), groups=uneven(groups))
+
+
+def cases(seeds: int) -> Iterator[tuple[Stock, int, int]]:
+    """A stock, a number of ranks, and a seed."""
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        count = int(torch.randint(12, 200, (), generator=generator))
+        ranks = int(torch.randint(1, 5, (), generator=generator))
+        yield stock(count, seed=seed), ranks, seed
+
+
+def shards_of(name: str, goods: Stock, ranks: int, seed: int, epoch: int = 0, **values: Any) -> list[Tensor]:
+    if name == "dirichlet":
+        values = {"alpha": 3.0} | values  # a small one leaves ranks without samples
+    found: list[Tensor] = sliced(name, **values).shards(goods, ranks, seed, epoch)
+    return found
+
+
+# The partition
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_every_sample_is_in_exactly_one_shard(name: str) -> None:
+    for goods, ranks, seed in cases(40):
+        for drawn in DRAWN:
+            for epoch in range(3):
+                shards = shards_of(name, goods, ranks, seed, epoch, drawn=drawn)
+                assert len(shards) == ranks and all(len(shard) for shard in shards)
+                assert sorted(torch.cat(shards).tolist()) == list(range(goods.count))
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_shards_are_kept_or_drawn_anew(name: str) -> None:
+    goods = stock(120, classes=9, groups=20)
+
+    def epochs(drawn: str) -> set[str]:
+        return {str(shards_of(name, goods, 3, 7, epoch, drawn=drawn)) for epoch in range(6)}
+
+    assert len(epochs("once")) == 1
+    assert len(epochs("every_epoch")) > 3
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "by_label", "by_group"])
+def test_seeds_draw_other_shards(name: str) -> None:
+    goods = stock(120, classes=9, groups=20)
+    assert len({str(shards_of(name, goods, 3, seed)) for seed in range(6)}) > 3
+
+
+@pytest.mark.parametrize("name", ["iid", "contiguous"])
+def test_equal_shards(name: str) -> None:
+    for goods, ranks, seed in cases(20):
+        sizes = [len(shard) for shard in shards_of(name, goods, ranks, seed)]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_contiguous_shards_are_neighbours_in_the_order_of_the_ranks() -> None:
+    assert torch.cat(shards_of("contiguous", stock(50), 3, seed=5)).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize(("name", "key"), [("by_label", "labels"), ("by_group", "groups")])
+def test_whole_keys_go_to_one_rank_in_shards_of_about_one_size(name: str, key: str) -> None:
+    for goods, ranks, seed in cases(40):
+        keys = getattr(goods, key)
+        shards = shards_of(name, goods, ranks, seed)
+        owned = [set(keys[shard].tolist()) for shard in shards]
+        assert sum(map(len, owned)) == len(set.union(*owned))
+        sizes = [len(shard) for shard in shards]
+        assert max(sizes) - min(sizes) <= keys.bincount().max()
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.1, 1.0, 30.0])
+def test_dirichlet_shares_have_the_variance_of_the_distribution(alpha: float) -> None:
+    ranks, generator = 4, torch.Generator().manual_seed(0)
+    drawn = torch.stack([shares(alpha, ranks, generator) for _ in range(4000)])
+    assert torch.allclose(drawn.sum(1), torch.ones(4000, dtype=torch.float64))
+    expected = (1 / ranks) * (1 - 1 / ranks) / (ranks * alpha + 1)
+    assert drawn.var(0).mean().item() == pytest.approx(expected, rel=0.1)
+    assert drawn.mean(0).tolist() == pytest.approx([1 / ranks] * ranks, abs=0.03)
+
+
+def test_a_small_alpha_parts_the_classes_and_a_large_one_mixes_them() -> None:
+    goods = Stock(count=4000, labels=torch.arange(4000) % 10)
+    divergences = []
+    for alpha in (1000.0, 1.0, 0.2):
+        order = order_of(sliced("dirichlet", alpha=alpha), goods, 3, 0, 4)
+        census = Census.of(order)
+        assert census and census.divergences
+        divergences.append(sum(census.divergences))
+    assert divergences[0] < 0.02 < divergences[1] < divergences[2]
+
+
+# The order
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_rank_goes_round_its_own_shard(name: str, drawn: str) -> None:
+    """Each round is the whole shard in another order, as far as the epoch lasts."""
+    goods, ranks = stock(37), 3
+    slicing = sliced(name, drawn=drawn, **({"alpha": 3.0} if name == "dirichlet" else {}))
+    for rank in range(ranks):
+        order = order_of(slicing, goods, 2, rank, ranks)
+        assert isinstance(order, ShardOrder)
+        rounds: list[tuple[int, ...]] = []
+        for epoch in range(3):
+            begin, end = (0, 90) if drawn == "once" else (epoch * 37 // ranks, (epoch + 1) * 37 // ranks)
+            shard = slicing.shards(goods, ranks, 2, epoch)[rank].tolist()
+            taken = order.take(begin, end - begin).tolist()
+            whole = [taken[i : i + len(shard)] for i in range(0, len(taken), len(shard))]
+            assert all(sorted(each) == shard for each in whole[:-1])
+            assert set(whole[-1]) <= set(shard) and len(set(whole[-1])) == len(whole[-1])
+            rounds += [tuple(each) for each in whole if len(each) == len(shard)]
+        if drawn == "once":
+            rounds = rounds[: len(rounds) // 3]  # the three looks were at the same positions
+        assert len(set(rounds)) == len(rounds) or len(shard) < 4
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_what_stands_at_a_position_does_not_depend_on_what_was_taken_before(drawn: str) -> None:
+    goods, slicing = stock(41), sliced("by_label", drawn=drawn)
+    whole = order_of(slicing, goods, 3, 1, 3).take(0, 120)
+    used = order_of(slicing, goods, 3, 1, 3)
+    for start, count in [(100, 20), (0, 5), (13, 2), (37, 50), (12, 1), (0, 120)]:
+        assert torch.equal(used.take(start, count), whole[start : start + count])
+        assert torch.equal(order_of(slicing, goods, 3, 1, 3).take(start, count), whole[start : start + count])
+
+
+class Streamed(Dataset[tuple[Tensor, int]]):
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([float(index)]), index
+
+
+def taken(dataset: Dataset[Any], order: Order, rank: int, ranks: int, first_step: int) -> list[list[int]]:
+    batches = micro_batches(
+        dataset,
+        order,
+        rank=rank,
+        world_size=ranks,
+        micro_batch=3,
+        accumulation=2,
+        first_step=first_step,
+        last_step=9,
+        device=CPU,
+        workers=0,
+    )
+    return [targets.tolist() for _, targets in batches]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_ranks_take_equal_steps_resident_or_streamed_from_any_step(name: str) -> None:
+    goods, ranks = stock(37), 3
+    resident = TensorDataset(torch.arange(37.0).unsqueeze(1), torch.arange(37))
+    slicing = sliced(name, **({"alpha": 3.0} if name == "dirichlet" else {}))
+    for rank in range(ranks):
+        order = order_of(slicing, goods, 0, rank, ranks)
+        whole = taken(resident, order, rank, ranks, 1)
+        assert [len(batch) for batch in whole] == [3] * 18
+        assert list(itertools.chain.from_iterable(whole)) == order.take(0, 54).tolist()
+        for first_step in (1, 4, 9):
+            for dataset in (resident, Streamed(37)):
+                assert taken(dataset, order, rank, ranks, first_step) == whole[2 * (first_step - 1) :]
+
+
+def test_the_default_order_is_what_it_was_before_there_were_shards() -> None:
+    """By the formula of its documentation, written once more."""
+    assert "slicing: shared" in (CONF / "config.yaml").read_text()
+    order = order_of(settings().slicing, stock(41), 3, rank=1, ranks=2)
+    digest = hashlib.sha256(b"3/41/12")
+    for epoch in range(2):
+        seed = int.from_bytes(hashlib.sha256(f"sample order/3/{epoch}".encode()).digest()[:8], "big") >> 1
+        digest.update(torch.randperm(41, generator=torch.Generator().manual_seed(seed)).numpy().tobytes())
+    assert order.sha256(12) == digest.hexdigest() == SampleOrder(41, 3).sha256(12)
+
+
+def test_the_order_s_hash_covers_the_slicing() -> None:
+    goods = stock(41)
+
+    def sha256(name: str, seed: int = 3, ranks: int = 2, rank: int = 0, batch: int = 12, **values: Any) -> str:
+        return order_of(sliced(name, **values), goods, seed, rank, ranks).sha256(batch)
+
+    different = [
+        sha256("shared"),
+        *(sha256(name, drawn=drawn) for name in ("iid", "by_label", "by_group") for drawn in DRAWN),
+        *(sha256("dirichlet", alpha=alpha) for alpha in (2.0, 3.0)),
+        sha256("iid", seed=4),
+        sha256("iid", ranks=3),
+        sha256("iid", batch=6),
+    ]
+    assert len(set(different)) == len(different)
+    assert sha256("iid") == sha256("iid", rank=1) == different[1]
+
+
+# What the shards hold
+
+
+def test_the_census_counts_and_compares() -> None:
+    goods = stock(200)
+    order = order_of(sliced("dirichlet", alpha=1.0), goods, 0, 0, 3)
+    census = Census.of(order)
+    assert census and census.labels is not None and isinstance(order, ShardOrder) and goods.labels is not None
+    assert census.sizes == [len(shard) for shard in order.shards(0)]
+    for rank, shard in enumerate(order.shards(0)):
+        expected = [sum(goods.labels[shard] == label).item() for label in range(4)]
+        assert census.labels[rank].tolist() == expected
+        whole = goods.labels.bincount().double()
+        by_scipy = jensenshannon(expected, whole.numpy(), base=2) ** 2
+        assert census.divergences and census.divergences[rank] == pytest.approx(by_scipy)
+    assert Census.of(order_of(sliced("shared"), goods, 0, 0, 3)) is None
+    without = order_of(sliced("iid"), Stock(count=10), 0, 0, 3)
+    assert Census.of(without) == Census([4, 3, 3], None)
+
+
+def images_of(run_dir: Path) -> dict[str, list[int]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_a_run_on_shards_says_so_and_resumes_bit_for_bit(ranks3: RankPool, tmp_path: Path, drawn: str) -> None:
+    """With shards so uneven that ranks are in different rounds of theirs."""
+    options = ("slicing=dirichlet", "slicing.alpha=0.5", f"slicing.drawn={drawn}", "sync=local_sgd", "sync.period=2")
+    options += ("max_steps=60", "checkpoint_every=23", "seed=4")
+    whole = ranks3.run(run, *config(*options), str(tmp_path / "whole"))[0]
+    assert isinstance(whole, dict), whole
+    assert whole["slicing"] == "dirichlet"
+    assert sum(whole["shard_sizes"]) == 1438 and max(whole["shard_sizes"]) > 1.3 * min(whole["shard_sizes"])
+    assert [sum(row) for row in whole["shard_labels"]] == whole["shard_sizes"]
+    assert all(0 < divergence < 1 for divergence in whole["shard_divergences"])
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["shard_sizes"] == whole["shard_sizes"]
+    assert images_of(tmp_path / "whole")["shards"] == [0]
+    (tmp_path / "whole" / "checkpoints" / "step-00000060").rename(tmp_path / "last")  # the newest is that of step 46
+    cfg, choices = config(*options)
+    resumed = ranks3.run(run, cfg | {"resume": str(tmp_path / "whole")}, choices, str(tmp_path / "resumed"))[0]
+    assert isinstance(resumed, dict), resumed
+    assert (resumed["test_loss"], resumed["order_sha256"]) == (whole["test_loss"], whole["order_sha256"])
+    assert images_of(tmp_path / "resumed")["shards"] == [0]
+    refused = ranks3.run(
+        run, *config(*options, "slicing.alpha=0.6", f"resume='{tmp_path / 'whole'}'"), str(tmp_path / "other")
+    )[0]
+    assert isinstance(refused, str) and "slicing.alpha: the checkpoint has 0.5, this run 0.6" in refused
+
+
+# What cannot be shared
+
+
+def refusal(task: Task, *typed: str, world_size: int = 2) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        check_against_data(settings(*typed, "global_batch_size=48", world_size=world_size), task, world_size)
+    return refused.value.problems
+
+
+@pytest.fixture(scope="module")
+def digits() -> Task:
+    task: Task = settings().dataset.load()
+    return task
+
+
+def test_a_shard_without_samples(digits: Task) -> None:
+    (said,) = refusal(digits, "slicing=dirichlet", "slicing.alpha=0.01", world_size=24)
+    assert said.startswith("slicing.alpha: found 0.01, which leaves ranks ")
+    assert said.endswith("of 24 without samples; use a larger alpha, fewer ranks or another seed")
+
+
+def test_a_shard_without_samples_in_a_later_epoch(digits: Task) -> None:
+    """Refused before the run begins, and only when the run comes to that epoch."""
+    slicing, goods = sliced("dirichlet", alpha=0.05, drawn="every_epoch"), stock_of(digits)
+
+    def empty(epoch: int) -> bool:
+        try:
+            slicing.shards(goods, 6, 0, epoch)
+        except ValueError:
+            return True
+        return False
+
+    first = next(epoch for epoch in range(1000) if empty(epoch))
+    assert first > 0, "choose another alpha: the first epoch is to be whole"
+    typed = ("slicing=dirichlet", "slicing.alpha=0.05", "slicing.drawn=every_epoch")
+    steps = first * 1438 // 48
+    check_against_data(settings(*typed, f"max_steps={steps}", "global_batch_size=48", world_size=6), digits, 6)
+    assert refusal(digits, *typed, f"max_steps={steps + 1}", world_size=6)
+
+
+def test_more_ranks_than_labels(digits: Task) -> None:
+    (said,) = refusal(digits, "slicing=by_label", world_size=12)
+    assert said == (
+        "slicing.name: found ByLabel for 10 classes among 12 ranks, expected a class or more for each: use at most 10 "
+        "ranks, or slicing=dirichlet"
+    )
+
+
+def test_more_ranks_than_groups(digits: Task) -> None:
+    groups = torch.arange(1438) % 3
+    (said,) = refusal(replace(digits, groups=groups), "slicing=by_group", world_size=4)
+    assert said.endswith("for 3 groups among 4 ranks, expected a group or more for each: use at most 3 ranks")
+
+
+@pytest.mark.parametrize("name", ["by_label", "dirichlet", "by_group"])
+def test_data_without_what_it_is_to_be_sliced_by(digits: Task, name: str) -> None:
+    (said,) = refusal(replace(digits, labels=None, groups=None), f"slicing={name}")
+    assert "but this data" in said and "use iid" in said
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "no"])
+def test_an_alpha_that_is_none(alpha: str) -> None:
+    with pytest.raises(ConfigError, match=r"slicing\.alpha: found"):
+        settings("slicing=dirichlet", f"slicing.alpha={alpha}")
+
+
+def test_every_sharding_is_one() -> None:
+    assert all(isinstance(sliced(name), Shards) for name in SHARDED)
+    assert math.isclose(sliced("dirichlet").alpha, 0.1)

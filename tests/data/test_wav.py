@@ -1,0 +1,106 @@
+"""Recordings: what is read out of WAV files, what is refused, and how one rate becomes another."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from wav_files import chunk, form, riff, tone, wav
+
+from ddp_agent.data.readers.wav import Recording, read_wav
+from ddp_agent.data.readers.waves import fitted, resampled
+from ddp_agent.errors import DataError
+
+
+@pytest.mark.parametrize("code", [1, 0xFFFE])
+def test_sixteen_bits_come_back_as_they_were_written(code: int) -> None:
+    samples = torch.tensor([-32768, -1, 0, 1, 32767], dtype=torch.int16)
+    found = read_wav(wav(samples, rate=11025, code=code), "a.wav")
+    assert torch.equal(found.samples, samples) and found.samples.dtype == torch.int16 and found.rate == 11025
+
+
+def test_eight_bits_have_no_sign() -> None:
+    data = riff(form(bits=8), chunk(b"data", bytes([0, 127, 128, 129, 255])))
+    assert read_wav(data, "a.wav").samples.tolist() == [-32768, -256, 0, 256, 32512]
+
+
+def test_other_chunks_are_passed_over() -> None:
+    plain = chunk(b"data", tone(4).numpy().tobytes())
+    data = riff(chunk(b"LIST", b"odd"), form(), chunk(b"fact", bytes(4)), plain, chunk(b"id3 ", b"x"))
+    assert torch.equal(read_wav(data, "a.wav").samples, tone(4))
+    assert torch.equal(read_wav(data + b"\0\0\0", "a.wav").samples, tone(4))  # less than a chunk's beginning
+
+
+GOOD = wav(tone(30))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "starts with nothing, expected a WAV file"),
+        (b"ID3\x04" + GOOD, "starts with 49 44 33 04 .*, expected a WAV file"),
+        (b"RIFX" + GOOD[4:], "starts with 52 49 46 58"),
+        (GOOD[:8] + b"AVI " + GOOD[12:], "starts with .*, expected a WAV file"),
+        (GOOD[:-1], "found 59 bytes, expected 60 in the chunk b'data'; the file is cut off"),
+        (GOOD[:30], "found 10 bytes, expected 16 in the chunk b'fmt '"),
+        (GOOD[:36], "found no chunk with its samples"),
+        (riff(chunk(b"data", bytes(8))), "found no chunk with its format"),
+        (riff(form(), chunk(b"data", b"")), "found 0 bytes of samples"),
+        (riff(form(), chunk(b"data", bytes(3))), "found 3 bytes of samples, expected one or more of 16 bits"),
+        (riff(chunk(b"fmt ", bytes(14)), chunk(b"data", bytes(8))), "found 14 bytes that describe the format"),
+        (wav(tone(8), channels=2), "found 2 channels, expected uncompressed samples of one channel"),
+        (riff(form(bits=24), chunk(b"data", bytes(6))), "found 24 bits a sample in 3 bytes"),
+        (riff(form(bits=12), chunk(b"data", bytes(6))), "found 12 bits a sample"),
+        (riff(form(code=3, bits=32), chunk(b"data", bytes(8))), "found floating-point samples, expected"),
+        (riff(form(code=7, bits=8), chunk(b"data", bytes(8))), "found mu-law samples, expected"),
+        (riff(form(code=0x161), chunk(b"data", bytes(8))), "found format 0x161 samples"),
+        (wav(tone(8), rate=0), "found 0 samples a second"),
+    ],
+)
+def test_anything_else_is_refused_by_name(data: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^a\.wav: {message}"):
+        read_wav(data, "a.wav")
+
+
+def test_an_extensible_header_may_hide_another_format() -> None:
+    data = bytearray(wav(tone(8), code=0xFFFE))
+    data[44] = 3  # the format that the header's 16 bytes name: floating-point
+    with pytest.raises(DataError, match="found format 0xfffe samples"):
+        read_wav(bytes(data), "a.wav")
+
+
+# One rate from another.
+
+
+def sine(hertz: float, rate: int) -> Tensor:
+    return torch.sin(2 * math.pi * hertz * torch.arange(rate) / rate)  # a second
+
+
+@pytest.mark.parametrize(("before", "after"), [(16000, 8000), (8000, 16000), (44100, 8000), (11025, 16000)])
+def test_a_tone_stays_the_same_tone(before: int, after: int) -> None:
+    for hertz in (50, 440, 3000):
+        found = resampled(sine(hertz, before), before, after)
+        assert len(found) == after
+        inner = slice(after // 20, -after // 20)
+        assert (found - sine(hertz, after))[inner].abs().max() < 0.01
+
+
+def test_what_the_new_rate_cannot_hold_is_left_out() -> None:
+    assert resampled(sine(5000, 16000), 16000, 8000)[400:-400].abs().max() < 0.01
+    assert sine(5000, 16000)[::2].abs().max() > 0.9  # control: it would be heard as 3 kHz
+
+
+def test_waves_are_cut_and_followed_by_silence() -> None:
+    samples = tone(300)
+    assert torch.equal(fitted(Recording(samples, 8000), 8000, 200), samples[:200])
+    longer = fitted(Recording(samples, 8000), 8000, 500)
+    assert torch.equal(longer[:300], samples) and not longer[300:].any()
+
+
+def test_waves_of_another_rate_keep_their_length_in_seconds() -> None:
+    loud = (sine(440, 16000) * 32767).short()
+    found = fitted(Recording(loud, 16000), 8000, 4000)
+    assert found.dtype == torch.int16 and found.shape == (4000,)
+    assert (found - sine(440, 8000)[:4000] * 32767)[100:-100].abs().max() < 330
+    clipped = fitted(Recording(torch.full((1600,), 32767, dtype=torch.int16), 16000), 8000, 800)
+    assert clipped.min() >= -3000  # an overshoot is cut off, not wrapped around

@@ -1,0 +1,109 @@
+"""Small problems and the plain training loop that the laws are tested with. Everything is fp64 and seeded."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.reducers import Dense, Reducer
+from ddp_agent.sync import AllReduce, SyncStrategy
+from ddp_agent.sync.engine.ddp_hook import OverlappedGradients
+
+Batches = Callable[[int, int], tuple[Tensor, Tensor]]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+DTYPE = torch.float64
+ROWS = 6  # samples of a micro-batch
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).to(DTYPE)
+
+
+def norm_net() -> nn.Module:
+    """With BatchNorm: floating-point buffers and an integer one."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).to(DTYPE)
+
+
+def random_batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    inputs = torch.randn(ROWS, 5, generator=generator, dtype=DTYPE)
+    return inputs, torch.randn(ROWS, 3, generator=generator, dtype=DTYPE)
+
+
+def sgd(lr: float = 0.1, **options: Any) -> MakeOptimizer:
+    return lambda parameters: SGD(parameters, lr=lr, **options)
+
+
+class Loop:
+    """design.md's ordinary loop, step by step, so that a test may stop, look, save and go on."""
+
+    def __init__(
+        self,
+        sync: SyncStrategy,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        reducer: Reducer | None = None,
+        model: Callable[[], nn.Module] = mlp,
+        batches: Batches = random_batch,
+        topology: Topology | None = None,
+    ) -> None:
+        self.sync = sync
+        self.module = model()
+        self.optimizer = (optimizer or sgd())(self.module.parameters())
+        self.topology = topology or Topology.create()
+        self.reducer = reducer or Dense()
+        self.model = sync.setup(self.module, self.optimizer, self.topology, self.reducer)
+        self.batches = batches
+        self.step = 0
+
+    def run(self, steps: int) -> "Loop":
+        for _ in range(steps):
+            self.step += 1
+            inputs, target = self.batches(self.step, self.topology.world.rank)
+            with self.sync.backward_context(self.step, last_micro_batch=True):
+                nn.functional.mse_loss(self.model(inputs), target).backward()
+            self.sync.before_step(self.step)
+            self.optimizer.step()
+            self.sync.after_step(self.step)
+            self.optimizer.zero_grad()
+        return self
+
+    def flush(self) -> "Loop":
+        self.sync.flush(self.step)
+        return self
+
+    @property
+    def weights(self) -> Tensor:
+        return self.sync.flat.parameters.clone()
+
+
+@dataclass(kw_only=True, eq=False)
+class InBuckets(AllReduce):
+    """allreduce as it treats a model that is larger than one bucket, on models of any size."""
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        super().setup(model, optimizer, topology, reducer)
+        self.gradients = OverlappedGradients(model, reducer, topology.world)
+        return self.gradients.module
+
+
+def train(sync: SyncStrategy, steps: int = 8, **options: Any) -> Tensor:
+    """The parameters after `steps` steps and the flush, as one vector."""
+    return Loop(sync, **options).run(steps).flush().weights
+
+
+def alone() -> Topology:
+    """A rank on its own inside a larger world."""
+    return Topology(world=Comm(), ranks_per_node=1)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
