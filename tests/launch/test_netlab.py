@@ -1,7 +1,6 @@
 """launch/netlab.py: nodes on one machine, the links between them, and that nothing of it stays."""
 
 import ctypes
-import importlib.util
 import json
 import os
 import shutil
@@ -12,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from ddp_agent.netlab.command import check, installed_script
+from ddp_agent.netlab.processes import RefusedError
 
 ROOT = Path(__file__).parents[2]
 NETLAB = ROOT / "launch" / "netlab.py"
@@ -69,15 +70,6 @@ if what == "wait":
 def script(tmp_path: Path) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
     return tmp_path / "script.py"
-
-
-@pytest.fixture(scope="module")
-def netlab() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("netlab", NETLAB)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def hear_ctrl_c() -> None:
@@ -290,8 +282,24 @@ def test_whoever_may_not_make_networks_is_told_what_would_help(script: Path) -> 
     assert "may not make network namespaces" in ran.stderr and "run it as root" in ran.stderr
 
 
-def test_missing_tools_are_named(netlab: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(shutil, "which", lambda name: None if name in ("ip", "tc") else f"/bin/{name}")
-    with pytest.raises(netlab.RefusedError, match="missing: ip, tc; install iproute2"):
-        netlab.check([str(ROOT / "train.py")])
+    with pytest.raises(RefusedError, match="missing: ip, tc; install iproute2"):
+        check([str(ROOT / "train.py")])
+
+
+def test_a_command_that_pip_installed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, first_line in (("made-up", f"#!{sys.executable}"), ("shell-script", "#!/bin/sh")):
+        (tmp_path / name).write_text(f"{first_line}\n")
+        (tmp_path / name).chmod(0o755)
+    assert installed_script("made-up") == str(tmp_path / "made-up")
+    assert installed_script("shell-script") is installed_script("no-such-command") is None
+
+
+def test_the_interpreter_needs_no_packages(tmp_path: Path) -> None:
+    """`sudo launch/netlab.py` takes root's: here one that sees neither site-packages nor PYTHONPATH."""
+    ran = subprocess.run([sys.executable, "-I", "-S", NETLAB, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "--nodes N --rate RATE" in ran.stdout
