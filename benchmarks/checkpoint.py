@@ -18,7 +18,8 @@ from benchmarks.overlap import HIDDEN, OUTPUTS, SHAPE
 from benchmarks.paused import Paused
 from benchmarks.rounds import Timing, stopwatch, take_turns
 from ddp_agent.checkpoint.writer import Writer
-from ddp_agent.data.datasets.base import Task, resident_classification
+from ddp_agent.data.classification import classification
+from ddp_agent.data.task import Data, Task
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import tell
 from ddp_agent.distributed.process_group import Runtime
@@ -107,7 +108,7 @@ def trainer(ranks: Runtime) -> Trainer:
 
 def _random_images(ranks: int) -> Task:
     train, test = ((torch.randn(count, *SHAPE), torch.randint(OUTPUTS, (count,))) for count in (IMAGES * ranks, BATCH))
-    return resident_classification(train, test, outputs=OUTPUTS, loss="cross_entropy")
+    return classification(Data.resident(train, test), outputs=OUTPUTS, loss="cross_entropy")
 
 
 def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int, rounds: int) -> dict[str, Timing]:

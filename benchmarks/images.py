@@ -19,7 +19,8 @@ from benchmarks.outcome import Machine, Outcome, Row
 from benchmarks.paused import Paused
 from benchmarks.pictures import Batch, Pictures, decoded, fashion_cnn, resident, resnet50
 from benchmarks.rounds import stopwatch, take_turns
-from ddp_agent.data.datasets.base import resident_classification
+from ddp_agent.data.classification import classification
+from ddp_agent.data.task import Data
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.topology import Topology
@@ -120,8 +121,10 @@ def new_trainer(pictures: Pictures, ranks: Runtime) -> Trainer:
             step.options_for(pictures.batch * topology.world.size), precision="bf16", compile=pictures.compiled
         ),
         total_steps=0,
-        task=resident_classification(
-            (pictures.inputs, pictures.targets), few, outputs=int(pictures.targets.max()) + 1, loss="cross_entropy"
+        task=classification(
+            Data.resident((pictures.inputs, pictures.targets), few),
+            outputs=int(pictures.targets.max()) + 1,
+            loss="cross_entropy",
         ),
         module=module,
         optimizer=new_optimizer(module),

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import yardsticks
 from ddp_agent.data.datasets.article import Article
-from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.task import Task
 from ddp_agent.models.mlp import MLP
 
 BATCH = 32  # samples a rank
@@ -46,7 +46,7 @@ class Job:
         ).load()
 
     def data(self) -> TensorDataset:
-        train = self.task().train
+        train = self.task().data.train
         assert isinstance(train, TensorDataset)
         return train
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks import step
-from ddp_agent.data.datasets.base import normalise
 from ddp_agent.data.datasets.fashion_mnist import MEAN, SIZE, STD, FashionMNIST
+from ddp_agent.data.readers.images import normalise
 from ddp_agent.data.sample_order import SampleOrder
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.models.cnn import CNN
@@ -57,8 +57,8 @@ def fashion_cnn(data_root: Path | None) -> Pictures:
         pixels, targets = torch.randint(256, (60_000, *SIZE), dtype=torch.uint8), torch.randint(10, (60_000,))
     else:
         task = FashionMNIST(data_root=data_root, download=False, loss="cross_entropy").load()
-        assert isinstance(task.train, TensorDataset)
-        inputs, targets = task.train.tensors
+        assert isinstance(task.data.train, TensorDataset)
+        inputs, targets = task.data.train.tensors
         pixels = ((inputs.squeeze(1) * STD + MEAN) * 255).round().to(torch.uint8)
     return Pictures(
         name="cnn, Fashion-MNIST" if data_root else "cnn, synthetic 28 x 28",

@@ -18,7 +18,7 @@ from benchmarks.outcome import Machine, Outcome, Row
 from benchmarks.rounds import Timed, Timing, stopwatch, take_turns
 from ddp_agent.config.options import Options
 from ddp_agent.data.datasets.article import Article
-from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.task import Task
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.topology import Topology
@@ -114,16 +114,18 @@ class Stage:
         return self.topology.world
 
     def share(self) -> bare.Data:
-        assert isinstance(self.task.train, TensorDataset)
+        assert isinstance(self.task.data.train, TensorDataset)
         rank, size = self.world.rank, self.world.size
-        inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.train.tensors)
+        inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.data.train.tensors)
         return bare.Data(inputs, targets, BATCH)
 
     def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
-        return Tracker(run, self.task.metric_name) if run.rank == 0 else NullTracker()
+        return Tracker(run, self.task.objective.metric_name) if run.rank == 0 else NullTracker()
 
     def trainer(self, sync: SyncStrategy, consensus_every: int | None = None) -> Trainer:
-        model = MLP(input_shape=self.task.input_shape, outputs=self.task.outputs, hidden=(32,)).to(self.device)
+        model = MLP(input_shape=self.task.data.input_shape, outputs=self.task.objective.outputs, hidden=(32,)).to(
+            self.device
+        )
         optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
         return Trainer(
             options=replace(options_for(BATCH * self.world.size), consensus_every=consensus_every),

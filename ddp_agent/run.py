@@ -17,10 +17,10 @@ from ddp_agent.checkpoint import export
 from ddp_agent.config.fields import REQUIRED, parameters
 from ddp_agent.config.redaction import redacted
 from ddp_agent.config.registry import build, is_own, locate
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.shard_stats import Census
 from ddp_agent.data.shard_stats import summary as shard_summary
 from ddp_agent.data.slicing.tasks import Owners
+from ddp_agent.data.task import Task
 from ddp_agent.distributed import ports as sockets
 from ddp_agent.distributed import process_group as runtime
 from ddp_agent.distributed.comm import Comm
@@ -97,7 +97,7 @@ def run(context: Context, directory: RunDirectory) -> None:
 
 def create_model(settings: Settings, task: Task) -> nn.Module:
     """With the weights that its seed gives it. Raises ConfigError when the model does not fit the data."""
-    given = {"input_shape": task.input_shape, "outputs": task.outputs, **task.model_arguments}
+    given = {"input_shape": task.data.input_shape, "outputs": task.objective.outputs, **task.model_arguments}
     wanted = model_parameters(settings)
     if absent := [key for key in RUNTIME["model"] if key not in given and wanted.get(key) is REQUIRED]:
         raise ConfigError(
@@ -140,13 +140,13 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     first_step = trainer.step
     if ranks.rank == 0:
         history = History.read(source, first_step) if source else None
-        trainer.tracker = Tracker(directory, task.metric_name, history=history)
+        trainer.tracker = Tracker(directory, task.objective.metric_name, history=history)
         trainer.progress = ConsoleProgress(trainer.total_steps, first_step=first_step)
         trainer.exhibition = Exhibition(task, trainer.tracker, ranks.device, last_step=trainer.total_steps)
     with closing(trainer.tracker):  # when the run fails, too: TensorBoard writes behind
         trainer.tracker.describe(trainer.module, settings.cfg, trainer.exhibition.specimen())
         if census and first_step == 0:
-            trainer.tracker.picture("shards", lambda: shards(census, task.class_names), 0)
+            trainer.tracker.picture("shards", lambda: shards(census, task.presentation.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
             scores = fit(trainer, joined)
         trainer.crew.together(trainer.state, lambda: leave_model(trainer, settings, task, directory, ranks), "export")
@@ -174,7 +174,7 @@ def assemble(
     model.to(ranks.device)
     fingerprint = {
         **redacted({group: settings.cfg[group] for group in FINGERPRINTED}),
-        "data_sha256": task.sha256,
+        "data_sha256": task.data.sha256,
         **{
             key: getattr(options, key)
             for key in ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
@@ -182,9 +182,9 @@ def assemble(
         **({"replicas": crew.slots} if options.on_rank_loss == "continue" else {}),
     }
     crew.require_alike(
-        {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.sha256)}
+        {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.data.sha256)}
     )
-    total_steps = options.total_steps(len(task.train))  # type: ignore[arg-type]
+    total_steps = options.total_steps(len(task.data.train))  # type: ignore[arg-type]
     settings.cadence.total_steps = total_steps
     task, sync = partition(task, model, settings.sync, owners, ranks.rank)
     try:
@@ -311,9 +311,9 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
     arguments = redacted(arguments) | {key: value for key, value in task.model_arguments.items() if key in taken}
     description = {
         "name": name,
-        "arguments": {**arguments, "input_shape": list(task.input_shape), "outputs": task.outputs},
+        "arguments": {**arguments, "input_shape": list(task.data.input_shape), "outputs": task.objective.outputs},
         "dataset": settings.label("dataset"),
-        "metric_name": task.metric_name,
+        "metric_name": task.objective.metric_name,
         "tasks": {each.name: each.outputs for each in task.subtasks},
     }
     if trainer.sync.buffers == "recalibrate":
@@ -327,10 +327,10 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
 
 
 def write_sample(trainer: Trainer, task: Task, directory: RunDirectory) -> None:
-    if task.sample is None:
+    if task.presentation.sample is None:
         return
     with inference(trainer.module):
-        text = task.sample(trainer.module)
+        text = task.presentation.sample(trainer.module)
     write_atomically(directory.sample, text)
     trainer.tracker.text("sample", text, trainer.step)
 
@@ -349,12 +349,13 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "steps": trainer.step,
         "samples": samples,
         "params": trainer.sync.flat.parameters.numel(),
-        "metric_name": task.metric_name,
-        "higher_is_better": task.higher_is_better,
+        "metric_name": task.objective.metric_name,
+        "higher_is_better": task.objective.higher_is_better,
         "test_metric": scores.metric,
         "test_loss": scores.loss,
-        **class_accuracies(scores.confusion, task.class_names),
-        "task_metrics": {each.name: scores.more[f"{each.name}_{task.metric_name}"] for each in task.subtasks} or None,
+        **class_accuracies(scores.confusion, task.presentation.class_names),
+        "task_metrics": {each.name: scores.more[f"{each.name}_{task.objective.metric_name}"] for each in task.subtasks}
+        or None,
         **times,
         "syncs": trainer.sync.syncs,
         "collectives": trainer.topology.world.stats.calls,
@@ -369,7 +370,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "samples_per_s": samples / times["train_s"],
         "peak_memory_bytes": largest(environment.peak_memory_bytes(trainer.device), trainer.topology),
         **environment.describe(trainer.device),
-        "data_sha256": task.sha256,
+        "data_sha256": task.data.sha256,
         "order_sha256": trainer.order.sha256(options.global_batch_size),
     }
 

@@ -4,6 +4,7 @@ import gc
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ddp_agent.data.sample_order import Order
+from ddp_agent.data.task import Data
 from ddp_agent.distributed.process import die_with_parent
 from ddp_agent.errors import DataError
 from ddp_agent.rng import mixed_seed
@@ -22,32 +24,34 @@ Batch = tuple[Tensor, Tensor]
 START = "fork" if sys.platform == "linux" else None
 
 
-def micro_batches(
-    dataset: Dataset[Any],
-    order: Order,
-    *,
-    rank: int,
-    world_size: int,
-    micro_batch: int,
-    accumulation: int,
-    first_step: int,
-    last_step: int,
-    device: torch.device,
-    workers: int,
-) -> Generator[Batch]:
-    """Inputs and targets of a rank's micro-batches, from `first_step` to `last_step` inclusive, on `device`.
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of the samples of a step: `accumulation` micro-batches of `micro_batch` samples."""
 
-    A TensorDataset is moved there once and indexed there: host and device never wait for each other. Anything
-    else is read ahead of its use by `workers` processes.
+    rank: int
+    world_size: int
+    micro_batch: int
+    accumulation: int = 1
+
+    @property
+    def samples(self) -> int:
+        """The number of samples that the rank takes in a step."""
+        return self.micro_batch * self.accumulation
+
+
+def micro_batches(data: Data, order: Order, share: Share, *, steps: range, device: torch.device) -> Generator[Batch]:
+    """Yield inputs and targets of a rank's micro-batches in `steps` (1-based), on `device`.
+
+    A TensorDataset is moved to the device once and indexed there: host and device never wait for each other. Any other
+    dataset is read ahead of its use by `data.workers` processes.
     """
-    share = micro_batch * accumulation
-    firsts = (order.first(step, share, rank, world_size) for step in range(first_step, last_step + 1))
-    starts = (start for first in firsts for start in range(first, first + share, micro_batch))
-    if isinstance(dataset, TensorDataset):
-        return _resident(dataset, order.to(device), starts, micro_batch)
-    batches = (order.take(start, micro_batch).tolist() for start in starts)
-    seed = mixed_seed(order.seed, (first_step - 1) * world_size + rank)
-    return stream(dataset, batches, device=device, workers=workers, seed=seed)
+    firsts = (order.first(step, share.samples, share.rank, share.world_size) for step in steps)
+    starts = (start for first in firsts for start in range(first, first + share.samples, share.micro_batch))
+    if isinstance(data.train, TensorDataset):
+        return _resident(data.train, order.to(device), starts, share.micro_batch)
+    batches = (order.take(start, share.micro_batch).tolist() for start in starts)
+    seed = mixed_seed(order.seed, (steps.start - 1) * share.world_size + share.rank)
+    return stream(data.train, batches, device=device, workers=data.workers, seed=seed)
 
 
 def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro_batch: int) -> Generator[Batch]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ddp_agent.data.datasets.base import LOSSES, Criterion, LossName, Subtask, Task, accuracy, fingerprint
+from ddp_agent.data.classification import LOSSES, LossName, accuracy
+from ddp_agent.data.task import Criterion, Subtask, Task, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +40,28 @@ def multi_task(task: Task, labels: Mapping[str, Labels], loss: LossName) -> Task
     )
     train, test = (
         TensorDataset(data[:][0], torch.stack([getattr(each, part) for each in labels.values()], 1))
-        for part, data in (("train", task.train), ("test", task.test))
+        for part, data in (("train", task.data.train), ("test", task.data.test))
     )
+    metrics = {f"{each.name}_{task.objective.metric_name}": _metric_of(subtasks, each.name) for each in subtasks}
     return replace(
         task,
-        train=train,
-        test=test,
-        outputs=sum(each.outputs for each in subtasks),
+        data=replace(
+            task.data,
+            train=train,
+            test=test,
+            labels=train.tensors[1][:, 0],
+            sha256=fingerprint(train.tensors[1], test.tensors[1], also=f"{task.data.sha256} {list(labels)}"),
+        ),
+        objective=replace(
+            task.objective,
+            outputs=sum(each.outputs for each in subtasks),
+            loss=loss_of(subtasks),
+            metric=_mean_metric(subtasks),
+            more_metrics=metrics,
+            guess=None,
+        ),
+        presentation=replace(task.presentation, class_names=()),
         subtasks=subtasks,
-        loss=loss_of(subtasks),
-        metric=_mean_metric(subtasks),
-        more_metrics={f"{each.name}_{task.metric_name}": _metric_of(subtasks, each.name) for each in subtasks},
-        labels=train.tensors[1][:, 0],
-        class_names=(),
-        guess=None,
-        sha256=fingerprint(train.tensors[1], test.tensors[1], also=f"{task.sha256} {list(labels)}"),
     )
 
 

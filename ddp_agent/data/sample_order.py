@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.slicing.base import Shards, Slicing, Stock
+from ddp_agent.data.task import Task
 from ddp_agent.rng import mixed_seed
 
 
@@ -157,7 +157,7 @@ def order_of(slicing: Slicing, stock: Stock, seed: int, rank: int, ranks: int) -
 
 
 def stock_of(task: Task) -> Stock:
-    return Stock(count=len(task.train), labels=task.labels, groups=task.groups)  # type: ignore[arg-type]
+    return Stock(count=task.data.train_count, labels=task.data.labels, groups=task.data.groups)
 
 
 def _upload(permutation: Tensor, device: torch.device) -> Tensor:

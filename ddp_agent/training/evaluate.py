@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.loader import Batch, stream
+from ddp_agent.data.task import Task
 from ddp_agent.distributed.comm import Comm
 
 BATCH = 512  # samples of one forward pass
@@ -39,14 +39,14 @@ class Evaluator:
         self._task = task
         self._comm = comm
         self._device = device
-        count = len(task.test)  # type: ignore[arg-type]
+        count = task.data.test_count
         self._starts = list(range(0, count, BATCH))
         self._count = count
-        self._guess = task.guess if task.outputs <= MOST_CLASSES else None
-        self._classes = task.outputs if self._guess else 0
+        self._guess = task.objective.guess if task.objective.outputs <= MOST_CLASSES else None
+        self._classes = task.objective.outputs if self._guess else 0
         self._resident: tuple[Tensor, ...] | None = None
-        if isinstance(task.test, TensorDataset):
-            self._resident = tuple(tensor.to(device) for tensor in task.test.tensors)
+        if isinstance(task.data.test, TensorDataset):
+            self._resident = tuple(tensor.to(device) for tensor in task.data.test.tensors)
 
     def __call__(
         self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]], *, alone: bool = False
@@ -55,16 +55,15 @@ class Evaluator:
         first, stride = (0, 1) if alone else (self._comm.rank, self._comm.size)
         mine = list(range(first, len(self._starts), stride))
         task = self._task
-        metrics = (task.metric, *task.more_metrics.values())
+        metrics = (task.objective.metric, *task.objective.more_metrics.values())
         sums = torch.zeros(len(self._starts), 1 + len(metrics), dtype=torch.float64, device=self._device)
         counts = torch.zeros(self._classes**2, dtype=torch.int64, device=self._device)
         with inference(model):
             for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
-                if task.transform is not None:
-                    inputs = task.transform(inputs)
+                inputs = task.data.transformed(inputs)  # not under autocast
                 with autocast():
                     output = model(inputs).float()
-                found = [task.loss(output, target).double() * len(output)]
+                found = [task.objective.loss(output, target).double() * len(output)]
                 sums[batch] = torch.stack([*found, *(metric(output, target).double().sum() for metric in metrics)])
                 self._count_(counts, output, target)
         sums, counts = sums.to(self._comm.device), counts.to(self._comm.device)
@@ -74,9 +73,9 @@ class Evaluator:
                 if self._guess:
                     self._comm.all_reduce_(counts)
         loss, metric, *more = (sums.sum(0) / self._count).tolist()
-        finished = task.finish(metric) if task.finish else metric
+        finished = task.objective.finish(metric) if task.objective.finish else metric
         confusion = counts.cpu().view(self._classes, self._classes) if counts.any() else None
-        return Scores(loss, finished, dict(zip(task.more_metrics, more, strict=True)), confusion)
+        return Scores(loss, finished, dict(zip(task.objective.more_metrics, more, strict=True)), confusion)
 
     def _count_(self, counts: Tensor, output: Tensor, target: Tensor) -> None:
         if self._guess and target.dim() == 1:  # not where a sample has several labels
@@ -89,7 +88,7 @@ class Evaluator:
             inputs, targets = self._resident
             return ((inputs[start:stop], targets[start:stop]) for start, stop in spans)
         indices = (list(range(start, stop)) for start, stop in spans)
-        return stream(self._task.test, indices, device=self._device, workers=self._task.workers)
+        return stream(self._task.data.test, indices, device=self._device, workers=self._task.data.workers)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.loader import Batch, stream
+from ddp_agent.data.task import Task
 from ddp_agent.outputs.confusion import Confusion
 from ddp_agent.outputs.images.confusion import confusion
 from ddp_agent.outputs.images.pixels import pixels, visible
@@ -40,7 +40,7 @@ class Exhibition:
         """What the model makes after `last_step` is shown by whoever writes it to a file."""
         self._task, self._tracker, self._last_step = task, tracker, last_step
         self._open = True
-        self._places = spread(len(task.test))  # type: ignore[arg-type]
+        self._places = spread(task.data.test_count)
         self._inputs, self._labels = torch.empty(0), torch.empty(0)
         with self._harmless():
             self._inputs, self._labels = chosen(task, self._places, device)
@@ -55,27 +55,27 @@ class Exhibition:
             return
         with self._harmless():
             if scores.confusion is not None:
-                found = Confusion(scores.confusion, self._task.class_names)
+                found = Confusion(scores.confusion, self._task.presentation.class_names)
                 self._tracker.picture("confusion", lambda: confusion(found), step)
                 self._tracker.text("classes", found.words(), step)
             with inference(model), torch.compiler.set_stance("force_eager"):  # another batch size would compile anew
                 self._show_predictions(step, model)
-                if self._task.sample is not None and step < self._last_step:
-                    self._tracker.text("sample", self._task.sample(model), step)
+                if self._task.presentation.sample is not None and step < self._last_step:
+                    self._tracker.text("sample", self._task.presentation.sample(model), step)
 
     def _show_predictions(self, step: int, model: nn.Module) -> None:
-        task = self._task
+        guess, shown = self._task.objective.guess, self._task.presentation
         drawn = visible(tuple(self._inputs.shape[1:]))
-        if task.guess is None or self._labels.dim() != 1 or not (drawn or task.test_texts):
+        if guess is None or self._labels.dim() != 1 or not (drawn or shown.test_texts):
             return
-        labels, guesses = self._names(self._labels), self._names(task.guess(model(self._inputs).float()))
+        labels, guesses = self._names(self._labels), self._names(guess(model(self._inputs).float()))
         if drawn:
-            self._tracker.picture("predictions", lambda: sheet(pixels(self._inputs, task.look), labels, guesses), step)
+            self._tracker.picture("predictions", lambda: sheet(pixels(self._inputs, shown.look), labels, guesses), step)
         else:
-            self._tracker.text("predictions", lines([task.test_texts[i] for i in self._places], labels, guesses), step)
+            self._tracker.text("predictions", lines([shown.test_texts[i] for i in self._places], labels, guesses), step)
 
     def _names(self, classes: Tensor) -> list[str]:
-        names = self._task.class_names
+        names = self._task.presentation.class_names
         return [names[label] if names else str(label) for label in classes.tolist()]
 
     @contextmanager
@@ -95,5 +95,5 @@ def spread(count: int) -> list[int]:
 
 def chosen(task: Task, places: list[int], device: torch.device) -> Batch:
     """The test samples at `places`, as the model gets them, and their targets."""
-    inputs, target = next(stream(task.test, [places], device=device, workers=0))
-    return (inputs if task.transform is None else task.transform(inputs)), target
+    inputs, target = next(stream(task.data.test, [places], device=device, workers=0))
+    return task.data.transformed(inputs), target

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from ddp_agent.checkpoint.folder import newest
 from ddp_agent.config.fields import Parameter, coerce, fits, parameters
 from ddp_agent.config.options import UNTRACED_STEPS, Options
 from ddp_agent.config.registry import build, problems, schema_problems
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.sample_order import stock_of
 from ddp_agent.data.slicing.base import Slicing
 from ddp_agent.data.slicing.tasks import task_problems
+from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync import PostLocalSGD, SyncStrategy
@@ -80,7 +78,7 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
 
 def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     """Checks what depends on the size of the data. Raises ConfigError with all problems at once."""
-    samples, options = _size(task.train), settings.options
+    samples, options = task.data.train_count, settings.options
     found = []
     if options.global_batch_size > samples:
         found.append(
@@ -88,7 +86,7 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         )
     if world_size > samples:
         found.append(f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks")
-    if _size(task.test) == 0:
+    if task.data.test_count == 0:
         found.append("dataset: found no test samples")
     built = {"sync": settings.sync, "schedule": settings.schedule}
     total_steps = options.total_steps(samples)
@@ -200,7 +198,3 @@ def _targets(node: Any, path: str = "") -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _targets(value, f"{path}[{index}]")
-
-
-def _size(dataset: Dataset[Any]) -> int:
-    return len(dataset)  # type: ignore[arg-type]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.multi_task_labels import loss_of
 from ddp_agent.data.slicing.base import Slicing
 from ddp_agent.data.slicing.tasks import Owners, owners_of
+from ddp_agent.data.task import Task
 from ddp_agent.models.common.multi_task import MultiTask
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.by_owner import ByOwner
@@ -29,10 +29,10 @@ def head_flops(model: MultiTask, task: Task) -> dict[str, int]:
     """
     from torch.utils.flop_counter import FlopCounterMode  # which most runs do not need
 
-    inputs = task.train[0][0].unsqueeze(0)
+    inputs = task.data.train[0][0].unsqueeze(0)
     flops = {}
     with inference(model):
-        features = model.trunk(inputs if task.transform is None else task.transform(inputs))
+        features = model.trunk(task.data.transformed(inputs))
         for name, head in model.heads.items():
             with FlopCounterMode(display=False) as counter:
                 head(features)
@@ -50,5 +50,5 @@ def partition(task: Task, model: nn.Module, sync: SyncStrategy, owners: Owners, 
     if not isinstance(model, MultiTask) or all(len(each) == ranks for each in owners.values()):
         return task, sync
     model.trained = {name: ranks / len(each) for name, each in owners.items() if rank in each}
-    mine = replace(task, train_loss=loss_of(task.subtasks, list(model.trained)))
+    mine = replace(task, objective=replace(task.objective, train_loss=loss_of(task.subtasks, list(model.trained))))
     return mine, ByOwner(mode=sync, owners={f"heads.{name}": each for name, each in owners.items()})

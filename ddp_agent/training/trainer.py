@@ -27,11 +27,11 @@ from torch.optim import Optimizer
 from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.config.options import Options
-from ddp_agent.data.datasets.base import Task
-from ddp_agent.data.loader import Batch, micro_batches
+from ddp_agent.data.loader import Batch, Share, micro_batches
 from ddp_agent.data.sample_order import order_of, stock_of
 from ddp_agent.data.slicing.base import Slicing
 from ddp_agent.data.slicing.shared import Shared
+from ddp_agent.data.task import Task
 from ddp_agent.distributed import stragglers
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import require_common
@@ -254,16 +254,13 @@ class Trainer:
 
     def loss(self, inputs: Tensor, target: Tensor, model: nn.Module | None = None) -> Tensor:
         """A micro-batch's part of the mean loss over the rank's share of the step."""
-        inputs = self.transformed(inputs)
-        if self.task.augment is not None:
-            inputs = self.task.augment(inputs)
+        inputs = self.task.data.transformed(inputs)
+        if self.task.data.augment is not None:
+            inputs = self.task.data.augment(inputs)
         with self.autocast():
-            loss = (self.task.train_loss or self.task.loss)((model or self.model)(inputs), target)
+            loss = (self.task.objective.train_loss or self.task.objective.loss)((model or self.model)(inputs), target)
         parts = self.options.accumulation_steps
         return loss / parts if parts > 1 else loss  # dividing by 1 would cost 20 us, most of it in backward
-
-    def transformed(self, inputs: Tensor) -> Tensor:
-        return inputs if self.task.transform is None else self.task.transform(inputs)
 
     def own_losses(self, step: int) -> Iterator[Tensor]:
         """Those of this rank's micro-batches, once more and without any averaging in their backward."""
@@ -281,18 +278,9 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(part.named.values(), self.options.clip_norm)
 
     def batches(self, first_step: int) -> Generator[Batch]:
-        return micro_batches(
-            self.task.train,
-            self.order,
-            rank=self.slot,
-            world_size=self.slots,
-            micro_batch=self.micro_batch,
-            accumulation=self.options.accumulation_steps,
-            first_step=first_step,
-            last_step=self.total_steps,
-            device=self.device,
-            workers=self.task.workers,
-        )
+        share = Share(self.slot, self.slots, self.micro_batch, self.options.accumulation_steps)
+        steps = range(first_step, self.total_steps + 1)
+        return micro_batches(self.task.data, self.order, share, steps=steps, device=self.device)
 
     def log(self, step: int) -> None:
         """Loss is rank 0's own, a mean since the last time: a mean over ranks would be a sync point of its own."""
@@ -364,7 +352,7 @@ class Trainer:
                 self.recalibrate()
             scores = self.evaluator(self.module, self.autocast)
             values |= self.named("test_{}", scores)
-            per_class = class_accuracies(scores.confusion, self.task.class_names)
+            per_class = class_accuracies(scores.confusion, self.task.presentation.class_names)
             if self.ema:
                 with self.ema.eval_weights(self.sync.average_) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
@@ -372,7 +360,7 @@ class Trainer:
             improved = self.standing.note(
                 scores.metric,
                 self.options.target,
-                higher_is_better=self.task.higher_is_better,
+                higher_is_better=self.task.objective.higher_is_better,
                 step=step,
                 costs=costs,
             )
@@ -390,13 +378,13 @@ class Trainer:
         return scores
 
     def named(self, pattern: str, scores: Scores) -> dict[str, float]:
-        found = {"loss": scores.loss, self.task.metric_name: scores.metric, **scores.more}
+        found = {"loss": scores.loss, self.task.objective.metric_name: scores.metric, **scores.more}
         return {pattern.format(name): value for name, value in found.items()}
 
     def recalibrate(self) -> None:
         """BatchNorm statistics of the consensus weights, from each rank's first batches; then their mean over ranks."""
         batches = itertools.islice(self.batches(1), self.options.recalibrate_batches)  # fewer in a shorter run
-        recalibrate_(self.module, (self.transformed(inputs) for inputs, _ in batches))
+        recalibrate_(self.module, (self.task.data.transformed(inputs) for inputs, _ in batches))
         world = self.topology.world
         with world.uncounted():
             world.all_reduce_(self.sync.flat.buffers)
@@ -424,8 +412,8 @@ class Trainer:
         step, metric = self.scored
         return {
             "sync": type(self.sync).__name__,
-            "metric_name": self.task.metric_name,
-            "higher_is_better": self.task.higher_is_better,
+            "metric_name": self.task.objective.metric_name,
+            "higher_is_better": self.task.objective.higher_is_better,
             "metric": metric if step == self.step else None,
         }
 

@@ -28,8 +28,8 @@ from benchmarks.__main__ import _parser, main
 from benchmarks.job import BATCH, PERIOD, Job
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.paused import Paused
-from ddp_agent.data.datasets.base import normalise
 from ddp_agent.data.datasets.fashion_mnist import MEAN, STD
+from ddp_agent.data.readers.images import normalise
 from ddp_agent.distributed.comm import Comm
 
 ROOT = Path(__file__).parents[2]

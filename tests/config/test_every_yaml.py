@@ -109,10 +109,12 @@ def test_embedded_data_is_learnt_with_every_loss(dataset: str) -> None:
     for loss in ("cross_entropy", "half_squared_error"):
         task = build("dataset", node("dataset", dataset, loss=loss), data_root=None).load()
         torch.manual_seed(0)
-        module = build("model", node("model", "linear"), input_shape=task.input_shape, outputs=task.outputs)
+        module = build(
+            "model", node("model", "linear"), input_shape=task.data.input_shape, outputs=task.objective.outputs
+        )
         optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-        inputs, target = task.train[:]
-        before = task.loss(module(inputs), target)
+        inputs, target = task.data.train[:]
+        before = task.objective.loss(module(inputs), target)
         torch.autograd.backward(before)
         optimizer.step()
-        assert task.loss(module(inputs), target) < before
+        assert task.objective.loss(module(inputs), target) < before

@@ -18,7 +18,8 @@ from torch.utils.data import TensorDataset
 from ddp_agent.cli import relaunch
 from ddp_agent.cli.composition import Configs
 from ddp_agent.config import memory
-from ddp_agent.data.datasets.base import Task, accuracy
+from ddp_agent.data.classification import accuracy
+from ddp_agent.data.task import Data, Objective, Task
 from ddp_agent.distributed.consistency import config_sha256
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.run import create_model, hparams
@@ -39,10 +40,16 @@ def task(kind: str) -> Task:
     labels = torch.arange(SAMPLES) % 4
     data = TensorDataset(torch.ones(SAMPLES, *shape), labels)
     return Task(
-        train=data, test=data, input_shape=shape, outputs=4, loss=torch.nn.functional.cross_entropy, metric=accuracy,
-        metric_name="accuracy", higher_is_better=True, labels=labels, groups=labels, model_arguments=given_to_models,
-        sha256="of nothing",
-    )  # fmt: skip
+        data=Data(train=data, test=data, input_shape=shape, labels=labels, groups=labels, sha256="of nothing"),
+        objective=Objective(
+            outputs=4,
+            loss=torch.nn.functional.cross_entropy,
+            metric=accuracy,
+            metric_name="accuracy",
+            higher_is_better=True,
+        ),
+        model_arguments=given_to_models,
+    )
 
 
 @st.composite

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from ddp_agent.config.fields import parameters
 from ddp_agent.config.options import Options
 from ddp_agent.config.registry import PLACES
-from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.sync import DiLoCo
 from ddp_agent.training.settings import GROUPS, Settings, check_against_data
@@ -186,9 +186,10 @@ def task(train: int, test: int = 5) -> Task:
     original = parsed(config(dataset="article")).dataset.load()
 
     def first(count: int) -> TensorDataset:
-        return TensorDataset(*original.train[:count])
+        return TensorDataset(*original.data.train[:count])
 
-    resized: Task = dataclasses.replace(original, train=first(train), test=first(test))
+    data = dataclasses.replace(original.data, train=first(train), test=first(test))
+    resized: Task = dataclasses.replace(original, data=data)
     return resized
 
 

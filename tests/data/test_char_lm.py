@@ -12,8 +12,8 @@ from runs import mode, run
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import build
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.datasets.char_lm import NOT_SCORED, scored_windows, windows, write
+from ddp_agent.data.task import Task
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.errors import DataError
 from ddp_agent.training.evaluate import Evaluator
@@ -37,8 +37,8 @@ def load(data_root: Path, **values: Any) -> Task:
 def test_any_text_is_read_as_it_is(tmp_path: Path, folder: str, name: str) -> None:
     text_file(tmp_path / folder, "Ça\r\n" * 20, name)
     task = load(tmp_path, file=name, context=4)
-    inputs, targets = task.train[:]
-    assert (task.outputs, task.model_arguments, task.input_shape) == (4, {"vocabulary": 4}, (4,))
+    inputs, targets = task.data.train[:]
+    assert (task.objective.outputs, task.model_arguments, task.data.input_shape) == (4, {"vocabulary": 4}, (4,))
     alphabet = "\n\raÇ"
     assert "".join(alphabet[token] for token in inputs.flatten()) == ("Ça\r\n" * 20)[: inputs.numel()]
     assert "".join(alphabet[token] for token in targets.flatten()) == ("Ça\r\n" * 20)[1 : 1 + inputs.numel()]
@@ -78,7 +78,7 @@ class Bigram(nn.Module):
 
 def test_the_score_is_the_mean_over_the_last_tenth(tmp_path: Path) -> None:
     task = load(text_file(tmp_path))
-    model = Bigram(task.outputs)
+    model = Bigram(task.objective.outputs)
     alphabet = sorted(set(TEXT))
     tokens = [alphabet.index(character) for character in TEXT]
     log_p = model.table.detach().log_softmax(1)
@@ -87,7 +87,7 @@ def test_the_score_is_the_mean_over_the_last_tenth(tmp_path: Path) -> None:
     scores = Evaluator(task, Comm(), torch.device("cpu"))(model, torch.no_grad)
     assert scores.metric == pytest.approx(expected, rel=1e-6)
     assert scores.loss == pytest.approx(expected, rel=0.05)  # the last window has fewer
-    assert task.metric_name == "nats" and not task.higher_is_better
+    assert task.objective.metric_name == "nats" and not task.objective.higher_is_better
 
 
 def test_what_is_written_follows_the_model_and_is_the_same_each_time() -> None:
@@ -128,7 +128,7 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, m
 
 def test_the_shortest_text_for_a_context_has_one_window(tmp_path: Path) -> None:
     task = load(text_file(tmp_path, "abcdefghijkl"), context=9)
-    assert (len(task.train), len(task.test)) == (1, 1)  # type: ignore[arg-type]
+    assert (len(task.data.train), len(task.data.test)) == (1, 1)  # type: ignore[arg-type]
 
 
 def test_a_missing_text_is_named(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_run_ends_with_a_sample(ranks2: RankPool, tmp_path: Path) -> None:
 @pytest.mark.data
 def test_the_published_file(data_root: Path) -> None:
     task = load(data_root, context=64)
-    assert task.outputs == 65
-    targets = task.test[:][1]
+    assert task.objective.outputs == 65
+    targets = task.data.test[:][1]
     assert int((targets != NOT_SCORED).sum()) == 111_540
-    assert len(task.train) == (1_115_394 - 111_540 - 1) // 64  # type: ignore[arg-type]
+    assert len(task.data.train) == (1_115_394 - 111_540 - 1) // 64  # type: ignore[arg-type]

@@ -49,14 +49,14 @@ def cifar10(data_root: Path, augment: bool = False) -> CIFAR10:
 def test_reads_torchvisions_files(cifar: Path) -> None:
     task = cifar10(cifar).load()
     check(task, input_shape=(3, 32, 32), outputs=10, train=10, test=5)
-    assert task.augment is None
-    inputs, targets = task.train.tensors  # type: ignore[attr-defined]
+    assert task.data.augment is None
+    inputs, targets = task.data.train.tensors  # type: ignore[attr-defined]
     assert targets.tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     first = pixels(5, 3072)[0].view(3, 32, 32)
     torch.testing.assert_close(inputs[0, 2], (first[2] / 255 - 0.4465) / 0.2616)
     augmented = cifar10(cifar, augment=True).load()
-    assert augmented.augment is not None and augmented.augment(inputs).shape == inputs.shape
-    assert augmented.sha256 == task.sha256
+    assert augmented.data.augment is not None and augmented.data.augment(inputs).shape == inputs.shape
+    assert augmented.data.sha256 == task.data.sha256
 
 
 def test_says_how_to_get_it(cifar: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def pack(folder: Path, archive: Path) -> Published:
 def test_is_downloaded_by_sha256_and_unpacked(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10_module, "ARCHIVE", pack(cifar / "cifar-10-batches-py", tmp_path / "source.tar.gz"))
     downloaded = CIFAR10(data_root=tmp_path / "new", download=True, augment=False, loss="cross_entropy").load()
-    assert downloaded.sha256 == cifar10(cifar).load().sha256
+    assert downloaded.data.sha256 == cifar10(cifar).load().data.sha256
 
 
 def test_from_somebody_else_is_not_unpacked(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

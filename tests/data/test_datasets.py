@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ddp_agent.config.registry import build, problems
 from ddp_agent.data.augment import crop_and_flip
+from ddp_agent.data.classification import LOSSES, accuracy, half_squared_error
 from ddp_agent.data.datasets.article import Article
-from ddp_agent.data.datasets.base import LOSSES, accuracy, fingerprint, half_squared_error
 from ddp_agent.data.datasets.digits import DATA, Digits, stratified_split
 from ddp_agent.data.readers.idx import read_idx
+from ddp_agent.data.task import fingerprint
 from ddp_agent.errors import ConfigError
 
 
@@ -108,11 +109,11 @@ def test_digits_do_not_depend_on_the_runs_seed() -> None:
     hashes = set()
     for seed in (0, 1):
         torch.manual_seed(seed)
-        hashes.add(Digits(loss="cross_entropy").load().sha256)
+        hashes.add(Digits(loss="cross_entropy").load().data.sha256)
     assert len(hashes) == 1
     task = Digits(loss="half_squared_error").load()
     check(task, input_shape=(1, 8, 8), outputs=10, train=1438, test=359)
-    assert task.loss is half_squared_error
+    assert task.objective.loss is half_squared_error
 
 
 # article
@@ -123,11 +124,11 @@ def test_article_is_the_same_for_every_seed_and_nearly_separable() -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         task = build("dataset", node("dataset", "article")).load()
-        hashes.add(task.sha256)
+        hashes.add(task.data.sha256)
     assert len(hashes) == 1
     check(task, input_shape=(10,), outputs=2, train=1000, test=1000)
-    assert task.loss is half_squared_error
-    (inputs, labels), (test_inputs, test_labels) = task.train.tensors, task.test.tensors
+    assert task.objective.loss is half_squared_error
+    (inputs, labels), (test_inputs, test_labels) = task.data.train.tensors, task.data.test.tensors
     weights = torch.linalg.lstsq(with_bias(inputs), torch.eye(2)[labels]).solution  # what half squared error leads to
     right = accuracy(with_bias(test_inputs) @ weights, test_labels).mean()
     assert right > 0.96
@@ -140,7 +141,7 @@ def with_bias(inputs: Tensor) -> Tensor:
 
 def test_article_parts_are_different_draws() -> None:
     task = Article(samples=50, test_samples=50, features=3, separation=1.0, loss="cross_entropy").load()
-    assert not torch.equal(task.train[:][0], task.test[:][0])
+    assert not torch.equal(task.data.train[:][0], task.data.test[:][0])
 
 
 # Augmentation

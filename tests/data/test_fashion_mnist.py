@@ -50,7 +50,7 @@ def test_reads_idx_files(tmp_path: Path, folder: str, suffix: str) -> None:
     write_fashion(tmp_path / folder, suffix)
     task = fashion(tmp_path).load()
     check(task, input_shape=(1, 28, 28), outputs=10, train=20, test=10)
-    inputs, targets = task.train.tensors  # type: ignore[attr-defined]
+    inputs, targets = task.data.train.tensors  # type: ignore[attr-defined]
     torch.testing.assert_close(inputs[:, 0], (pixels(20, 28, 28) / 255 - 0.2860) / 0.3530)
     assert targets.tolist() == [*range(10), *range(10)]
 
@@ -118,7 +118,7 @@ def publish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_downloads_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = publish(write_fashion(tmp_path / "source"), monkeypatch)
     for _ in range(2):
-        assert len(fashion(tmp_path / "new", download=True).load().train) == 20  # type: ignore[arg-type]
+        assert len(fashion(tmp_path / "new", download=True).load().data.train) == 20  # type: ignore[arg-type]
     assert sorted(asked) == sorted(f"{name}.gz" for name in NAMES.values())
     left = {path.name for path in (tmp_path / "new").iterdir()}
     assert left == {"FashionMNIST", ".download.lock"}
@@ -152,6 +152,6 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.M
 def test_real_files() -> None:
     task = fashion(DEBIAN).load()
     check(task, input_shape=(1, 28, 28), outputs=10, train=60_000, test=10_000)
-    inputs, targets = task.train.tensors  # type: ignore[attr-defined]
+    inputs, targets = task.data.train.tensors  # type: ignore[attr-defined]
     assert targets.bincount().tolist() == [6000] * 10
     assert inputs.mean().abs() < 0.01 and (inputs.std() - 1).abs() < 0.01

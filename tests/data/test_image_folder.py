@@ -31,21 +31,23 @@ BOTH = {"train": ["cat", "dog", "eel"], "test": ["cat", "dog", "eel"]}
 @pytest.mark.parametrize("workers", [0, 1])
 def test_streams_what_is_there(tmp_path: Path, workers: int) -> None:
     task = folder(write_images(tmp_path, BOTH), workers).load()
-    assert (task.input_shape, task.outputs, task.workers) == ((3, 8, 8), 3, workers)
-    ((inputs, targets),) = stream(task.train, [list(range(9))], device=torch.device("cpu"), workers=task.workers)
-    assert task.labels is not None and targets.tolist() == task.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert task.class_names == ("cat", "dog", "eel")
+    assert (task.data.input_shape, task.objective.outputs, task.data.workers) == ((3, 8, 8), 3, workers)
+    ((inputs, targets),) = stream(
+        task.data.train, [list(range(9))], device=torch.device("cpu"), workers=task.data.workers
+    )
+    assert task.data.labels is not None and targets.tolist() == task.data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert task.presentation.class_names == ("cat", "dog", "eel")
     assert inputs.shape == (9, 3, 8, 8)
     red = inputs[::3, 0].mean((1, 2)) * 0.229 + 0.485  # of the lossless ones
     torch.testing.assert_close(red, torch.tensor([0.0, 80.0, 160.0]) / 255, atol=1e-5, rtol=0)
-    assert task.augment is not None and task.augment(inputs).shape == inputs.shape
+    assert task.data.augment is not None and task.data.augment(inputs).shape == inputs.shape
 
 
 def test_fingerprint_sees_files_and_not_their_place(tmp_path: Path) -> None:
-    here, there = (folder(write_images(tmp_path / place, BOTH)).load().sha256 for place in ("a", "b"))
+    here, there = (folder(write_images(tmp_path / place, BOTH)).load().data.sha256 for place in ("a", "b"))
     assert here == there
     (tmp_path / "b" / "test" / "cat" / "0.png").rename(tmp_path / "b" / "test" / "dog" / "9.png")
-    assert folder(tmp_path / "b").load().sha256 != here
+    assert folder(tmp_path / "b").load().data.sha256 != here
 
 
 @pytest.mark.parametrize(
@@ -82,5 +84,5 @@ def test_names_an_unreadable_image_when_it_is_hit(tmp_path: Path, workers: int) 
     bad = tmp_path / "train" / "cat" / "0.png"
     bad.write_bytes(bad.read_bytes()[:40])
     with pytest.raises(DataError, match="found no readable image") as caught:
-        list(stream(task.train, [[8], [0]], device=torch.device("cpu"), workers=workers))
+        list(stream(task.data.train, [[8], [0]], device=torch.device("cpu"), workers=workers))
     assert str(caught.value).startswith(f"{bad}: ") and "\n" not in str(caught.value)

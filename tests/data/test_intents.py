@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import intents
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.datasets.intents import Intents
 from ddp_agent.data.readers.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.data.readers.download import Published
 from ddp_agent.data.readers.tokens import encode, ngrams, number, words
+from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError, DataError
 
 TRAIN = [["what time is it", "time"], ["book a flight", "book_flight"], ["tell me the time", "time"]]
@@ -52,7 +52,7 @@ def load(data_root: Path, **values: Any) -> Task:
 
 
 def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.train.tensors, *task.test.tensors)  # type: ignore[attr-defined]
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 # Tokens.
@@ -89,24 +89,24 @@ def test_clinc150_is_read_without_what_is_out_of_scope(tmp_path: Path, folder: s
     write_clinc150(tmp_path / folder)
     task = load(tmp_path)
     tokens, labels, test_tokens, test_labels = tensors(task)
-    assert task.class_names == ("book_flight", "time") and task.outputs == 2
-    assert (task.input_shape, task.model_arguments) == ((6,), {"vocabulary": 16384})
+    assert task.presentation.class_names == ("book_flight", "time") and task.objective.outputs == 2
+    assert (task.data.input_shape, task.model_arguments) == ((6,), {"vocabulary": 16384})
     assert labels.tolist() == [1, 0, 1] and test_labels.tolist() == [1, 0]
     assert torch.equal(tokens, encode([text for text, _ in TRAIN], "words", 16384, 6))
     assert torch.equal(test_tokens, encode([text for text, _ in TEST], "words", 16384, 6))
-    assert task.labels is not None and torch.equal(task.labels, labels)
+    assert task.data.labels is not None and torch.equal(task.data.labels, labels)
 
 
 def test_banking77_is_read_with_quotes_and_lines(tmp_path: Path) -> None:
     write_banking77(tmp_path / "banking77")
     here = load(tmp_path, corpus="banking77")
-    assert here.sha256 == load(write_clinc150(tmp_path)).sha256  # the same sentences
+    assert here.data.sha256 == load(write_clinc150(tmp_path)).data.sha256  # the same sentences
     (tmp_path / "banking77" / "train.csv").write_text(
         'text,category\r\n"a ""card"", lost\nor stolen",lost\r\nthe time,time\r\na flight,book_flight\r\n',
         encoding="utf-8",
     )
     task = load(tmp_path, corpus="banking77", length=20)
-    assert task.class_names == ("book_flight", "lost", "time")
+    assert task.presentation.class_names == ("book_flight", "lost", "time")
     expected = encode(['a "card", lost or stolen'], "words", 16384, 20)[0]
     assert torch.equal(tensors(task)[0][0], expected)
 
@@ -114,7 +114,7 @@ def test_banking77_is_read_with_quotes_and_lines(tmp_path: Path) -> None:
 def test_the_fingerprint_sees_how_sentences_are_made_numbers(tmp_path: Path) -> None:
     write_clinc150(tmp_path)
     changes = ({}, {"features": "ngrams"}, {"buckets": 99}, {"length": 7})
-    assert len({load(tmp_path, **change).sha256 for change in changes}) == 4
+    assert len({load(tmp_path, **change).data.sha256 for change in changes}) == 4
 
 
 def test_every_intent_of_clinc150_is_in_one_of_ten_domains() -> None:
@@ -207,7 +207,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_download_is_kept_and_made_once(published: Path, tmp_path: Path) -> None:
     found = load(tmp_path / "new", download=True)
     published.unlink()
-    assert load(tmp_path / "new", download=True).sha256 == load(tmp_path / "new").sha256 == found.sha256
+    assert load(tmp_path / "new", download=True).data.sha256 == load(tmp_path / "new").data.sha256 == found.sha256
     left = {path.name for path in (tmp_path / "new" / "clinc150").iterdir()}
     assert left == {"data_full.json", ".download.lock"}
 
@@ -231,9 +231,9 @@ def test_a_download_of_something_else_is_refused_and_not_kept(published: Path, t
 )
 def test_the_published_files(data_root: Path, corpus: str, classes: int, train: int, test: int) -> None:
     task = load(data_root, corpus=corpus)
-    assert (task.outputs, len(task.train), len(task.test)) == (classes, train, test)  # type: ignore[arg-type]
+    assert (task.objective.outputs, len(task.data.train), len(task.data.test)) == (classes, train, test)  # type: ignore[arg-type]
     if corpus == "clinc150":
-        assert set(task.class_names) == DOMAIN_OF.keys()
+        assert set(task.presentation.class_names) == DOMAIN_OF.keys()
 
 
 # Two tasks.
@@ -244,7 +244,7 @@ def test_a_sentence_has_a_domain_beside_its_intent(tmp_path: Path) -> None:
     _, labels, _, test_labels = tensors(task)
     names = [each.class_names for each in task.subtasks]
     assert [each.name for each in task.subtasks] == ["domain", "intent"]
-    assert names == [tuple(DOMAINS), ("book_flight", "time")] and task.outputs == 12
+    assert names == [tuple(DOMAINS), ("book_flight", "time")] and task.objective.outputs == 12
     found = [(names[0][domain], names[1][intent]) for domain, intent in [*labels.tolist(), *test_labels.tolist()]]
     assert found == [(DOMAIN_OF[intent], intent) for _, intent in [*TRAIN, *TEST]]
     alone = load(tmp_path, tasks=["domain"])

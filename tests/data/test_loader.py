@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from ddp_agent.data.loader import Batch, micro_batches, stream
+from ddp_agent.data.loader import Batch, Share, micro_batches, stream
 from ddp_agent.data.sample_order import SampleOrder
+from ddp_agent.data.task import Data
 from ddp_agent.errors import DataError
 from ddp_agent.rng import mixed_seed
 
@@ -51,16 +52,11 @@ def batches(
 ) -> list[Batch]:
     return list(
         micro_batches(
-            dataset,
+            Data(train=dataset, test=dataset, input_shape=(), workers=workers, sha256=""),
             SampleOrder(len(dataset), seed=3),  # type: ignore[arg-type]
-            rank=rank,
-            world_size=world_size,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            first_step=first_step,
-            last_step=last_step,
+            Share(rank, world_size, micro_batch, accumulation),
+            steps=range(first_step, last_step + 1),
             device=device,
-            workers=workers,
         )
     )
 
@@ -178,16 +174,11 @@ def test_resident_on_gpu_without_waiting() -> None:
     kept = flat(batches(resident(41)))
     order = SampleOrder(41, seed=3)
     found = micro_batches(
-        resident(41),
+        Data(train=resident(41), test=resident(41), input_shape=(), sha256=""),
         order,
-        rank=0,
-        world_size=1,
-        micro_batch=12,
-        accumulation=1,
-        first_step=1,
-        last_step=10,
+        Share(rank=0, world_size=1, micro_batch=12),
+        steps=range(1, 11),
         device=torch.device("cuda"),
-        workers=0,
     )
     first = next(found)
     torch.cuda.set_sync_debug_mode("error")  # raises at any wait of the host for the device

@@ -15,11 +15,11 @@ from test_run import same, states, training_state
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import build
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.datasets.movielens import bpr, hit, last_of_each, ndcg, squared_error
 from ddp_agent.data.readers.ratings import find, read_ratings, read_titles
 from ddp_agent.data.readers.recommended import recommended
 from ddp_agent.data.readers.unseen import Unseen
+from ddp_agent.data.task import Task
 from ddp_agent.errors import DataError
 
 HEADER = "userId,movieId,rating,timestamp"
@@ -50,7 +50,7 @@ def load(data_root: Path, **values: Any) -> Task:
 
 
 def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.train.tensors, *task.test.tensors)  # type: ignore[attr-defined]
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 def pairs_of(given: Iterable[Row]) -> set[tuple[int, int]]:
@@ -138,7 +138,7 @@ def test_a_tenth_of_the_ratings_is_tested_and_the_rest_trained_on(tmp_path: Path
     torch.manual_seed(1)
     task = load(tmp_path)
     torch.manual_seed(2)
-    assert load(tmp_path).sha256 == task.sha256
+    assert load(tmp_path).data.sha256 == task.data.sha256
     train, stars, test, test_stars = tensors(task)
     assert (len(train), len(test)) == (216, 24)
     found = [(int(user), int(film)) for user, film in torch.cat([train, test])]
@@ -146,17 +146,19 @@ def test_a_tenth_of_the_ratings_is_tested_and_the_rest_trained_on(tmp_path: Path
     by_pair = dict(zip(found, torch.cat([stars, test_stars]).tolist(), strict=True))
     number = {film: place for place, film in enumerate(sorted({row[1] for row in rows()}))}
     assert all(by_pair[(row[0] - 2) // 3, number[row[1]]] == row[2] for row in rows())
-    assert task.groups is not None and torch.equal(task.groups, train[:, 0])
+    assert task.data.groups is not None and torch.equal(task.data.groups, train[:, 0])
     assert task.model_arguments == {"users": 12, "items": len(number), "mean": pytest.approx(stars.mean().item())}
 
 
 def test_the_error_is_a_root_and_predictions_stay_on_the_scale(tmp_path: Path) -> None:
     task = load(write(tmp_path, rows()))
     output, stars = torch.tensor([[4.0], [9.0], [-2.0]]), torch.tensor([3.0, 5.0, 1.0])
-    errors = task.metric(output, stars)
+    errors = task.objective.metric(output, stars)
     assert errors.tolist() == [1.0, 0.0, 0.25]
-    assert task.finish is not None and task.finish(errors.mean().item()) == pytest.approx(math.sqrt(1.25 / 3))
-    assert not task.higher_is_better and task.metric_name == "rmse"
+    assert task.objective.finish is not None and task.objective.finish(errors.mean().item()) == pytest.approx(
+        math.sqrt(1.25 / 3)
+    )
+    assert not task.objective.higher_is_better and task.objective.metric_name == "rmse"
     assert squared_error(output, stars).item() == pytest.approx((1 + 16 + 9) / 3)  # training is told of the excess
 
 
@@ -174,7 +176,7 @@ def test_everybodys_last_film_is_ranked_among_films_never_seen(tmp_path: Path) -
     torch.manual_seed(1)
     task = load(tmp_path, predict="ranking")
     torch.manual_seed(2)
-    assert load(tmp_path, predict="ranking").sha256 == task.sha256
+    assert load(tmp_path, predict="ranking").data.sha256 == task.data.sha256
     train, _, test, _ = tensors(task)
     seen = pairs_of(rows())
     assert train.shape == (228, 2) and test.shape == (12, 1 + 100)
@@ -186,7 +188,7 @@ def test_everybodys_last_film_is_ranked_among_films_never_seen(tmp_path: Path) -
     assert lasts == {((row[0] - 2) // 3, films.index(row[1])) for row in newest.values()}
     for user, _, *strangers in test.tolist():
         assert len(set(strangers)) == 99 and not {(user, film) for film in strangers} & seen
-    assert task.groups is not None and torch.equal(task.groups, train[:, 0])
+    assert task.data.groups is not None and torch.equal(task.data.groups, train[:, 0])
 
 
 def test_unseen_items_are_all_that_are_not_seen() -> None:
@@ -207,13 +209,13 @@ def test_training_rows_get_films_not_seen_in_training(tmp_path: Path) -> None:
     task = load(write(tmp_path, rows()), predict="ranking", negatives=7)
     train = tensors(task)[0]
     seen = {(int(user), int(film)) for user, film in train}
-    assert task.augment is not None
+    assert task.data.augment is not None
     torch.manual_seed(3)
-    found = task.augment(train)
+    found = task.data.augment(train)
     assert torch.equal(found[:, :2], train) and found.shape == (228, 2 + 7)
     assert not {(int(row[0]), int(film)) for row in found for film in row[2:]} & seen
     torch.manual_seed(3)
-    assert torch.equal(task.augment(train), found) and not torch.equal(task.augment(train), found)
+    assert torch.equal(task.data.augment(train), found) and not torch.equal(task.data.augment(train), found)
 
 
 def test_losses_and_scores_of_a_ranking() -> None:
@@ -303,4 +305,4 @@ def test_the_published_files(data_root: Path) -> None:
     titles = read_titles(path, ratings.film_ids)
     assert any(title.startswith("Toy Story") for title in titles) and len(titles) == len(ratings.film_ids)
     task = load(data_root, predict="ranking")
-    assert len(task.test) == len(ratings.user_ids)  # type: ignore[arg-type]
+    assert len(task.data.test) == len(ratings.user_ids)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import sign_digits
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.readers.zip_members import content_sha256
+from ddp_agent.data.task import Task
 from ddp_agent.errors import DataError
 
 EACH = 5
@@ -28,7 +28,7 @@ def load(data_root: Path, **values: Any) -> Task:
 
 
 def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.train.tensors, *task.test.tensors)  # type: ignore[attr-defined]
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 def arrays(**instead: Any) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def test_a_fifth_of_each_digit_is_tested(tmp_path: Path, place: str) -> None:
     torch.manual_seed(1)
     task = load(tmp_path)
     torch.manual_seed(2)
-    assert load(tmp_path).sha256 == task.sha256
+    assert load(tmp_path).data.sha256 == task.data.sha256
     inputs, labels, test_inputs, test_labels = tensors(task)
-    assert task.input_shape == (3, 32, 32) and task.outputs == 10
+    assert task.data.input_shape == (3, 32, 32) and task.objective.outputs == 10
     assert labels.bincount().tolist() == [EACH - 1] * 10 and test_labels.bincount().tolist() == [1] * 10
     mean = torch.tensor([0.6748, 0.6458, 0.6163])
     std = torch.tensor([0.1370, 0.1544, 0.1827])
@@ -81,8 +81,11 @@ def test_a_fifth_of_each_digit_is_tested(tmp_path: Path, place: str) -> None:
 
 def test_photos_and_packed_pictures_are_the_same_data(tmp_path: Path) -> None:
     backwards = {name: array[::-1] for name, array in arrays().items()}
-    found = {load(write_packed(tmp_path / "a")).sha256, load(write_packed(tmp_path / "b", **backwards)).sha256}
-    assert found == {load(write_photos(tmp_path / "c")).sha256}
+    found = {
+        load(write_packed(tmp_path / "a")).data.sha256,
+        load(write_packed(tmp_path / "b", **backwards)).data.sha256,
+    }
+    assert found == {load(write_photos(tmp_path / "c")).data.sha256}
 
 
 def test_augmentation_can_be_left_out(tmp_path: Path) -> None:
@@ -137,8 +140,8 @@ def test_missing_files_are_named_and_downloaded(tmp_path: Path, monkeypatch: pyt
     source = write_photos(tmp_path / "source") / "sign_language_digits.zip"
     published = replace(sign_digits.PHOTOS, url=source.as_uri(), sha256=content_sha256(source, "Dataset"))
     monkeypatch.setattr(sign_digits, "PHOTOS", published)
-    assert load(tmp_path, download=True).sha256 == load(source.parent).sha256
-    assert load(tmp_path).sha256 == load(source.parent).sha256
+    assert load(tmp_path, download=True).data.sha256 == load(source.parent).data.sha256
+    assert load(tmp_path).data.sha256 == load(source.parent).data.sha256
 
 
 @pytest.mark.data

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from ddp_agent.config.registry import build
-from ddp_agent.data.datasets.base import Task
-from ddp_agent.data.loader import micro_batches
+from ddp_agent.data.loader import Share, micro_batches
 from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder, order_of, stock_of
 from ddp_agent.data.shard_stats import Census
 from ddp_agent.data.slicing.base import Shards, Stock
 from ddp_agent.data.slicing.dirichlet import shares
+from ddp_agent.data.task import Data, Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.training.settings import check_against_data
 
@@ -187,16 +187,11 @@ class Streamed(Dataset[tuple[Tensor, int]]):
 
 def taken(dataset: Dataset[Any], order: Order, rank: int, ranks: int, first_step: int) -> list[list[int]]:
     batches = micro_batches(
-        dataset,
+        Data(train=dataset, test=dataset, input_shape=(), sha256=""),
         order,
-        rank=rank,
-        world_size=ranks,
-        micro_batch=3,
-        accumulation=2,
-        first_step=first_step,
-        last_step=9,
+        Share(rank, ranks, micro_batch=3, accumulation=2),
+        steps=range(first_step, 10),
         device=CPU,
-        workers=0,
     )
     return [targets.tolist() for _, targets in batches]
 

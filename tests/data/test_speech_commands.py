@@ -21,10 +21,10 @@ from wav_files import tone, wav
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import speech_commands
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.loader import stream
 from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.packed_words import expanded
+from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def load(data_root: Path, **values: Any) -> Task:
 
 
 def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.train.tensors, *task.test.tensors)  # type: ignore[attr-defined]
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 # Folders.
@@ -88,26 +88,26 @@ def test_both_layouts_are_read_by_their_lists(tmp_path: Path) -> None:
     tasks = folders(write_google(tmp_path / "google")), folders(write_tables(tmp_path / "tables"))
     for task in tasks:
         waves, labels, test_waves, test_labels = tensors(task)
-        assert task.class_names == WORDS and (len(waves), len(test_waves)) == (12, 12)
+        assert task.presentation.class_names == WORDS and (len(waves), len(test_waves)) == (12, 12)
         assert labels.bincount().tolist() == test_labels.bincount().tolist() == [4, 4, 4]
         for wave, label in zip(waves, labels.tolist(), strict=True):
             samples = tone(300 + 10 * label, seed=label)
             assert torch.equal(wave, torch.cat([samples, samples.new_zeros(400 - len(samples))]))
-        assert task.groups is not None and task.groups.bincount().tolist() == [6, 6]
-        assert task.labels is not None and torch.equal(task.labels, labels)
-        assert task.input_shape == (1, 40, 4)
+        assert task.data.groups is not None and task.data.groups.bincount().tolist() == [6, 6]
+        assert task.data.labels is not None and torch.equal(task.data.labels, labels)
+        assert task.data.input_shape == (1, 40, 4)
 
 
 @pytest.mark.parametrize("place", ["speech_commands_v0.02", "SpeechCommands/speech_commands_v0.02"])
 def test_folders_are_found_where_others_unpack_them(tmp_path: Path, place: str) -> None:
-    assert len(folders(write_google(tmp_path / place).parents[place.count("/")]).train) == 12  # type: ignore[arg-type]
+    assert len(folders(write_google(tmp_path / place).parents[place.count("/")]).data.train) == 12  # type: ignore[arg-type]
 
 
 def test_words_may_be_chosen_and_the_validation_part_tested(tmp_path: Path) -> None:
     write_google(tmp_path)
     task = folders(tmp_path, words=["zoom in", "cat"], tested="validation")
-    assert task.class_names == ("cat", "zoom in")
-    assert (len(task.train), len(task.test)) == (8, 4)  # type: ignore[arg-type]
+    assert task.presentation.class_names == ("cat", "zoom in")
+    assert (len(task.data.train), len(task.data.test)) == (8, 4)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"train: found no 'cow' of dataset.words, expected some of cat, dog, zoom in"):
         folders(tmp_path, words=["cow", "cat"])
 
@@ -116,21 +116,21 @@ def test_words_may_be_chosen_and_the_validation_part_tested(tmp_path: Path) -> N
 def test_what_is_streamed_is_what_would_be_resident(tmp_path: Path, workers: int) -> None:
     write_google(tmp_path)
     streamed, kept = folders(tmp_path, workers=workers), folders(tmp_path)
-    assert streamed.workers == workers and streamed.input_shape == kept.input_shape
+    assert streamed.workers == workers and streamed.data.input_shape == kept.data.input_shape
     for part, (waves, labels) in (("train", tensors(kept)[:2]), ("test", tensors(kept)[2:])):
         order = [list(range(7)), list(range(7, 12))]
         found = list(stream(getattr(streamed, part), order, device=CPU, workers=workers))
         assert torch.equal(torch.cat([batch[0] for batch in found]), waves)
         assert torch.equal(torch.cat([batch[1] for batch in found]), labels)
-    assert streamed.labels is not None and torch.equal(streamed.labels, tensors(kept)[1])
+    assert streamed.data.labels is not None and torch.equal(streamed.data.labels, tensors(kept)[1])
 
 
 def test_the_fingerprint_of_what_is_streamed_sees_files_and_not_their_place(tmp_path: Path) -> None:
-    here, there = (folders(write_google(tmp_path / place), workers=1).sha256 for place in ("a", "b"))
+    here, there = (folders(write_google(tmp_path / place), workers=1).data.sha256 for place in ("a", "b"))
     assert here == there
     (tmp_path / "b" / "cat" / "a1_nohash_0.wav").write_bytes(wav(tone(9)))
-    found = {here, folders(tmp_path / "b", workers=1).sha256}
-    found |= {folders(tmp_path / "a", workers=1, **change).sha256 for change in ({"mels": 30}, {"rate": 4000})}
+    found = {here, folders(tmp_path / "b", workers=1).data.sha256}
+    found |= {folders(tmp_path / "a", workers=1, **change).data.sha256 for change in ({"mels": 30}, {"rate": 4000})}
     assert len(found) == 4
 
 
@@ -139,11 +139,11 @@ def test_a_streamed_file_that_cannot_be_read_is_named_when_it_is_hit(tmp_path: P
     bad = tmp_path / "cat" / "b2_nohash_0.wav"
     bad.write_bytes(bad.read_bytes()[:99])
     with pytest.raises(DataError, match=r"found 55 bytes, expected 600 in the chunk b'data'") as caught:
-        list(stream(task.train, [[0], [2]], device=CPU, workers=1))
+        list(stream(task.data.train, [[0], [2]], device=CPU, workers=1))
     assert str(caught.value).startswith(f"{bad}: ") and "\n" not in str(caught.value)
     bad.unlink()
     with pytest.raises(DataError, match=r"No such file or directory.*, expected a WAV file"):
-        list(stream(task.train, [[2]], device=CPU, workers=1))
+        list(stream(task.data.train, [[2]], device=CPU, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_packed_words_are_unpacked_by_part(tmp_path: Path, place: str) -> None:
     write_packed(tmp_path / place)
     task, validated = load(tmp_path), load(tmp_path, tested="validation")
     waves, labels, test_waves, test_labels = tensors(task)
-    assert task.class_names == WORDS
+    assert task.presentation.class_names == WORDS
     assert labels.bincount().tolist() == [4, 4, 4] and test_labels.bincount().tolist() == [2, 2, 2]
     codes = arrays()["audio"]
     assert torch.equal(waves, expanded(codes[:12])) and torch.equal(test_waves, expanded(codes[15:]))
     assert torch.equal(tensors(validated)[2], expanded(codes[12:15]))
-    assert task.groups is not None and task.groups.tolist() == [0, 1] * 6
-    assert load(tmp_path, words=["dog", "cat"]).class_names == ("cat", "dog")
+    assert task.data.groups is not None and task.data.groups.tolist() == [0, 1] * 6
+    assert load(tmp_path, words=["dog", "cat"]).presentation.class_names == ("cat", "dog")
 
 
 def test_mu_law_is_expanded_as_its_formula_says() -> None:
@@ -329,9 +329,9 @@ def test_googles_archive_is_downloaded_and_unpacked_once(tmp_path: Path, monkeyp
         file.add(write_google(tmp_path / "source"), ".")
     published = Published(archive.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(speech_commands, "GOOGLE", published)
-    assert len(folders(tmp_path / "new", download=True).train) == 12  # type: ignore[arg-type]
+    assert len(folders(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
     archive.unlink()
-    assert len(folders(tmp_path / "new", download=True).train) == 12  # type: ignore[arg-type]
+    assert len(folders(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
     target = tmp_path / "new" / "speech_commands_v0.02"
     unpacked(published, target, most_bytes=10**6)  # as a rank does that looked a moment too early
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"speech_commands_v0.02", ".download.lock"}
@@ -373,7 +373,7 @@ def test_streamed_words_resume_bit_for_bit(ranks2: RankPool, tmp_path: Path) -> 
 @pytest.mark.data
 def test_the_packed_words(data_root: Path) -> None:
     task, validated = load(data_root, seconds=1.0), load(data_root, seconds=1.0, tested="validation")
-    assert (task.outputs, len(task.train), len(task.test)) == (16, 2880, 960)  # type: ignore[arg-type]
-    assert task.labels is not None and task.labels.bincount().tolist() == [180] * 16
-    assert task.groups is not None and task.groups.bincount().tolist() == [160] * 18
-    assert task.sha256 != validated.sha256
+    assert (task.objective.outputs, len(task.data.train), len(task.data.test)) == (16, 2880, 960)  # type: ignore[arg-type]
+    assert task.data.labels is not None and task.data.labels.bincount().tolist() == [180] * 16
+    assert task.data.groups is not None and task.data.groups.bincount().tolist() == [160] * 18
+    assert task.data.sha256 != validated.data.sha256

@@ -18,9 +18,9 @@ from wav_files import tone, wav
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import spoken_digits
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.datasets.spoken_digits import SpokenDigits
 from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.data.task import Task
 from ddp_agent.errors import DataError
 
 SPEAKERS = ("theo", "ann")
@@ -64,7 +64,7 @@ def load(data_root: Path, **values: Any) -> Task:
 
 
 def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.train.tensors, *task.test.tensors)  # type: ignore[attr-defined]
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("place", ["", "fsdd"])
@@ -77,15 +77,15 @@ def test_the_first_five_of_each_are_tested(tmp_path: Path, place: str, below: st
     assert digits.bincount().tolist() == test_digits.bincount().tolist() == [4] * 10
     samples = tone(300 + 10 * 7 + 5, seed=5)  # 7_theo_5, in the order of the names the 31st that is trained on
     assert torch.equal(waves[31], torch.cat([samples, samples.new_zeros(25)])) and digits[31] == 7
-    assert (task.outputs, task.class_names) == (10, tuple("0123456789"))
-    assert task.labels is not None and torch.equal(task.labels, digits)
+    assert (task.objective.outputs, task.presentation.class_names) == (10, tuple("0123456789"))
+    assert task.data.labels is not None and torch.equal(task.data.labels, digits)
 
 
 def test_the_speaker_is_known_of_every_recording(tmp_path: Path) -> None:
     train, test, speakers = dataset(write(tmp_path)).read()
     assert speakers == ("ann", "theo")
     assert train.speakers.tolist() == [0, 0, 1, 1] * 10 and test.speakers.tolist() == [0, 0, 1, 1] * 10
-    groups = load(tmp_path).groups
+    groups = load(tmp_path).data.groups
     assert groups is not None and torch.equal(groups, train.speakers)
 
 
@@ -93,15 +93,15 @@ def test_digit_and_speaker_are_two_tasks_on_the_same_recordings(tmp_path: Path) 
     write(tmp_path)
     digit, speaker, both = (load(tmp_path, tasks=tasks) for tasks in (["digit"], ["speaker"], ["digit", "speaker"]))
     assert [(each.name, each.outputs) for each in both.subtasks] == [("digit", 10), ("speaker", speaker.outputs)]
-    assert torch.equal(both.train[:][1], torch.stack([digit.train[:][1], speaker.train[:][1]], 1))  # type: ignore[index]
-    assert not torch.equal(digit.train[:][1], speaker.train[:][1])  # type: ignore[index]
+    assert torch.equal(both.data.train[:][1], torch.stack([digit.data.train[:][1], speaker.data.train[:][1]], 1))  # type: ignore[index]
+    assert not torch.equal(digit.data.train[:][1], speaker.data.train[:][1])  # type: ignore[index]
 
 
 def test_models_get_spectrograms(tmp_path: Path) -> None:
     task = load(write(tmp_path))
-    assert task.transform is not None and task.augment is not None
-    found = task.augment(task.transform(tensors(task)[0]))
-    assert task.input_shape == tuple(found.shape[1:]) == (1, 40, 4)
+    assert task.data.transform is not None and task.data.augment is not None
+    found = task.data.augment(task.data.transform(tensors(task)[0]))
+    assert task.data.input_shape == tuple(found.shape[1:]) == (1, 40, 4)
     assert load(tmp_path, augment=False).augment is None
 
 
@@ -116,9 +116,9 @@ def test_recordings_of_another_rate_are_resampled(tmp_path: Path) -> None:
 def test_the_fingerprint_sees_sounds_and_how_they_are_shown(tmp_path: Path) -> None:
     write(tmp_path)
     changes: list[dict[str, Any]] = [{}, {"mels": 30}, {"seconds": 0.04}, {"rate": 4000}]
-    found = {load(tmp_path, **change).sha256 for change in changes}
+    found = {load(tmp_path, **change).data.sha256 for change in changes}
     write(tmp_path, recordings() | {"3_ann_5.wav": wav(tone(9))})
-    assert len(found | {load(tmp_path).sha256}) == 5
+    assert len(found | {load(tmp_path).data.sha256}) == 5
 
 
 # What is said of files that are not as they should be.
@@ -200,7 +200,7 @@ def test_a_download_is_judged_by_the_recordings_and_kept(tmp_path: Path, monkeyp
     monkeypatch.setattr(spoken_digits, "RECORDINGS", published)
     write(source.parent, below="again/recordings/", more={"again/README.md": b"packed another day"})
     assert hashlib.sha256(source.read_bytes()).hexdigest() != expected
-    assert load(tmp_path / "new", download=True).sha256 == load(tmp_path / "new").sha256
+    assert load(tmp_path / "new", download=True).data.sha256 == load(tmp_path / "new").data.sha256
     write(source.parent, recordings() | {"3_ann_5.wav": wav(tone(9))})
     for foreign in (source.read_bytes(), b"<html>"):
         source.write_bytes(foreign)

@@ -13,6 +13,7 @@ from rank_pool import RankPool
 from runs import mode, run
 from torch import Tensor
 
+from ddp_agent.data.task import Task
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import Common, config_sha256, require_alike, require_common, sha256_of
 from ddp_agent.errors import RefusedError
@@ -89,13 +90,17 @@ def test_what_only_some_ranks_share_is_compared_among_them_and_told_on_all(ranks
 # Whole runs
 
 
+def with_sha256(task: Task, sha256: str) -> Task:
+    return replace(task, data=replace(task.data, sha256=sha256))
+
+
 def unequal(what: str, cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
     rank = dist.get_rank()
     if what == "configuration":
         cfg["seed"] = rank
         return run(cfg, choices, path)
     if what == "data":
-        return run(cfg, choices, path, change=lambda task: replace(task, sha256=task.sha256 if rank < 2 else "0" * 64))
+        return run(cfg, choices, path, change=lambda task: task if rank < 2 else with_sha256(task, "0" * 64))
     with mock.patch("ddp_agent.run.code_sha256", return_value=sha256_of(max(rank, 1))):
         return run(cfg, choices, path)
 

@@ -18,7 +18,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.task import Task
 from ddp_agent.data.datasets.digits import Digits
 from ddp_agent.models.mlp import MLP
 

@@ -10,8 +10,9 @@ from runs import config, run
 from torch import Tensor
 
 from ddp_agent.checkpoint import export
-from ddp_agent.data.datasets.base import Task, half_squared_error
+from ddp_agent.data.classification import half_squared_error
 from ddp_agent.data.sample_order import order_of, stock_of
+from ddp_agent.data.task import Task
 from ddp_agent.models.linear import Linear
 from ddp_agent.run import create_model
 from ddp_agent.training.settings import parse
@@ -49,7 +50,7 @@ def listing(together: Callable[[Tensor, list[Tensor]], Tensor], period: int) -> 
     """Section 5.2: slice the data, train every node by itself, put the nodes' models together."""
     settings, task = prepared()
     model = create_model(settings, task)
-    x, labels = task.train[:]
+    x, labels = task.data.train[:]
     y_hat = torch.eye(2)[labels]
     weight, bias = (parameter.detach() for parameter in model.parameters())
     orders = [order_of(settings.slicing, stock_of(task), 0, node, NODES) for node in range(NODES)]

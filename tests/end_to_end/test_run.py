@@ -119,7 +119,7 @@ def exported(path: str) -> tuple[list[float], float]:
     from ddp_agent.training.settings import parse
 
     task = parse(cfg, choices=choices, world_size=1).dataset.load()
-    inputs, targets = task.test.tensors
+    inputs, targets = task.data.test.tensors
     with torch.no_grad():
         output = model(inputs)
     return output[0].tolist(), (output.argmax(1) == targets).double().mean().item()

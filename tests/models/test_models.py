@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets.digits import Digits
-from ddp_agent.data.loader import micro_batches
+from ddp_agent.data.loader import Share, micro_batches
 from ddp_agent.data.sample_order import SampleOrder
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.cnn import CNN
@@ -151,26 +151,21 @@ def test_torchvision_refuses_images_that_do_not_fit(arch: str, size: int) -> Non
 def test_mlp_learns_digits() -> None:
     task = Digits(loss="cross_entropy").load()
     torch.manual_seed(0)
-    model = build("model", node("mlp"), input_shape=task.input_shape, outputs=task.outputs)
+    model = build("model", node("mlp"), input_shape=task.data.input_shape, outputs=task.objective.outputs)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     batches = micro_batches(
-        task.train,
+        task.data,
         SampleOrder(1438, seed=0),
-        rank=0,
-        world_size=1,
-        micro_batch=64,
-        accumulation=1,
-        first_step=1,
-        last_step=200,
+        Share(rank=0, world_size=1, micro_batch=64),
+        steps=range(1, 201),
         device=torch.device("cpu"),
-        workers=0,
     )
     for inputs, targets in batches:
-        torch.autograd.backward(task.loss(model(inputs), targets))
+        torch.autograd.backward(task.objective.loss(model(inputs), targets))
         optimizer.step()
         optimizer.zero_grad()
-    inputs, targets = task.test[:]
-    assert task.metric(model(inputs), targets).mean() > 0.93
+    inputs, targets = task.data.test[:]
+    assert task.objective.metric(model(inputs), targets).mean() > 0.93
 
 
 # Speech

@@ -10,7 +10,8 @@ from rank_pool import RankPool
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ddp_agent.data.datasets.base import Task, classification
+from ddp_agent.data.classification import classification
+from ddp_agent.data.task import Data, Task
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.outputs.confusion import FEW, Confusion, values
 from ddp_agent.outputs.images.canvas import blend
@@ -28,9 +29,8 @@ def task(samples: int) -> Task:
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     outputs[torch.arange(samples), labels] += labels.float()
     data = TensorDataset(outputs, labels)
-    return classification(
-        data, data, input_shape=(CLASSES,), outputs=CLASSES, loss="cross_entropy", sha256="", labels=labels
-    )
+    held = Data(train=data, test=data, input_shape=(CLASSES,), sha256="")
+    return classification(held, outputs=CLASSES, loss="cross_entropy")
 
 
 def scored(samples: int, alone: bool = False) -> tuple[Any, float, int]:
@@ -41,7 +41,7 @@ def scored(samples: int, alone: bool = False) -> tuple[Any, float, int]:
 
 
 def by_hand(samples: int) -> list[list[int]]:
-    outputs, labels = task(samples).test[:]
+    outputs, labels = task(samples).data.test[:]
     counts = [[0] * CLASSES for _ in range(CLASSES)]
     for label, guess in zip(labels.tolist(), outputs.argmax(1).tolist(), strict=True):
         counts[label][guess] += 1
@@ -73,8 +73,8 @@ def test_nothing_is_counted_where_there_are_no_classes_or_too_many(monkeypatch: 
 
 def test_samples_with_several_labels_are_not_counted() -> None:
     one = task(9)
-    labels = one.test[:][1]
-    data = TensorDataset(one.test[:][0], torch.stack([labels, labels], 1))
+    labels = one.data.test[:][1]
+    data = TensorDataset(one.data.test[:][0], torch.stack([labels, labels], 1))
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return output.sum()

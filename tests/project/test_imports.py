@@ -280,7 +280,7 @@ context = Configs(folder=Path({str(ROOT / "conf")!r}), name="config").compose([]
 import ddp_agent.run
 from ddp_agent.config.registry import build
 task = build("dataset", context.cfg["dataset"]).load()
-build("model", context.cfg["model"], input_shape=task.input_shape, outputs=task.outputs)
+build("model", context.cfg["model"], input_shape=task.data.input_shape, outputs=task.objective.outputs)
 """
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_agent.cli.composition import Configs
-from ddp_agent.data.datasets.base import Task
+from ddp_agent.data.task import Task
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.errors import RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory

@@ -15,7 +15,8 @@ from runs import mode, run
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ddp_agent.data.datasets.base import Task, classification
+from ddp_agent.data.classification import classification
+from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.outputs.metrics_file import read_metrics
 from ddp_agent.training.evaluate import Scores
 from ddp_agent.training.previews import SHOWN, Exhibition, spread
@@ -37,14 +38,20 @@ class Recorder:
         self.shown.setdefault(tag, []).append((step, text))
 
 
+def changed(given: Task, **more: Any) -> Task:
+    parts = (given.data, given.objective, given.presentation)
+    data, objective, presentation = (
+        replace(part, **{key: value for key, value in more.items() if hasattr(part, key)}) for part in parts
+    )
+    return replace(given, data=data, objective=objective, presentation=presentation)
+
+
 def task(*shape: int, **more: Any) -> Task:
     """Samples are noise."""
     data = TensorDataset(torch.randn(60, *shape), torch.arange(60) % 3)
-    found = classification(
-        data, data, input_shape=shape, outputs=3, loss="cross_entropy", sha256="", labels=data.tensors[1],
-        class_names=ANIMALS,
-    )  # fmt: skip
-    return replace(found, **more)
+    held = Data(train=data, test=data, input_shape=shape, sha256="")
+    found = classification(held, outputs=3, loss="cross_entropy", presentation=Presentation(class_names=ANIMALS))
+    return changed(found, **more)
 
 
 class Always(nn.Module):
@@ -161,7 +168,7 @@ def test_a_run_shows_all_of_it_and_tells_each_class(ranks2: RankPool, tmp_path: 
 
 
 def with_bad_sample(given: Task) -> Task:
-    return replace(given, guess=fails_to_guess)
+    return changed(given, guess=fails_to_guess)
 
 
 def fails_to_guess(output: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ NAP_S = 0.5
 
 
 def napping(given: Task) -> Task:
-    return replace(given, sample=nap)
+    return changed(given, sample=nap)
 
 
 def nap(model: nn.Module) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ddp_agent.checkpoint import export
-from ddp_agent.data.datasets.base import Task, resident_classification
+from ddp_agent.data.classification import classification
+from ddp_agent.data.task import Data, Task
 from ddp_agent.errors import ConfigError, DataError
 from ddp_agent.run import create_model
 from ddp_agent.training.settings import parse
@@ -24,8 +25,8 @@ def tripled(inputs: Tensor) -> Tensor:
 
 
 def with_inputs(task: Task, change: Any) -> Task:
-    train, test = (TensorDataset(change(part[:][0]), part[:][1]) for part in (task.train, task.test))
-    return replace(task, train=train, test=test)
+    train, test = (TensorDataset(change(part[:][0]), part[:][1]) for part in (task.data.train, task.data.test))
+    return replace(task, data=replace(task.data, train=train, test=test))
 
 
 def stored_tripled(task: Task) -> Task:
@@ -33,7 +34,7 @@ def stored_tripled(task: Task) -> Task:
 
 
 def transformed(task: Task) -> Task:
-    return replace(task, transform=tripled)
+    return replace(task, data=replace(task.data, transform=tripled))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +65,13 @@ def noisy(inputs: Tensor) -> Tensor:
 
 
 def integers(task: Task) -> Task:
-    return replace(with_inputs(task, Tensor.short), transform=as_float)
+    small = with_inputs(task, Tensor.short)
+    return replace(small, data=replace(small.data, transform=as_float))
 
 
 def integers_with_noise(task: Task) -> Task:
-    return replace(integers(task), augment=noisy)
+    plain = integers(task)
+    return replace(plain, data=replace(plain.data, augment=noisy))
 
 
 def test_augmentation_changes_what_was_transformed_and_only_in_training(ranks2: RankPool, tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_augmentation_changes_what_was_transformed_and_only_in_training(ranks2: 
 
 
 def square_root(task: Task) -> Task:
-    return replace(task, finish=math.sqrt)
+    return replace(task, objective=replace(task.objective, finish=math.sqrt))
 
 
 def test_a_metric_may_be_finished_after_the_mean(ranks2: RankPool, tmp_path: Path) -> None:
@@ -135,8 +138,8 @@ def test_a_model_that_asks_for_what_the_data_lack_is_refused() -> None:
 def test_embedded_digits_have_labels_and_names() -> None:
     cfg, choices = config()
     task = parse(cfg, choices=choices, world_size=1).dataset.load()
-    assert torch.equal(task.labels, task.train[:][1])
-    assert task.class_names == tuple("0123456789") and task.groups is None
+    assert torch.equal(task.data.labels, task.data.train[:][1])
+    assert task.presentation.class_names == tuple("0123456789") and task.data.groups is None
 
 
 @pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1]])
@@ -148,5 +151,5 @@ def test_labels_that_do_not_start_at_0_are_refused(labels: list[int], part: str)
     with pytest.raises(
         DataError, match=rf"labels to {part}: found {min(labels)} to {max(labels)}, expected 0 to 2: 3 cl"
     ):
-        resident_classification((inputs, train), (inputs, test), outputs=3, loss="cross_entropy")
-    resident_classification((inputs, right), (inputs, right), outputs=3, loss="cross_entropy")
+        classification(Data.resident((inputs, train), (inputs, test)), outputs=3, loss="cross_entropy")
+    classification(Data.resident((inputs, right), (inputs, right)), outputs=3, loss="cross_entropy")

@@ -15,10 +15,10 @@ from test_run import states, training_state
 from torch import nn
 
 from ddp_agent.checkpoint import export
-from ddp_agent.data.datasets.base import Task
 from ddp_agent.data.multi_task_labels import Labels, multi_task
 from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.slicing.tasks import Owners, by_cost, owners_of, round_robin, task_problems
+from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.common import multi_task as models
 from ddp_agent.run import create_model
@@ -31,7 +31,7 @@ NAMES = ("digit", "odd")
 
 
 def odd_digits(task: Task) -> Task:
-    digits = [part[:][1] for part in (task.train, task.test)]
+    digits = [part[:][1] for part in (task.data.train, task.data.test)]
     labels = {
         "digit": Labels(train=digits[0], test=digits[1], names=tuple("0123456789")),
         "odd": Labels(train=digits[0] % 2, test=digits[1] % 2, names=("even", "odd")),
@@ -126,23 +126,23 @@ def loaded() -> tuple[Any, Task]:
 
 def test_a_task_of_several() -> None:
     settings, task = loaded()
-    assert task.outputs == 12 and [each.name for each in task.subtasks] == list(NAMES)
+    assert task.objective.outputs == 12 and [each.name for each in task.subtasks] == list(NAMES)
     model = create_model(settings, task)
-    inputs, target = task.test[:]
+    inputs, target = task.data.test[:]
     with inference(model):
         output = model(inputs)
     digit, odd = output.split([10, 2], 1)
     cross_entropy = nn.functional.cross_entropy
     expected = (cross_entropy(digit, target[:, 0]) + cross_entropy(odd, target[:, 1])) / 2
-    torch.testing.assert_close(task.loss(output, target), expected)
+    torch.testing.assert_close(task.objective.loss(output, target), expected)
     right = [(part.argmax(1) == target[:, column]).float() for column, part in enumerate((digit, odd))]
-    assert list(task.more_metrics) == ["digit_accuracy", "odd_accuracy"]
-    for metric, each in zip(task.more_metrics.values(), right, strict=True):
+    assert list(task.objective.more_metrics) == ["digit_accuracy", "odd_accuracy"]
+    for metric, each in zip(task.objective.more_metrics.values(), right, strict=True):
         assert torch.equal(metric(output, target), each)
-    assert torch.equal(task.metric(output, target), (right[0] + right[1]) / 2)
+    assert torch.equal(task.objective.metric(output, target), (right[0] + right[1]) / 2)
     assert torch.equal(target[:, 1], target[:, 0] % 2)
-    assert task.sha256 != settings.dataset.load().sha256
-    assert task.labels is not None and torch.equal(task.labels, task.train[:][1][:, 0])
+    assert task.data.sha256 != settings.dataset.load().data.sha256
+    assert task.data.labels is not None and torch.equal(task.data.labels, task.data.train[:][1][:, 0])
 
 
 def test_a_trunk_is_a_model_without_its_last_layer() -> None:
@@ -166,7 +166,7 @@ def test_training_calls_the_heads_that_are_trained() -> None:
     settings, task = loaded()
     model = create_model(settings, task)
     assert isinstance(model, models.MultiTask)
-    inputs = task.train[:4][0]
+    inputs = task.data.train[:4][0]
     model.trained = {"odd": 3.0}
     whole = model.train()(inputs)
     assert whole.shape == (4, 2) and model.eval()(inputs).shape == (4, 12)
@@ -214,10 +214,10 @@ def test_a_run_with_a_task_for_each_rank(ranks2: RankPool, tmp_path: Path, name:
     assert summary["task_metrics"] == other["task_metrics"] and summary["test_metric"] == other["test_metric"]
     assert summary["test_metric"] == pytest.approx(sum(summary["task_metrics"].values()) / 2)
     model, task = export.load(tmp_path / "whole"), loaded()[1]
-    inputs, target = task.test[:]
+    inputs, target = task.data.test[:]
     with torch.no_grad():
         output = model(inputs)
-    for part, metric in task.more_metrics.items():
+    for part, metric in task.objective.more_metrics.items():
         found = metric(output, target).double().mean().item()
         assert found == pytest.approx(summary["task_metrics"][part.removesuffix("_accuracy")])
     go(ranks2, tmp_path / "short", name, *options, "max_steps=3")

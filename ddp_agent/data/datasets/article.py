@@ -6,7 +6,8 @@ import torch
 
 from ddp_agent.config.fields import PositiveFloat, PositiveInt, check_fields
 from ddp_agent.config.memory import require
-from ddp_agent.data.datasets.base import LossName, Samples, Task, resident_classification
+from ddp_agent.data.classification import LossName, classification
+from ddp_agent.data.task import Data, Samples, Task
 
 DATA_SEED = 1000  # never the run's: every run sees the same samples
 
@@ -41,4 +42,5 @@ class Article:
             noise = torch.randn(samples, self.features, generator=generator)
             return noise + (2 * labels - 1).unsqueeze(1) * mean, labels
 
-        return resident_classification(draw(self.samples), draw(self.test_samples), outputs=2, loss=self.loss)
+        data = Data.resident(draw(self.samples), draw(self.test_samples))
+        return classification(data, outputs=2, loss=self.loss)

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from ddp_agent.config.fields import NonNegativeInt, PositiveInt, check_fields
-from ddp_agent.data.datasets.base import Task, fingerprint
 from ddp_agent.data.readers.archive import stays_inside
 from ddp_agent.data.readers.download import Published, located
+from ddp_agent.data.task import Data, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
 TESTED = 10  # one character in so many: the last ones
@@ -57,17 +56,20 @@ class CharLM:
             )
         test, scored = scored_windows(tokens, first, self.context)
         return Task(
-            train=TensorDataset(*windows(tokens[:first], self.context)),
-            test=TensorDataset(*test),
-            input_shape=(self.context,),
-            outputs=len(alphabet),
-            loss=cross_entropy,
-            metric=functools.partial(nats, scored=scored),
-            metric_name="nats",
-            higher_is_better=False,
+            data=Data.resident(
+                windows(tokens[:first], self.context), test, sha256=fingerprint(tokens, also=f"{self.context}")
+            ),
+            objective=Objective(
+                outputs=len(alphabet),
+                loss=cross_entropy,
+                metric=functools.partial(nats, scored=scored),
+                metric_name="nats",
+                higher_is_better=False,
+            ),
+            presentation=Presentation(
+                sample=functools.partial(write, alphabet=alphabet, context=self.context, length=self.sample)
+            ),
             model_arguments={"vocabulary": len(alphabet)},
-            sample=functools.partial(write, alphabet=alphabet, context=self.context, length=self.sample),
-            sha256=fingerprint(tokens, also=f"{self.context}"),
         )
 
     def _path(self) -> Path:

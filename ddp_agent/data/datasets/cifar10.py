@@ -9,9 +9,11 @@ import torch
 
 from ddp_agent.config.fields import check_fields
 from ddp_agent.data.augment import crop_and_flip
-from ddp_agent.data.datasets.base import LossName, Samples, Task, normalise, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.data.readers.download import Published, in_turn
+from ddp_agent.data.readers.images import normalise
+from ddp_agent.data.task import Data, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -42,13 +44,12 @@ class CIFAR10:
 
     def load(self) -> Task:
         """Raises DataError for files that are missing, or whose checksum is not the published one."""
-        return resident_classification(
-            self._read(train=True),
-            self._read(train=False),
+        augment = functools.partial(crop_and_flip, padding=PADDING) if self.augment else None
+        return classification(
+            Data.resident(self._read(train=True), self._read(train=False), augment=augment),
             outputs=len(CLASS_NAMES),
             loss=self.loss,
-            class_names=CLASS_NAMES,
-            augment=functools.partial(crop_and_flip, padding=PADDING) if self.augment else None,
+            presentation=Presentation(class_names=CLASS_NAMES),
         )
 
     def _read(self, train: bool) -> Samples:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import check_fields
-from ddp_agent.data.datasets.base import LossName, Task, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.idx import read_idx
+from ddp_agent.data.task import Data, Presentation, Task
 
 DATA = Path(__file__).parent / "embedded"
 CLASSES = 10
@@ -31,12 +32,11 @@ class Digits:
         labels = read_idx(DATA / "digits-labels-idx1-ubyte.gz", "labels").long()
         inputs = images.float().sub_(MEAN).div_(STD).unsqueeze(1)
         train, test = stratified_split(labels, TEST_SHARE, SPLIT_SEED)
-        return resident_classification(
-            (inputs[train], labels[train]),
-            (inputs[test], labels[test]),
+        return classification(
+            Data.resident((inputs[train], labels[train]), (inputs[test], labels[test])),
             outputs=CLASSES,
             loss=self.loss,
-            class_names=tuple("0123456789"),
+            presentation=Presentation(class_names=tuple("0123456789")),
         )
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_agent.config.fields import check_fields
-from ddp_agent.data.datasets.base import LossName, Samples, Task, normalise, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.download import Published, in_turn
 from ddp_agent.data.readers.idx import read_idx
+from ddp_agent.data.readers.images import normalise
+from ddp_agent.data.task import Data, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -52,12 +54,11 @@ class FashionMNIST:
                 f"{TORCHVISION_FOLDER} or {DEBIAN_FOLDER}; "
                 "give data_root=<folder of the IDX files>, or dataset.download=true"
             )
-        return resident_classification(
-            _read(folder, "train"),
-            _read(folder, "t10k"),
+        return classification(
+            Data.resident(_read(folder, "train"), _read(folder, "t10k")),
             outputs=CLASSES,
             loss=self.loss,
-            class_names=CLASS_NAMES,
+            presentation=Presentation(class_names=CLASS_NAMES),
         )
 
     def _folder(self, enough: Callable[[Iterable[bool]], bool]) -> Path | None:

@@ -10,7 +10,8 @@ import torch
 
 from ddp_agent.config.fields import Range, check_fields
 from ddp_agent.data.augment import crop_and_flip
-from ddp_agent.data.datasets.base import LossName, Task, classification
+from ddp_agent.data.classification import LossName, classification
+from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import DataError
 
 SPLITS = ("train", "test")
@@ -38,18 +39,17 @@ class ImageFolder:
         """Raises DataError for a missing split or class. An unreadable picture is named when it is hit."""
         classes = _classes(self.data_root)
         train, test = (self._open(split) for split in SPLITS)
-        return classification(
-            train,
-            test,
+        data = Data(
+            train=train,
+            test=test,
             input_shape=(3, self.image_size, self.image_size),
-            outputs=len(classes),
-            loss=self.loss,
-            labels=torch.tensor(train.targets),
-            class_names=tuple(classes),
-            sha256=_fingerprint(self.data_root, [*train.samples, *test.samples], self.image_size),
             augment=functools.partial(crop_and_flip, padding=self.image_size // 8) if self.augment else None,
+            labels=torch.tensor(train.targets),
             workers=self.workers,
+            sha256=_fingerprint(self.data_root, [*train.samples, *test.samples], self.image_size),
         )
+        names = Presentation(class_names=tuple(classes))
+        return classification(data, outputs=len(classes), loss=self.loss, presentation=names)
 
     def _open(self, split: str) -> Any:
         from torchvision.datasets import ImageFolder as Files

@@ -10,11 +10,12 @@ from typing import Annotated, Literal, get_args
 import torch
 
 from ddp_agent.config.fields import PositiveInt, Range, check_fields
-from ddp_agent.data.datasets.base import LossName, Task, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
 from ddp_agent.data.readers.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.tokens import Features, encode, words
+from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import ConfigError, DataError
 
 CorpusName = Literal["clinc150", "banking77"]
@@ -57,14 +58,12 @@ class Intents:
         train, test = (self._tokens(sentences) for sentences in parts.values())
         *_, tested = parts.values()
         first = labels[self.tasks[0]]
-        task = resident_classification(
-            (train, first.train),
-            (test, first.test),
+        task = classification(
+            Data.resident((train, first.train), (test, first.test)),
             outputs=len(first.names),
             loss=self.loss,
-            class_names=first.names,
+            presentation=Presentation(class_names=first.names, test_texts=[text for text, _ in tested]),
             model_arguments={"vocabulary": self.buckets},
-            test_texts=[text for text, _ in tested],
         )
         return multi_task(task, labels, self.loss)
 

@@ -9,13 +9,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from ddp_agent.config.fields import PositiveInt, check_fields
-from ddp_agent.data.datasets.base import Criterion, Task, fingerprint
 from ddp_agent.data.readers.ratings import HIGHEST, LOWEST, Ratings, find, read_ratings, read_titles
 from ddp_agent.data.readers.recommended import recommended
 from ddp_agent.data.readers.unseen import Unseen
+from ddp_agent.data.task import Criterion, Data, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
 # What is tested is the same for every run. How hard a random tenth of 100,004 ratings is depends on luck: the RMSE of
@@ -52,7 +51,7 @@ class MovieLens:
             task = self._stars(ratings) if self.predict == "stars" else self._ranking(ratings)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        return replace(task, sample=show)
+        return replace(task, presentation=Presentation(sample=show))
 
     def _stars(self, ratings: Ratings) -> Task:
         pairs = torch.stack([ratings.user, ratings.film], 1)
@@ -61,18 +60,16 @@ class MovieLens:
         _require_training(ratings, train)
         stars = ratings.stars
         return Task(
-            train=TensorDataset(pairs[train], stars[train]),
-            test=TensorDataset(pairs[test], stars[test]),
-            input_shape=(2,),
-            outputs=1,
-            loss=squared_error,
-            metric=squared_error_on_the_scale,
-            metric_name="rmse",
-            higher_is_better=False,
-            finish=math.sqrt,
+            data=Data.resident((pairs[train], stars[train]), (pairs[test], stars[test]), groups=ratings.user[train]),
+            objective=Objective(
+                outputs=1,
+                loss=squared_error,
+                metric=squared_error_on_the_scale,
+                metric_name="rmse",
+                higher_is_better=False,
+                finish=math.sqrt,
+            ),
             model_arguments=_sizes(ratings) | {"mean": stars[train].mean().item()},
-            groups=ratings.user[train],
-            sha256=fingerprint(pairs[train], stars[train], pairs[test], stars[test]),
         )
 
     def _ranking(self, ratings: Ratings) -> Task:
@@ -85,19 +82,22 @@ class MovieLens:
         losses: dict[str, Criterion] = {"bpr": bpr, "softmax": F.cross_entropy}
         first = torch.zeros(len(train), dtype=torch.int64)  # the column of the film that was seen
         return Task(
-            train=TensorDataset(train, first),
-            test=TensorDataset(test, first[: len(test)]),
-            input_shape=(2,),
-            outputs=1,
-            loss=losses[self.ranking_loss],
-            metric=hit,
-            metric_name=f"hr{TOP}",
-            more_metrics={f"ndcg{TOP}": ndcg},
-            higher_is_better=True,
-            augment=WithUnseen(_unseen(ratings, train), self.negatives),
+            data=Data.resident(
+                (train, first),
+                (test, first[: len(test)]),
+                augment=WithUnseen(_unseen(ratings, train), self.negatives),
+                groups=train[:, 0],
+                sha256=fingerprint(train, test, also=f"{self.ranking_loss} {self.negatives}"),
+            ),
+            objective=Objective(
+                outputs=1,
+                loss=losses[self.ranking_loss],
+                metric=hit,
+                metric_name=f"hr{TOP}",
+                more_metrics={f"ndcg{TOP}": ndcg},
+                higher_is_better=True,
+            ),
             model_arguments=_sizes(ratings),
-            groups=train[:, 0],
-            sha256=fingerprint(train, test, also=f"{self.ranking_loss} {self.negatives}"),
         )
 
 

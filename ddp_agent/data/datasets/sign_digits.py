@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ddp_agent.config.fields import check_fields
 from ddp_agent.data.augment import crop_and_flip
-from ddp_agent.data.datasets.base import LossName, Task, normalise, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.datasets.digits import stratified_split
 from ddp_agent.data.readers.download import Published, located
+from ddp_agent.data.readers.images import normalise
 from ddp_agent.data.readers.npz import read_npz, require_labels, require_rows
 from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import DataError
 
 CLASSES = 10
@@ -69,14 +71,13 @@ class SignDigits:
         pictures = self._read()
         inputs = normalise(pictures.pixels.permute(0, 3, 1, 2).contiguous(), MEAN, STD)
         train, test = stratified_split(pictures.digits, TEST_SHARE, SPLIT_SEED)
-        return resident_classification(
+        data = Data.resident(
             (inputs[train], pictures.digits[train]),
             (inputs[test], pictures.digits[test]),
-            outputs=CLASSES,
-            loss=self.loss,
-            class_names=tuple("0123456789"),
             augment=functools.partial(crop_and_flip, padding=PADDING) if self.augment else None,
         )
+        names = Presentation(class_names=tuple("0123456789"))
+        return classification(data, outputs=CLASSES, loss=self.loss, presentation=names)
 
     def _read(self) -> Pictures:
         """Pictures that somebody has packed, or the published photos."""

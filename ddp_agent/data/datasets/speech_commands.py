@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 
 from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from ddp_agent.data.augment import shift_and_mask
-from ddp_agent.data.datasets.base import LossName, Samples, Task, classification, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers import packed_words, word_folders
 from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.wav import Recording
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.word_folders import PartName
+from ddp_agent.data.task import Data, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 GOOGLE_FOLDER = "speech_commands_v0.02"
@@ -77,25 +78,25 @@ class SpeechCommands:
         length = round(self.seconds * self.rate)
         transform = LogMel(rate=self.rate, mels=self.mels)
         sets = [Waves(clips, names, self.rate, length) for clips in (train, test)]
-        told: dict[str, Any] = {
-            "outputs": len(names),
-            "loss": self.loss,
-            "groups": _numbers([clip.speaker for clip in train]),
-            "class_names": names,
-            "look": "spectrogram",
+        common: dict[str, Any] = {
             "transform": transform,
             "augment": shift_and_mask if self.augment else None,
+            "groups": _numbers([clip.speaker for clip in train]),
         }
-        if not self.workers:
-            return resident_classification(*(waves.all() for waves in sets), **told)
-        return classification(
-            *sets,
-            input_shape=tuple(transform(sets[0][0][0].unsqueeze(0)).shape[1:]),
-            labels=sets[0].labels,
-            sha256=_fingerprint(where, [*train, *test], f"{transform} {length}"),
-            workers=self.workers,
-            **told,
-        )
+        if self.workers:
+            data = Data(
+                train=sets[0],
+                test=sets[1],
+                input_shape=tuple(transform(sets[0][0][0].unsqueeze(0)).shape[1:]),
+                labels=sets[0].labels,
+                workers=self.workers,
+                sha256=_fingerprint(where, [*train, *test], f"{transform} {length}"),
+                **common,
+            )
+        else:
+            data = Data.resident(sets[0].all(), sets[1].all(), **common)
+        shown = Presentation(class_names=names, look="spectrogram")
+        return classification(data, outputs=len(names), loss=self.loss, presentation=shown)
 
     def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[Clip]]]:
         """Where the recordings are, and which are for what."""

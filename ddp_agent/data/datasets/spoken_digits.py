@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ddp_agent.config.fields import PositiveFloat, PositiveInt, check_fields
 from ddp_agent.data.augment import shift_and_mask
-from ddp_agent.data.datasets.base import LossName, Task, resident_classification
+from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.wav import read_wav
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import DataError
 
 TaskName = Literal["digit", "speaker"]
@@ -74,17 +75,15 @@ class SpokenDigits:
             "speaker": Labels(train=train.speakers, test=test.speakers, names=speakers),
         }
         first = labels[self.tasks[0]]
-        task = resident_classification(
+        data = Data.resident(
             (train.waves, first.train),
             (test.waves, first.test),
-            outputs=len(first.names),
-            loss=self.loss,
-            groups=train.speakers,
-            class_names=first.names,
-            look="spectrogram",
             transform=LogMel(rate=self.rate, mels=self.mels),
             augment=shift_and_mask if self.augment else None,
+            groups=train.speakers,
         )
+        shown = Presentation(class_names=first.names, look="spectrogram")
+        task = classification(data, outputs=len(first.names), loss=self.loss, presentation=shown)
         return multi_task(task, {name: labels[name] for name in self.tasks}, self.loss)
 
     def read(self) -> tuple[Spoken, Spoken, tuple[str, ...]]:

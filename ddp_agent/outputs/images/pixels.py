@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_agent.data.datasets.base import Look
+from ddp_agent.data.task import Look
 
 SMALL, LARGE = 96, 160  # pixels of a picture's longer side: enlarged to about the one, reduced to the other
 # From silence to loud: five colours of matplotlib's magma, with straight lines between them.
