@@ -20,9 +20,9 @@ from benchmarks.rounds import Timing, stopwatch, take_turns
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data, Task
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import tell
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.cnn import CNN
 from ddp_agent.reducers import Dense
@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
 def writers(directory: Path) -> dict[str, Writer | None]:
     """The first is the yardstick."""
-    world = Comm.world()
+    world = world_comm()
     before, beside = (
         Writer(directory / name, world, fingerprint={}, keep=KEEP, beside_training=name == "beside")
         for name in ("before", "beside")
@@ -121,7 +121,7 @@ def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int,
             return stopwatch(functools.partial(loop, steps), trainer.device)
 
         found = take_turns(
-            {name: functools.partial(turn, writer) for name, writer in writers.items()}, rounds, Comm.world()
+            {name: functools.partial(turn, writer) for name, writer in writers.items()}, rounds, world_comm()
         )
     for writer in filter(None, writers.values()):
         writer.wait()
@@ -131,7 +131,7 @@ def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int,
 @contextmanager
 def _shared_directory(parent: Path) -> Iterator[Path]:
     """The same on all ranks; removed when all are done with it."""
-    world = Comm.world()
+    world = world_comm()
     here = tempfile.TemporaryDirectory(prefix=".ddp_agent-bench-", dir=parent) if world.rank == 0 else nullcontext("")
     with here as made:
         yield Path(tell(world, made)).absolute()

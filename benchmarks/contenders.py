@@ -17,6 +17,7 @@ from benchmarks.paused import Fit, Paused
 from ddp_agent.data.sample_order import SampleOrder
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.sync import AllReduce, LocalSGD, SyncStrategy
 
 SYNCHRONISED = {"gradients": "gradients, every step", "parameters": f"parameters, every {PERIOD} steps"}
@@ -132,7 +133,7 @@ def _paused(fit: Fit, work: Job, until_closed: ExitStack) -> Paused:
 
 
 def _rows(contenders: Sequence[Contender], work: Job, repeats: int) -> list[Row]:
-    comm = Comm.world()
+    comm = world_comm()
     for contender in contenders:
         check_first_epoch(contender, work)
 

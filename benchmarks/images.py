@@ -21,8 +21,8 @@ from benchmarks.pictures import Batch, Pictures, decoded, fashion_cnn, resident,
 from benchmarks.rounds import stopwatch, take_turns
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense
 from ddp_agent.rng import seed_everything
@@ -68,7 +68,7 @@ def compare(pictures: Pictures, ranks: Runtime, repeats: int, workers: int) -> l
             return stopwatch(lambda: contender.run(pictures.steps), ranks.device)
 
         turns = {name: functools.partial(timed, contender) for name, contender in contenders.items()}
-        timings = take_turns(turns, repeats, Comm.world())
+        timings = take_turns(turns, repeats, world_comm())
     return [
         {
             "model": pictures.name,

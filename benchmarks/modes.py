@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks import overlap
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.rounds import stopwatch, take_turns
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.torchrun_env import without_torchrun
 from ddp_agent.sync import (
     EASGD,
@@ -63,7 +63,7 @@ def here(ranks: Runtime, repeats: int, steps: int = 4 * PERIOD) -> Outcome:
         return stopwatch(lambda: run(steps), ranks.device)
 
     turns = {name: functools.partial(timed, overlap.loop(create(), BATCH, ranks)) for name, create in MODES.items()}
-    timings = take_turns(turns, repeats, Comm.world())
+    timings = take_turns(turns, repeats, world_comm())
     return Outcome(
         title=f"A training step of a CNN on {overlap.SHAPE[1]} x {overlap.SHAPE[2]} images, {BATCH} a rank",
         how=f"medians of {repeats} alternating rounds of {steps} steps, H = {PERIOD}, time of the slowest rank; ratio: "

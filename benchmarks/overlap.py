@@ -9,8 +9,8 @@ from torch import nn
 from benchmarks.arguments import at_least
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.rounds import stopwatch, take_turns
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.cnn import CNN
 from ddp_agent.reducers import Dense
@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
     def timed(run: Callable[[int], None]) -> Callable[[], float]:
         return lambda: stopwatch(lambda: run(period), ranks.device)
 
-    timings = take_turns({name: timed(run) for name, run in loops.items()}, arguments.repeats, Comm.world())
+    timings = take_turns({name: timed(run) for name, run in loops.items()}, arguments.repeats, world_comm())
     return Outcome(
         title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {arguments.batch} a rank",
         how=f"medians of {arguments.repeats} alternating rounds of {period} steps (one period), time of the slowest "

@@ -16,8 +16,8 @@ from benchmarks import cold
 from benchmarks.job import Job
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.rounds import take_turns
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.torchrun_env import without_torchrun
 
 NAMES = {
@@ -43,7 +43,7 @@ def measure(work: Job, ranks: Runtime, repeats: int, peers: Sequence[str]) -> Ou
         peaks[loop] += [(each["peak_rss_bytes"], each["peak_device_bytes"]) for each in found]
         return max(each["first_step_s"] for each in found)
 
-    timings = take_turns({loop: functools.partial(timed, loop) for loop in installed}, repeats, Comm.world())
+    timings = take_turns({loop: functools.partial(timed, loop) for loop in installed}, repeats, world_comm())
     return Outcome(
         title="A cold start",
         how=f"medians of {repeats} alternating rounds after one that fills the machine's file caches: from the start "

@@ -19,7 +19,7 @@ from benchmarks.rounds import Timed, Timing, stopwatch, take_turns
 from ddp_agent.config.options import Options
 from ddp_agent.data.datasets.article import Article
 from ddp_agent.data.task import Task
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import Comm, LocalComm
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.mlp import MLP
@@ -85,7 +85,7 @@ def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator
     for number, setting in enumerate(SETTINGS):
         if setting.alone and ranks.rank != 0:
             continue  # and wait for rank 0 at the next setting's first collective
-        topology = Topology(world=Comm(), ranks_per_node=1) if setting.alone else Topology.create()
+        topology = Topology(world=LocalComm(), ranks_per_node=1) if setting.alone else Topology.create()
         stage = Stage(task, topology, ranks.device)
         with (
             RunDirectory(directory / str(number), rank=stage.world.rank) as run,

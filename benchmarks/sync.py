@@ -16,6 +16,7 @@ from benchmarks.outcome import Machine, Outcome, Row
 from benchmarks.rounds import Timing, stopwatch, take_turns
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
 from ddp_agent.rng import seed_everything
@@ -130,7 +131,7 @@ def reduced(shapes: Sequence[torch.Size], device: torch.device) -> list[Contende
 
 
 def _reduced(name: str, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
-    comm = Comm.world()
+    comm = world_comm()
     return Contender(
         f"reducer={name}",
         lambda: pieces,
@@ -142,7 +143,7 @@ def _reduced(name: str, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) ->
 
 
 def measured(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
-    comm = Comm.world()
+    comm = world_comm()
     shapes = [tensor.shape for tensor in contenders[0].tensors()]
     weights = [torch.randn(shape, device=device) for shape in shapes]  # other ones on each rank
     counted = [_checked(contender, weights, comm) for contender in contenders]

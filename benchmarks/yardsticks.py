@@ -1,4 +1,4 @@
-"""What this tree is measured against. Beside comm.py the only file that calls collectives: no run uses it."""
+"""Other ways to average, which this tree is measured against. No run uses them. They call collectives themselves."""
 
 from collections.abc import Iterable
 from typing import Any, cast

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddp_agent.checkpoint.saving import save
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import twin
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Writer:
     _error: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._own_comm = self.comm.twin() if self.beside_training else self.comm
+        self._own_comm = twin(self.comm) if self.beside_training else self.comm
 
     def save(self, step: int, state: dict[str, Any], details: Mapping[str, Any]) -> None:
         self.wait()

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import Store  # typed there, and only there
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -26,6 +25,7 @@ from ddp_agent.cli.composition import (
 )
 from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.config.redaction import scrubbed
+from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.rendezvous import Rendezvous, connect
 from ddp_agent.distributed.torchrun_env import Place
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError

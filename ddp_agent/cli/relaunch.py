@@ -15,7 +15,7 @@ from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
+    from ddp_agent.distributed.c10d import TCPStore
 
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
 NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
@@ -101,7 +101,7 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
 def _store_on_loopback() -> "TCPStore":
     """The store of a run on one machine. torchrun's own listens on every interface and asks nobody for a password;
     in the process that holds this one it opens none, since tenants of a process share the store of a port."""
-    from torch._C._distributed_c10d import TCPStore
+    from ddp_agent.distributed.c10d import TCPStore
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     port = listener.getsockname()[1]

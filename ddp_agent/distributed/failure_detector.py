@@ -27,8 +27,7 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from torch._C._distributed_c10d import Store
-
+from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.heartbeat import Sign, Signs
 from ddp_agent.errors import PeerFailedError
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch._C._distributed_c10d import Store
+from ddp_agent.distributed.c10d import Store
 
 
 @dataclass(frozen=True)

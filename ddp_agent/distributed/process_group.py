@@ -17,8 +17,8 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store  # typed there, and only there
 
+from ddp_agent.distributed.c10d import PrefixStore, Store
 from ddp_agent.distributed.comm import CommError
 from ddp_agent.distributed.failure_detector import NullWatch, Watch
 from ddp_agent.distributed.rendezvous import connect

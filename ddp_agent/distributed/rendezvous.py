@@ -7,8 +7,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore  # typed there, and only there
-
+from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
 from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddp_agent.distributed.comm import Comm, Wait
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.ledger import Wait
 
 ROUNDS = 5  # of a barrier, 0.1 ms each: the quickest tells how far two clocks are apart
 
 
 def settle_(comm: Comm) -> None:
     """Adds to `comm.stats.straggler_s` what has been waited for others since the last call. An uncounted collective."""
-    waits = comm.take_waits()
     if comm.size == 1:
         return
+    waits, host_s = comm.ledger.take_waits(comm), comm.ledger.timer.host_s
     with comm.uncounted():
         ahead_s = clock_ahead_s(comm)
         known = torch.tensor([len(waits)], device=comm.device)
@@ -27,11 +28,11 @@ def settle_(comm: Comm) -> None:
         waits = waits[: int(known)]
         if not waits:
             return
-        launched = torch.tensor([comm.seconds(wait.launched) - ahead_s for wait in waits], dtype=torch.float64)
+        launched = torch.tensor([host_s(wait.launched) - ahead_s for wait in waits], dtype=torch.float64)
         latest = _latest(launched, waits, comm) + ahead_s
     for wait, last_s in zip(waits, latest.tolist(), strict=True):
         if wait.began is not None and wait.ended is not None:
-            began_s, ended_s = comm.seconds(wait.began), comm.seconds(wait.ended)
+            began_s, ended_s = host_s(wait.began), host_s(wait.ended)
             comm.stats.straggler_s += min(max(last_s - began_s, 0.0), ended_s - began_s)
 
 

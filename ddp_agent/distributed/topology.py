@@ -1,81 +1,100 @@
-"""With whom a rank averages: everybody, its node, or its counterparts on the other nodes."""
+"""Groups of ranks that average with one another: all of them, one node's, or the counterparts on other nodes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
-from ddp_agent.distributed.comm import Comm, CommStats
+from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.process_group_comm import world_comm
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Topology:
-    """Groups of ranks. All of them add to one set of counters, `world.stats`.
+    """The world and its groups, which share one ledger: `world.stats` counts the traffic of all.
 
     `node` and `across` make process groups when first used, so every rank has to reach that point.
     """
 
     world: Comm
     ranks_per_node: int
-    parts: dict[tuple[int, ...], "Topology | None"] = field(default_factory=dict, repr=False, compare=False)
+    _node: Comm | None = field(default=None, repr=False)
+    _across: Comm | None = field(default=None, repr=False)
+    _parts: dict[tuple[int, ...], "Topology | None"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def create(cls, ranks_per_node: int | None = None) -> "Topology":
-        """Ranks are numbered node by node, as torchrun does; its LOCAL_WORLD_SIZE is the default node size.
+        """Return the topology of the default process group, whose ranks are numbered node by node, as torchrun does.
 
-        Raises ValueError when `ranks_per_node` does not divide the world.
+        `ranks_per_node` defaults to torchrun's LOCAL_WORLD_SIZE. Raises ValueError when it does not divide the world.
         """
-        world = Comm.world()
+        world = world_comm()
         size = ranks_per_node or min(int(os.environ.get("LOCAL_WORLD_SIZE", world.size)), world.size)
         if size < 1 or world.size % size:
             raise ValueError(
                 f"ranks_per_node: found {size}, expected a divisor of the world size {world.size}, "
                 f"one of {[n for n in range(1, world.size + 1) if world.size % n == 0]}"
             )
-        return cls(world=world, ranks_per_node=size)
+        return cls(world, size)
 
     @property
     def comms(self) -> list[Comm]:
-        """The groups in use so far, for all of their ranks in one order."""
-        own = [self.world, *(self.__dict__[name] for name in ("node", "across") if name in self.__dict__)]
-        return own + [comm for part in self.parts.values() if part for comm in part.comms]
+        """The groups made so far, in one order on all of their ranks."""
+        own = [comm for comm in (self.world, self._node, self._across) if comm]
+        return own + [comm for part in self._parts.values() if part for comm in part.comms]
 
     def settle(self) -> CommStats:
-        """The counters, with the time of all groups' CUDA events added. Waits for the GPU."""
-        for comm in self.comms:
-            comm.settle()
-        return self.world.stats
+        """Return the counters with the time of all groups' CUDA events added. Waits for the GPU."""
+        return self.world.ledger.settle()
+
+    @property
+    def node(self) -> Comm:
+        """The ranks of this rank's node."""
+        if self._node is None:
+            self._node = self._group_by(self._node_of)
+        return self._node
+
+    @property
+    def across(self) -> Comm:
+        """The ranks with this rank's number inside their nodes, one per node."""
+        if self._across is None:
+            self._across = self._group_by(self._number_in_node)
+        return self._across
 
     def among(self, ranks: Sequence[int]) -> "Topology | None":
-        """The same for some ranks, of which a node may have few or none; None on the others.
+        """Return the topology of some ranks, of which a node may have few or none. None on the other ranks.
 
-        Every rank of the whole world calls it, alike, since it makes the process groups that this takes.
+        Every rank of the world must call it with the same ranks: it makes their process groups.
         """
         key = tuple(ranks)
         if key == tuple(range(self.world.size)):
             return self
-        if key not in self.parts:
-            self.parts[key] = self._among(key)
-        return self.parts[key]
+        if key not in self._parts:
+            self._parts[key] = self._make_part(key)
+        return self._parts[key]
 
-    def _among(self, ranks: tuple[int, ...]) -> "Topology | None":
-        world, size = self.world.among(ranks), self.ranks_per_node
-        part = Topology(world=world, ranks_per_node=size) if world else None
-        for name, kind in (("node", int.__floordiv__), ("across", int.__mod__)):
-            kinds = sorted({kind(rank, size) for rank in ranks})
-            comms = [self.world.among([rank for rank in ranks if kind(rank, size) == one]) for one in kinds]
-            if part:
-                part.__dict__[name] = next(comm for comm in comms if comm)
-        return part
+    def _make_part(self, ranks: tuple[int, ...]) -> "Topology | None":
+        world = self._subgroup([ranks])
+        node, across = (self._subgroup(_classes(ranks, of)) for of in (self._node_of, self._number_in_node))
+        return Topology(world, self.ranks_per_node, node, across) if world else None
 
-    @cached_property
-    def node(self) -> Comm:
-        """The ranks of this rank's node."""
-        size = self.ranks_per_node
-        return self.world.split([range(first, first + size) for first in range(0, self.world.size, size)])
+    def _subgroup(self, partition: list[Sequence[int]]) -> Comm | None:
+        """Return this rank's group. A rank that is alone in it needs no process group, and nothing is counted."""
+        comm = self.world.split([part for part in partition if len(part) > 1])
+        alone = [self.world.rank] in [list(part) for part in partition]
+        return LocalComm(self.world.ledger) if alone else comm
 
-    @cached_property
-    def across(self) -> Comm:
-        """The ranks that have this rank's place on their nodes."""
-        size = self.ranks_per_node
-        return self.world.split([range(place, self.world.size, size) for place in range(size)])
+    def _group_by(self, of: Callable[[int], int]) -> Comm:
+        comm = self.world.split(_classes(range(self.world.size), of))
+        assert comm is not None, "the classes cover the world"
+        return comm
+
+    def _node_of(self, rank: int) -> int:
+        return rank // self.ranks_per_node
+
+    def _number_in_node(self, rank: int) -> int:
+        return rank % self.ranks_per_node
+
+
+def _classes(ranks: Sequence[int], of: Callable[[int], int]) -> list[Sequence[int]]:
+    """Return the ranks in lists, one per value of `of`, in the order of the values."""
+    return [[rank for rank in ranks if of(rank) == value] for value in sorted({of(rank) for rank in ranks})]

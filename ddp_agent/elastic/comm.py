@@ -1,38 +1,45 @@
-"""A Comm whose ranks change between meetings."""
+"""A Comm whose ranks change between rounds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import cast
 
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store  # typed there, and only there
 from torch.distributed import distributed_c10d
 
-from ddp_agent.distributed.comm import Comm, CommError, Op, Pending, Wait
+from ddp_agent.distributed.c10d import Store
+from ddp_agent.distributed.comm import Comm, CommError, LocalComm, Op, Pending
+from ddp_agent.distributed.ledger import Ledger
+from ddp_agent.distributed.process_group_comm import ProcessGroupComm
 
-CONNECT_S = 20.0  # for members that have just said that they are there
+CONNECT_S = 20.0  # for participants that have just announced themselves
 
 
 class ElasticComm(Comm):
-    """Alone (rank 0 of 1, all collectives are no-ops) but inside `meeting`.
+    """A rank alone (rank 0 of 1, all collectives are no-ops), except inside `connected`.
 
-    Its group is torch's default one, made anew for every set of ranks: torchft's reconfigurable group is unknown to
-    torch.distributed, whose functions for peers refuse it.
+    The group is torch's default one, made anew for every set of ranks. torchft's reconfigurable group is unknown to
+    torch.distributed, whose functions between peers refuse it.
     """
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__(None)
+        self.ledger = Ledger()
         self._timeout_s = timeout_s
-        self._made = (0, 1)  # rank and size
+        self._alone = LocalComm(self.ledger)
+        self._group: Comm = self._alone
         self._begun: list[Pending] = []
+        self._use(self._alone)
+
+    def _use(self, comm: Comm) -> None:
+        self._current, self.rank, self.size, self.device = comm, comm.rank, comm.size, comm.device
 
     def connect(self, store: Store, rank: int, size: int) -> None:
-        """Forms a group with the ranks that do the same on a store of this group alone. Raises CommError."""
+        """Form a group with the ranks that connect to the same store, which no other group uses. Raises CommError."""
         self.close()
-        self._made = (rank, size)
-        super().take_waits()  # those of the new group begin together
+        self._group = self._alone
+        self.ledger.take_waits(self)  # the new group starts without records, on all of its ranks
         if size == 1:
             return
         patience = timedelta(seconds=min(CONNECT_S, self._timeout_s))
@@ -41,41 +48,53 @@ class ElasticComm(Comm):
             _set_timeout(timedelta(seconds=self._timeout_s))
         except (RuntimeError, ValueError) as error:  # ValueError: a group half made
             raise CommError(str(error)) from error
+        self._group = ProcessGroupComm(cast(dist.ProcessGroup, dist.group.WORLD), self.ledger, account=self)
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Inside, collectives are among the ranks that are connected."""
-        self.rank, self.size = self._made
-        self.group = cast(dist.ProcessGroup, dist.group.WORLD) if self.size > 1 else None
+    def connected(self) -> Iterator[None]:
+        """Return a context in which collectives are among the ranks of the last `connect`."""
+        self._use(self._group)
         try:
             yield
         finally:
-            self._rest()
-            self.group, self.rank, self.size = None, 0, 1
+            self._finish_all()
+            self._use(self._alone)
 
-    def _rest(self) -> None:
-        """Returns when nothing writes into a tensor any more: one collective may have failed before another ends."""
-        with self.uncounted():
+    def _finish_all(self) -> None:
+        """Wait until nothing writes into a tensor any more: one collective may have failed before another ends."""
+        with self.ledger.uncounted():
             for pending in self._begun:
                 with suppress(CommError):
                     pending.wait()
         self._begun.clear()
 
-    def start_all_reduce_(self, tensor: Tensor, op: Op = "sum") -> Pending:
-        pending = super().start_all_reduce_(tensor, op)
-        self._begun.append(pending)
-        return pending
-
-    def take_waits(self) -> list[Wait]:
-        return super().take_waits() if self.size > 1 else []
-
     def close(self) -> None:
-        """Peers that are still in a collective hear of it at once."""
+        """Close the connections. Peers that are still in a collective fail at once."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def start_all_reduce_(self, tensor: Tensor, op: Op = "sum") -> Pending:
+        pending = self._current.start_all_reduce_(tensor, op)
+        self._begun.append(pending)
+        return pending
+
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
+        self._current.broadcast_(tensor, source)
+
+    def start_all_gather(self, tensor: Tensor) -> tuple[Tensor, Pending]:
+        return self._current.start_all_gather(tensor)
+
+    def start_all_to_all(self, tensor: Tensor) -> tuple[Tensor, Pending]:
+        return self._current.start_all_to_all(tensor)
+
+    def exchange(self, tensor: Tensor, receivers: Sequence[int], senders: Sequence[int]) -> list[Tensor]:
+        return self._current.exchange(tensor, receivers, senders)
+
+    def split(self, partition: Sequence[Sequence[int]]) -> Comm:
+        return self
+
 
 def _set_timeout(timeout: timedelta) -> None:
-    """Of the default group's collectives; older torch has it under its other name."""
+    """Set the default group's timeout for collectives. Older torch has the function under its other name."""
     setter = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
     setter(timeout)

@@ -7,7 +7,7 @@ told otherwise: torch's store would listen on every interface, so it is given a 
 import socket
 from dataclasses import dataclass
 
-from torch._C._distributed_c10d import TCPStore
+from ddp_agent.distributed.c10d import TCPStore
 
 LIGHTHOUSE = "lighthouse"  # keys of the store
 LOST_AFTER_S = "lost_after_s"

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed there, and only there
-
+from ddp_agent.distributed.c10d import PrefixStore, Store, TCPStore
 from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
 from ddp_agent.errors import CutOffError

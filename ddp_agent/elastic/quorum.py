@@ -160,7 +160,7 @@ class Crew(Settled):
         """See `Settled`. Raises OvertakenError when the others went on without this replica."""
         with self._reachable():
             while True:
-                with self.comm.blocked() if what in REDUCING else nullcontext():
+                with self.comm.ledger.blocked() if what in REDUCING else nullcontext():
                     event = self._ask(member.step, what, lambda: None)
                 crew = self._crew(event)
                 saved = member.snapshot()
@@ -219,7 +219,7 @@ class Crew(Settled):
             self._connect(event, crew)
             if regrouped is not None and (place := (_rank(crew, self._membership.name), len(crew))) != self._place:
                 regrouped.regroup(*self._place, place[1])
-            with self.comm.meeting():
+            with self.comm.connected():
                 result = work()
             ok = True
         except CommError as error:
@@ -279,7 +279,7 @@ class Crew(Settled):
         self._group = ""  # whatever comes of it, the next meeting connects anew
         self.comm.connect(self._membership.group_store(f"{event.key}/parcel"), rank, 1 + len(_newcomers(event, crew)))
         try:
-            with self.comm.meeting(), self.comm.uncounted():
+            with self.comm.connected(), self.comm.uncounted():
                 packed = _packed(parcel) if parcel is not None else torch.empty(0, dtype=torch.uint8)
                 length = torch.tensor(packed.numel())
                 self.comm.broadcast_(length)

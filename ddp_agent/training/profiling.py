@@ -59,14 +59,14 @@ def _regions(trainer: Trainer, recorder: profile) -> Iterator[None]:
         recorder.step()
 
     @contextmanager
-    def blocked(*arguments: Any, call: Callable[..., Any] = trainer.topology.world.blocked) -> Iterator[None]:
+    def blocked(*arguments: Any, call: Callable[..., Any] = trainer.topology.world.ledger.blocked) -> Iterator[None]:
         with record_function("communication"), call(*arguments):
             yield
 
     wrap(trainer.clock, "enter", phases.enter)
     wrap(trainer.sync, "before_step", _region("sync.before_step", trainer.sync.before_step))
     wrap(trainer.sync, "after_step", after_step)
-    wrap(trainer.topology.world, "blocked", blocked)
+    wrap(trainer.topology.world.ledger, "blocked", blocked)
     wrap(trainer, "loss", _region("forward", trainer.loss))
     try:
         yield

@@ -33,9 +33,9 @@ from ddp_agent.data.slicing.base import Slicing
 from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.task import Task
 from ddp_agent.distributed import stragglers
-from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import require_common
 from ddp_agent.distributed.failure_detector import NullWatch, Watch
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.replica_group import Settled
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.errors import CheckpointError, NonFiniteError, PreemptedError
@@ -78,7 +78,7 @@ class Trainer:
     device: torch.device
     fingerprint: Mapping[str, Any]
     slicing: Slicing = field(default_factory=Shared)
-    crew: Settled = field(default_factory=lambda: Settled(Comm.world()))  # who meets
+    crew: Settled = field(default_factory=lambda: Settled(world_comm()))  # who meets
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)

@@ -22,8 +22,9 @@ from benchmarks.rounds import Timing, take_turns
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets.article import Article
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.process_group import Runtime
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.sync import AllReduce, DiLoCo, Independent, LocalSGD, StreamingDiLoCo
 
@@ -83,7 +84,7 @@ def turns_of(seconds: dict[str, list[list[float]]]) -> dict[str, Timing]:
     """With contenders that claim to have taken `seconds[name][rank]`, the first number in the warm-up."""
     claimed = {name: iter(ranks[dist.get_rank()]) for name, ranks in seconds.items()}
     rounds = min(len(ranks[0]) for ranks in seconds.values()) - 1
-    return take_turns({name: claim.__next__ for name, claim in claimed.items()}, rounds, Comm.world())
+    return take_turns({name: claim.__next__ for name, claim in claimed.items()}, rounds, world_comm())
 
 
 def test_the_slowest_rank_counts_and_the_warm_up_does_not(ranks2: RankPool) -> None:
@@ -108,7 +109,7 @@ def order_of_turns() -> str:
         called.append(name)
         return 1.0
 
-    take_turns({name: functools.partial(call, name) for name in "abc"}, 2, Comm())
+    take_turns({name: functools.partial(call, name) for name in "abc"}, 2, LocalComm())
     return "".join(called)
 
 
@@ -166,7 +167,7 @@ def counted_twice() -> list[tuple[Any, ...]]:
     """What c10d saw, and what Comm counted."""
     found = []
     for reducer in sync.reducers().values():
-        comm, counter = Comm.world(), yardsticks.CollectiveCounter()
+        comm, counter = world_comm(), yardsticks.CollectiveCounter()
         with counter:
             reducer.mean_(torch.randn(40, 50), comm)
         stats = comm.stats

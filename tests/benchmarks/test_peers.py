@@ -30,7 +30,7 @@ from benchmarks.outcome import Machine, Outcome
 from benchmarks.paused import Paused
 from ddp_agent.data.datasets.fashion_mnist import MEAN, STD
 from ddp_agent.data.readers.images import normalise
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import world_comm
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -153,7 +153,7 @@ def afterwards(changed: str) -> str:
                     case "not a number":
                         parameter.fill_(torch.nan)
         try:
-            contenders.check_learnt(contender, work, Comm.world())
+            contenders.check_learnt(contender, work, world_comm())
         except RuntimeError as error:
             return str(error)
     return "timed"

@@ -26,7 +26,7 @@ from checkpoint_cases import (
 )
 
 from ddp_agent.checkpoint import folder, loading, saving
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.errors import CheckpointError
 
 
@@ -42,8 +42,8 @@ def test_what_comes_back_is_bitwise_what_went_in(tmp_path: Path) -> None:
         "tensors": [torch.randn(3).to(dtype) for dtype in (torch.bfloat16, torch.float64, torch.int64)],
         "others": {"inf": float("inf"), "third": 1 / 3, "big": 2**200, "none": None, 7: [True, ("a", -0.0)]},
     }
-    saving.save(tmp_path, 5, state, comm=Comm(), fingerprint={}, details={}, keep=1)
-    loaded = loading.load(tmp_path, comm=Comm(), fingerprint={})
+    saving.save(tmp_path, 5, state, comm=LocalComm(), fingerprint={}, details={}, keep=1)
+    loaded = loading.load(tmp_path, comm=LocalComm(), fingerprint={})
     assert loaded is not None
     assert loaded[0] == 5
     assert same(loaded[1], state)
@@ -80,7 +80,7 @@ def test_the_files_are_what_the_manifest_says(tmp_path: Path) -> None:
 def test_a_state_that_could_not_be_loaded_is_not_saved(value: object, found: str, tmp_path: Path) -> None:
     state = {"optimizer": {"groups": [{"lr": 0.1}, {"lr": value}]}}
     with pytest.raises(CheckpointError, match=rf"state\['optimizer'\]\['groups'\]\[1\].*: found .*{found}"):
-        saving.save(tmp_path, 1, state, comm=Comm(), fingerprint={}, details={}, keep=1)
+        saving.save(tmp_path, 1, state, comm=LocalComm(), fingerprint={}, details={}, keep=1)
     assert names(tmp_path) == []
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_named_and_costs_no_checkpoint(tiny_disk: Path) -> None:
     save(tiny_disk, 10)
     state = {"weights": torch.zeros(100_000)}
     with pytest.raises(CheckpointError, match=r"rank-0000\.pt: No space left on device"):
-        saving.save(tiny_disk, 20, state, comm=Comm(), fingerprint=FINGERPRINT, details={}, keep=1)
+        saving.save(tiny_disk, 20, state, comm=LocalComm(), fingerprint=FINGERPRINT, details={}, keep=1)
     assert names(tiny_disk) == ["step-00000010"]
     assert is_state_of(load(tiny_disk), 10)
 

@@ -16,19 +16,20 @@ from rank_pool import RankError, RankPool
 
 from ddp_agent.checkpoint import folder, saving
 from ddp_agent.checkpoint.manifest import Manifest
-from ddp_agent.distributed.comm import Comm, CommStats
+from ddp_agent.distributed.comm import CommStats
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import CheckpointError
 
 
 def save_and_load(directory: Path, steps: list[int]) -> tuple[bool, CommStats]:
-    comm = Comm.world()
+    comm = world_comm()
     for step in steps:
         save(directory, step, comm=comm)
     return is_state_of(load(directory), steps[-1], comm.rank), comm.stats
 
 
 def try_to_load(directory: Path, fingerprints: list[State] | None = None) -> str:
-    comm = Comm.world()
+    comm = world_comm()
     try:
         loaded = load(directory, fingerprints[comm.rank] if fingerprints else FINGERPRINT)
     except CheckpointError as error:
@@ -37,7 +38,7 @@ def try_to_load(directory: Path, fingerprints: list[State] | None = None) -> str
 
 
 def save_with_a_limit(directory: Path, step: int, limited_rank: int, limit_bytes: int) -> str:
-    comm = Comm.world()
+    comm = world_comm()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if comm.rank == limited_rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
@@ -51,7 +52,7 @@ def save_with_a_limit(directory: Path, step: int, limited_rank: int, limit_bytes
 
 
 def save_with_a_foreign_type(directory: Path, step: int) -> str:
-    comm = Comm.world()
+    comm = world_comm()
     state = state_at(step) | ({"path": directory} if comm.rank == 1 else {})
     try:
         saving.save(directory, step, state, comm=comm, fingerprint=FINGERPRINT, details={}, keep=1)
@@ -84,7 +85,7 @@ CRASHES: dict[str, tuple[int, str, Callable[..., None]]] = {
 
 
 def save_and_die(directory: Path, step: int, crash: str) -> None:
-    comm = Comm.world()
+    comm = world_comm()
     rank, target, replacement = CRASHES[crash]
     with mock.patch(target, replacement) if comm.rank == rank else contextlib.nullcontext():
         save(directory, step, keep=1, comm=comm)

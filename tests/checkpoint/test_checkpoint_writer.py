@@ -13,14 +13,14 @@ from runs import mode, run
 
 from ddp_agent.checkpoint import saving, writer
 from ddp_agent.checkpoint.writer import Writer, copied
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.errors import CheckpointError
 
 METRICS = {5: 0.2, 10: 0.9, 15: None, 20: 0.9, 25: 0.1}
 
 
 def saved(directory: Path, **options: Any) -> list[str]:
-    keeper = Writer(directory, Comm(), fingerprint=FINGERPRINT, **options)
+    keeper = Writer(directory, LocalComm(), fingerprint=FINGERPRINT, **options)
     for step, metric in METRICS.items():
         keeper.save(step, {"step": step}, {"metric": metric, "metric_name": "m", "higher_is_better": True})
     keeper.wait()
@@ -44,7 +44,7 @@ def test_the_state_is_that_of_the_moment_though_training_goes_on(tmp_path: Path)
         assert gate.wait(20)
         return real(*args, **options)
 
-    keeper = Writer(tmp_path, Comm(), fingerprint=FINGERPRINT, keep=1, beside_training=True)
+    keeper = Writer(tmp_path, LocalComm(), fingerprint=FINGERPRINT, keep=1, beside_training=True)
     with mock.patch.object(writer, "save", late):
         keeper.save(5, state, {})
         assert names(tmp_path) == []  # returned before anything was written
@@ -74,7 +74,7 @@ def test_a_copy_shares_nothing_and_forgets_no_type() -> None:
 
 
 def test_what_went_wrong_beside_training_is_raised_by_the_next_call_and_only_once(tmp_path: Path) -> None:
-    keeper = Writer(tmp_path, Comm(), fingerprint=FINGERPRINT, keep=1, beside_training=True)
+    keeper = Writer(tmp_path, LocalComm(), fingerprint=FINGERPRINT, keep=1, beside_training=True)
     keeper.save(5, {"path": tmp_path}, {})
     with pytest.raises(CheckpointError, match=r"step-00000005 was not saved.*state\['path'\]"):
         keeper.save(10, {"step": 10}, {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets.char_lm import NOT_SCORED, scored_windows, windows, write
 from ddp_agent.data.task import Task
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.errors import DataError
 from ddp_agent.training.evaluate import Evaluator
 
@@ -84,7 +84,7 @@ def test_the_score_is_the_mean_over_the_last_tenth(tmp_path: Path) -> None:
     log_p = model.table.detach().log_softmax(1)
     tested = range(len(TEXT) - math.ceil(len(TEXT) / 10), len(TEXT))
     expected = -sum(log_p[tokens[place - 1], tokens[place]].item() for place in tested) / len(tested)
-    scores = Evaluator(task, Comm(), torch.device("cpu"))(model, torch.no_grad)
+    scores = Evaluator(task, LocalComm(), torch.device("cpu"))(model, torch.no_grad)
     assert scores.metric == pytest.approx(expected, rel=1e-6)
     assert scores.loss == pytest.approx(expected, rel=0.05)  # the last window has fewer
     assert task.objective.metric_name == "nats" and not task.objective.higher_is_better

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from torch._C._distributed_c10d import HashStore
 
 from ddp_agent.distributed import failure_detector as watching
+from ddp_agent.distributed.c10d import HashStore
 from ddp_agent.distributed.failure_detector import Failure, NullWatch, Watch
 from ddp_agent.distributed.heartbeat import Signs
 from ddp_agent.errors import PeerFailedError

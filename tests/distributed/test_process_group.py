@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from rank_pool import RankPool
 from torch import nn
-from torch._C._distributed_c10d import HashStore, TCPStore
 
 from ddp_agent import rng
 from ddp_agent.cli import rank_process
 from ddp_agent.distributed import process_group as runtime
 from ddp_agent.distributed import rendezvous
+from ddp_agent.distributed.c10d import HashStore, TCPStore
 from ddp_agent.distributed.torchrun_env import Place, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs import log

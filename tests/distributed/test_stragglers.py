@@ -7,9 +7,10 @@ import pytest
 import torch
 from rank_pool import RankPool
 
-from ddp_agent.distributed import comm as comm_module
-from ddp_agent.distributed import stragglers
-from ddp_agent.distributed.comm import Comm, CommStats, Wait
+from ddp_agent.distributed import ledger, stragglers, timers
+from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.ledger import Wait
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.stragglers import clock_ahead_s, settle_
 
 NAP_S = 0.2
@@ -28,7 +29,7 @@ def settled(comm: Comm) -> CommStats:
 
 def meet(ahead_s: float = 0.0) -> CommStats:
     """Rank 1 comes late to every all-reduce; its clock is ahead of the others' by `ahead_s`."""
-    comm = Comm.world()
+    comm = world_comm()
     if ahead_s and comm.rank == 1:
         set_clock_ahead(ahead_s)
     try:
@@ -38,7 +39,7 @@ def meet(ahead_s: float = 0.0) -> CommStats:
             comm.all_reduce_(torch.ones(10))
         return settled(comm)
     finally:
-        comm_module.time = stragglers.time = time  # type: ignore[attr-defined]
+        timers.time = stragglers.time = time  # type: ignore[attr-defined]
 
 
 def set_clock_ahead(seconds: float) -> None:
@@ -47,7 +48,7 @@ def set_clock_ahead(seconds: float) -> None:
         def perf_counter() -> float:
             return time.perf_counter() + seconds
 
-    comm_module.time = stragglers.time = Clock  # type: ignore[attr-defined, assignment]
+    timers.time = stragglers.time = Clock  # type: ignore[attr-defined, assignment]
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 100.0, -3.0])
@@ -59,13 +60,13 @@ def test_who_came_in_time_waited_for_who_came_late(ranks3: RankPool, ahead_s: fl
 
 
 def ahead(seconds: float) -> float:
-    comm = Comm.world()
+    comm = world_comm()
     if comm.rank == 1:
         set_clock_ahead(seconds)
     try:
         return clock_ahead_s(comm)
     finally:
-        comm_module.time = stragglers.time = time  # type: ignore[attr-defined]
+        timers.time = stragglers.time = time  # type: ignore[attr-defined]
 
 
 def test_clocks_are_compared(ranks2: RankPool) -> None:
@@ -77,9 +78,10 @@ def test_clocks_are_compared(ranks2: RankPool) -> None:
 
 def settled_stamps(stamps: list[tuple[float, float, float]], senders: list[list[int]] | None = None) -> float:
     """Of one collective: when each rank launched it, began to wait for it, and went on."""
-    comm = Comm.world()
+    comm = world_comm()
     launched, began, ended = map(float, stamps[comm.rank])
-    comm._waits = [Wait(launched, began, ended, senders=senders[comm.rank] if senders else None)]
+    wait = Wait(launched, began, ended, senders=senders[comm.rank] if senders else None)
+    comm.ledger._waits[comm] = [wait]
     return settled(comm).straggler_s
 
 
@@ -106,10 +108,10 @@ def test_only_a_sender_is_waited_for(ranks4: RankPool) -> None:
 
 
 def exchanged() -> list[Any]:
-    comm = Comm.world()
+    comm = world_comm()
     comm.exchange(torch.ones(1), [comm.rank ^ 1], [comm.rank ^ 1])
     comm.all_reduce_(torch.ones(1))
-    return [wait.senders for wait in comm.take_waits()]
+    return [wait.senders for wait in comm.ledger.take_waits(comm)]
 
 
 def test_an_exchange_remembers_its_senders(ranks2: RankPool) -> None:
@@ -117,7 +119,7 @@ def test_an_exchange_remembers_its_senders(ranks2: RankPool) -> None:
 
 
 def settle_twice() -> list[float]:
-    comm = Comm.world()
+    comm = world_comm()
     comm.barrier()
     late(comm, rank=1)
     comm.all_reduce_(torch.ones(10))
@@ -131,16 +133,16 @@ def test_nothing_is_added_twice(ranks2: RankPool) -> None:
 
 
 def recorded(limit: int) -> list[int]:
-    comm_module.MAX_WAITS, before = limit, comm_module.MAX_WAITS
+    ledger.MAX_WAITS, before = limit, ledger.MAX_WAITS
     try:
-        comm = Comm.world()
+        comm = world_comm()
         for _ in range(5):
             comm.all_reduce_(torch.ones(1))
         with comm.uncounted():
             comm.all_reduce_(torch.ones(1))
-        return [len(comm.take_waits()), len(comm.take_waits())]
+        return [len(comm.ledger.take_waits(comm)), len(comm.ledger.take_waits(comm))]
     finally:
-        comm_module.MAX_WAITS = before
+        ledger.MAX_WAITS = before
 
 
 def test_what_is_remembered_is_bounded_and_counted(ranks2: RankPool) -> None:
@@ -149,6 +151,6 @@ def test_what_is_remembered_is_bounded_and_counted(ranks2: RankPool) -> None:
 
 
 def test_a_rank_alone_waits_for_nobody() -> None:
-    comm: Any = Comm()
+    comm: Any = LocalComm()
     comm.all_reduce_(torch.ones(1))
     assert settled(comm) == CommStats()

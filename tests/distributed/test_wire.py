@@ -18,13 +18,13 @@ ETC = Path("/etc/netns")
 RANK = """
 import json, sys, torch, torch.distributed as dist
 from pathlib import Path
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.process import leave
 from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Sign, Sparse, TopK
 
 link, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method="tcp://10.98.9.1:29511", rank=rank, world_size=2)
-comm = Comm.world()
+comm = world_comm()
 sent = lambda: int(Path(f"/sys/class/net/{link}/statistics/tx_bytes").read_text())
 reducers = {"dense": Dense(), "bf16": Cast(dtype="bf16"), "int8": Int8(), "topk": TopK(ratio=0.1), "sign": Sign(),
             "powersgd": PowerSGD(rank=8), "fp16": Cast(dtype="fp16"), "sparse": Sparse(block=100)}

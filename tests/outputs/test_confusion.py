@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data, Task
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.outputs.confusion import FEW, Confusion, values
 from ddp_agent.outputs.images.canvas import blend
 from ddp_agent.outputs.images.confusion import MOST, confusion
@@ -34,7 +35,7 @@ def task(samples: int) -> Task:
 
 
 def scored(samples: int, alone: bool = False) -> tuple[Any, float, int]:
-    comm = Comm.world()
+    comm = world_comm()
     found: Scores = Evaluator(task(samples), comm, torch.device("cpu"))(nn.Identity(), nullcontext, alone=alone)
     assert found.confusion is not None
     return found.confusion.tolist(), found.metric, comm.stats.payload_bytes
@@ -66,7 +67,7 @@ def test_a_rank_that_scores_alone_counts_the_whole_set(ranks2: RankPool) -> None
 
 def test_nothing_is_counted_where_there_are_no_classes_or_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "MOST_CLASSES", CLASSES - 1)
-    found = Evaluator(task(9), Comm(), torch.device("cpu"))(nn.Identity(), nullcontext)
+    found = Evaluator(task(9), LocalComm(), torch.device("cpu"))(nn.Identity(), nullcontext)
     assert found.confusion is None
     assert values(None, ()) == {}
 
@@ -80,7 +81,7 @@ def test_samples_with_several_labels_are_not_counted() -> None:
         return output.sum()
 
     several = replace(one, test=data, loss=loss, metric=lambda output, target: output[:, 0])
-    assert Evaluator(several, Comm(), torch.device("cpu"))(nn.Identity(), nullcontext).confusion is None
+    assert Evaluator(several, LocalComm(), torch.device("cpu"))(nn.Identity(), nullcontext).confusion is None
 
 
 THREE = Confusion(torch.tensor([[8, 0, 2], [0, 0, 0], [1, 4, 5]]), ("ant", "bee", "cow"))

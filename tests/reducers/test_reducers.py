@@ -15,7 +15,8 @@ from rank_pool import RankPool
 from torch import Tensor
 
 from ddp_agent.config.registry import problems
-from ddp_agent.distributed.comm import Comm, CommStats
+from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK, topk
 from ddp_agent.reducers.common import quantised
 from ddp_agent.sync import AllReduce, DiLoCo, ParameterUpdate
@@ -56,7 +57,7 @@ def averaged(reducer: Reducer, tensor: Tensor, comm: Comm) -> Tensor:
 
 
 def history(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    comm = Comm.world()
+    comm = world_comm()
     torch.manual_seed(comm.rank)  # ranks may have drawn different random numbers before
     part = MAKE[name]().for_tensor(SHAPES)
     turns = []
@@ -112,7 +113,7 @@ def test_all_ranks_hold_the_same_bits(name: str, size: int, dtype: torch.dtype, 
 
 def constant(name: str, feedback: bool) -> tuple[float, Tensor]:
     """How far the mean of 200 results for one input is from the exact mean, and which numbers were ever sent."""
-    comm = Comm.world()
+    comm = world_comm()
     own = values(0, comm.rank)
     part = MAKE[name]().for_tensor(SHAPES)
     results = torch.stack(
@@ -135,7 +136,7 @@ def test_what_is_dropped_comes_later(ranks3: RankPool, name: str) -> None:
 
 def against_dense(reducer: ErrorFeedback) -> float:
     """The largest distance from the exact mean, beginning with inputs of full rank, or with zeros."""
-    comm = Comm.world()
+    comm = world_comm()
     torch.manual_seed(comm.rank)  # ranks may have drawn different random numbers before
     distances = []
     for turns in ((0, 1, 2), (1, 0, 2)):
@@ -165,9 +166,9 @@ def test_whole_is_dense(
 
 def test_without_shapes_a_tensor_is_one_matrix_or_a_vector() -> None:
     matrix = values(0, 0)[:60].view(6, 10)
-    assert apart(averaged(PowerSGD(rank=6, min_compression=0), matrix, Comm()), matrix) < 1e-12
-    assert apart(averaged(PowerSGD(rank=1, min_compression=0), matrix, Comm()), matrix) > 1e-3
-    assert torch.equal(averaged(PowerSGD(rank=1, min_compression=0), matrix.view(-1), Comm()), matrix.view(-1))
+    assert apart(averaged(PowerSGD(rank=6, min_compression=0), matrix, LocalComm()), matrix) < 1e-12
+    assert apart(averaged(PowerSGD(rank=1, min_compression=0), matrix, LocalComm()), matrix) > 1e-3
+    assert torch.equal(averaged(PowerSGD(rank=1, min_compression=0), matrix.view(-1), LocalComm()), matrix.view(-1))
 
 
 def approximate(rounds: int) -> float:
@@ -177,7 +178,7 @@ def approximate(rounds: int) -> float:
     matrix = left @ torch.diag(2.0 ** torch.arange(3, -5, -1, dtype=FP64)) @ right.T
     reducer = PowerSGD(rank=2, min_compression=0)
     for _ in range(rounds):
-        found = averaged(reducer, matrix, Comm())
+        found = averaged(reducer, matrix, LocalComm())
         assert reducer.residual is not None
         reducer.residual.zero_()  # the basis alone
     return float((found - matrix).norm() / matrix.norm())
@@ -205,7 +206,7 @@ def blocks_of(dtype: torch.dtype) -> Tensor:
 def test_int8_is_wrong_by_half_a_step_at_most(dtype: torch.dtype) -> None:
     blocks = blocks_of(dtype)
     reducer = Int8(block=8)
-    result = averaged(reducer, blocks.view(-1), Comm()).view_as(blocks)
+    result = averaged(reducer, blocks.view(-1), LocalComm()).view_as(blocks)
     assert reducer.residual is not None
     error, steps = reducer.residual.view_as(blocks).abs(), blocks.abs().amax(1, keepdim=True) / 127
     useful = torch.tensor([0, 1, 2, 5])  # a subnormal scale would not be worth its name: the block is sent later
@@ -217,7 +218,7 @@ def test_int8_is_wrong_by_half_a_step_at_most(dtype: torch.dtype) -> None:
 
 def signs(majority: bool) -> tuple[Tensor, Tensor]:
     """Three blocks, the last with three numbers, of magnitudes 1, 0 and 5. The last rank may disagree."""
-    comm = Comm.world()
+    comm = world_comm()
     torch.manual_seed(0)
     tensor = torch.where(torch.rand(2 * 1024 + 3) < 0.5, -1.0, 1.0)
     tensor[1024:2048] = 0
@@ -265,17 +266,17 @@ def test_the_largest_of_many_are_the_largest(kind: str, count: int) -> None:
 def test_codes_in_pieces_are_codes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for make in (partial(Int8, block=8), partial(Int8, block=100), Sign):
         tensor = torch.randn(5003, generator=torch.Generator().manual_seed(0))
-        whole = averaged(make(), tensor, Comm())
+        whole = averaged(make(), tensor, LocalComm())
         with monkeypatch.context() as patch:
             patch.setattr(quantised, "PIECE", 1100)
-            assert torch.equal(averaged(make(), tensor, Comm()), whole)
+            assert torch.equal(averaged(make(), tensor, LocalComm()), whole)
 
 
 # What is no number must not become one.
 
 
 def with_a_hole(name: str, value: float, place: int, hurt: int) -> tuple[bool, bool]:
-    comm = Comm.world()
+    comm = world_comm()
     before = averaged(MAKE[name]().for_tensor(SHAPES), values(0, comm.rank), comm)
     tensor = values(0, comm.rank)
     if comm.rank == hurt:
@@ -295,7 +296,7 @@ def test_not_a_number_is_not_hidden(ranks3: RankPool, name: str, value: float, p
 
 
 def traffic(reducer: ErrorFeedback, dtype: torch.dtype) -> CommStats:
-    comm = Comm.world()
+    comm = world_comm()
     averaged(reducer.for_tensor(SHAPES), values(0, comm.rank, dtype), comm)
     return comm.stats
 
@@ -329,7 +330,7 @@ def test_counted_bytes(name: str, dtype: torch.dtype, size: int, request: pytest
 
 
 def wire_of_many_numbers(reducer: Reducer) -> int:
-    comm = Comm.world()
+    comm = world_comm()
     averaged(reducer, torch.randn(100_000), comm)
     return comm.stats.wire_bytes
 
@@ -345,7 +346,7 @@ def wire_of_resnet18(reducer: Reducer) -> int:
 
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in models.resnet18().parameters()]
-    comm = Comm.world()
+    comm = world_comm()
     averaged(reducer.for_tensor(shapes), torch.randn(sum(shape.numel() for shape in shapes)), comm)
     return comm.stats.wire_bytes
 
@@ -378,7 +379,7 @@ def a_round(parts: list[ErrorFeedback], turn: int, comm: Comm) -> list[Tensor]:
 
 def resume(name: str, loses: str) -> list[int]:
     """The rounds after which a resume, and its resume, did not go on with the same bits."""
-    comm = Comm.world()
+    comm = world_comm()
     whole = MAKE[name]()
     parts = tensors_of(whole)
     states, results = [stored(whole)], []
@@ -421,7 +422,7 @@ def test_control_a_lost_part_of_the_state_is_seen(ranks2: RankPool, name: str, l
 
 def shared(name: str) -> list[bool]:
     """Whether a saved state changed as its reducer, and one that loaded it, went on; then whether theirs did."""
-    comm, reducer, other = Comm.world(), MAKE[name](), MAKE[name]()
+    comm, reducer, other = world_comm(), MAKE[name](), MAKE[name]()
     parts, other_parts = tensors_of(reducer), tensors_of(other)
     a_round(parts, 0, comm)
     state = reducer.state_dict()
@@ -444,7 +445,7 @@ def test_a_saved_state_is_nobody_elses(ranks2: RankPool, name: str) -> None:
 def test_a_foreign_state_is_refused(name: str) -> None:
     reducer = MAKE[name]()
     parts = tensors_of(reducer)
-    a_round(parts, 0, Comm())
+    a_round(parts, 0, LocalComm())
     state = reducer.state_dict()
     one_more = MAKE[name]()
     for part in (*parts, *parts):
@@ -477,7 +478,7 @@ def test_a_state_of_another_kind_is_refused() -> None:
 
 
 def averaged_once(reducer: ErrorFeedback) -> ErrorFeedback:
-    averaged(reducer, values(0, 0), Comm())
+    averaged(reducer, values(0, 0), LocalComm())
     return reducer
 
 
@@ -485,7 +486,7 @@ def second_of_other_ranks(saved: dict[str, Any]) -> str:
     reducer = Int8(block=8)
     reducer.load_state_dict(saved)
     try:
-        averaged(reducer, values(0, 0), Comm.world())
+        averaged(reducer, values(0, 0), world_comm())
     except ValueError as error:
         return str(error)
     return ""
@@ -502,20 +503,20 @@ def test_a_state_of_another_number_of_ranks_is_refused(ranks2: RankPool) -> None
 def test_another_size_is_refused(name: str) -> None:
     reducer = averaged_once(MAKE[name]())
     with pytest.raises(ValueError, match="found 60 numbers for the tensor, expected 61"):
-        averaged(reducer, torch.zeros(60, dtype=FP64), Comm())
+        averaged(reducer, torch.zeros(60, dtype=FP64), LocalComm())
     with pytest.raises(ValueError, match="found 60 numbers for the tensor, expected 61"):
-        averaged(MAKE[name]().for_tensor(SHAPES), torch.zeros(60, dtype=FP64), Comm())
+        averaged(MAKE[name]().for_tensor(SHAPES), torch.zeros(60, dtype=FP64), LocalComm())
     never_started = MAKE[name]()
     never_started.load_state_dict(reducer.state_dict())
     with pytest.raises(ValueError, match="found 61 numbers for the residual, expected 60"):
-        averaged(never_started, torch.zeros(60, dtype=FP64), Comm())
+        averaged(never_started, torch.zeros(60, dtype=FP64), LocalComm())
 
 
 # Alone.
 
 
 def alone(name: str, in_a_group: bool) -> list[Tensor]:
-    comm = Comm.world() if in_a_group else Comm()
+    comm = world_comm() if in_a_group else LocalComm()
     parts = tensors_of(MAKE[name]())
     return [tensor for turn in range(3) for tensor in a_round(parts, turn, comm)]
 
@@ -534,7 +535,7 @@ def test_parts_share_the_values_and_nothing_else() -> None:
     reducer = PowerSGD(rank=3, min_compression=0.5)
     one, other = reducer.for_tensor(SHAPES), reducer.for_tensor(SHAPES)
     assert one == other == reducer == PowerSGD(rank=3, min_compression=0.5) != PowerSGD(rank=2, min_compression=0.5)
-    averaged(one, values(0, 0), Comm())
+    averaged(one, values(0, 0), LocalComm())
     assert one.residual is not None and other.residual is None and reducer.residual is None
     assert reducer.parts == [one, other] and one.parts == []
     assert repr(one) == "PowerSGD(rank=3, min_compression=0.5)"
@@ -551,7 +552,7 @@ def test_what_is_not_finite_comes_out_once_and_not_for_ever(name: str, bad: floa
         given = torch.randn(6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         if step == 1:
             given[2, 3] = bad
-        reducer.mean_(given, Comm())
+        reducer.mean_(given, LocalComm())
         results.append(bool(given.isfinite().all()))
     assert results == [True, False, True, True]
 
@@ -592,4 +593,4 @@ def test_what_is_only_a_base_cannot_be_chosen(name: str) -> None:
 
 def test_more_numbers_than_int32_can_count_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found a tensor of 2147483648 numbers, expected less than 2\^31"):
-        TopK(ratio=0.01).mean_(torch.empty(2**31, device="meta"), Comm())
+        TopK(ratio=0.01).mean_(torch.empty(2**31, device="meta"), LocalComm())

@@ -11,7 +11,8 @@ from test_laws import ALL
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import problems
-from ddp_agent.distributed.comm import Comm, CommStats
+from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Dense, Reducer, Sparse
 from ddp_agent.sync import Gossip, Hierarchical, LocalSGD, PostLocalSGD
 
@@ -42,7 +43,7 @@ def averaged(reducer: Reducer, tensor: Tensor, comm: Comm) -> Tensor:
 
 
 def both(dtype: torch.dtype, shared: bool, block: int) -> tuple[Tensor, Tensor]:
-    comm = Comm.world()
+    comm = world_comm()
     own = values(comm.rank, dtype, shared)
     return averaged(Sparse(block=block), own, comm), averaged(Dense(), own, comm)
 
@@ -67,7 +68,7 @@ def test_it_is_the_dense_mean(
 
 def odd_numbers() -> list[Tensor]:
     """A block with NaN, one with infinity, and one with zeros of different signs."""
-    comm = Comm.world()
+    comm = world_comm()
     tensor = torch.zeros(4 * BLOCK)
     if comm.rank == 1:
         tensor[0], tensor[BLOCK] = math.nan, math.inf
@@ -82,7 +83,7 @@ def test_what_is_no_number_is_not_hidden_and_zeros_have_one_sign(ranks2: RankPoo
 
 
 def traffic(dtype: torch.dtype, filled: str) -> CommStats:
-    comm = Comm.world()
+    comm = world_comm()
     own = values(comm.rank, dtype)
     if filled == "nothing":
         own.zero_()
@@ -108,7 +109,7 @@ def test_counted_bytes(size: int, dtype: torch.dtype, filled: str, request: pyte
 
 def test_one_rank_needs_no_process_group() -> None:
     own = values(0, torch.float64)
-    assert torch.equal(averaged(Sparse(block=BLOCK), own, Comm()), own)
+    assert torch.equal(averaged(Sparse(block=BLOCK), own, LocalComm()), own)
 
 
 # In training: every mode that takes it, with a table of which each rank touches its own rows.

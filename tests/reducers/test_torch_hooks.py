@@ -9,7 +9,6 @@ import torch
 from loops import Loop, apart, random_batch, sgd
 from rank_pool import RankPool
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, typed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
     allreduce_hook,
     bf16_compress_hook,
@@ -19,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_agent.distributed.c10d import GradBucket
 from ddp_agent.reducers import Cast, Dense, PowerSGD, Reducer
 from ddp_agent.sync import AllReduce
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from fault_points import Fault
 from forked_torchrun import Torchrun
-from torch._C._distributed_c10d import TCPStore
+
+from ddp_agent.distributed.c10d import TCPStore
 
 NEW_MOUNTS, NEW_NETWORK = 1 << 17, 1 << 30  # CLONE_NEWNS, CLONE_NEWNET of linux/sched.h
 ENDS = ("10.98.7.1", "10.98.7.2")

@@ -9,6 +9,7 @@ import torch
 
 from ddp_agent.checkpoint import loading, saving
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import world_comm
 
 FINGERPRINT = {"model": {"name": "MLP", "hidden": [8]}, "sync": {"name": "DiLoCo"}, "parameters": 99}
 State = dict[str, Any]
@@ -20,7 +21,7 @@ def state_at(step: int, rank: int = 0) -> State:
 
 
 def save(directory: Path, step: int, *, keep: int = 10, comm: Comm | None = None, **changes: Any) -> Path:
-    comm = comm or Comm.world()
+    comm = comm or world_comm()
     arguments: dict[str, Any] = {
         "fingerprint": FINGERPRINT,
         "details": {"mode": "DiLoCo"},
@@ -30,7 +31,7 @@ def save(directory: Path, step: int, *, keep: int = 10, comm: Comm | None = None
 
 
 def load(directory: Path, fingerprint: State = FINGERPRINT) -> tuple[int, State] | None:
-    return loading.load(directory, comm=Comm.world(), fingerprint=fingerprint)
+    return loading.load(directory, comm=world_comm(), fingerprint=fingerprint)
 
 
 def is_state_of(loaded: tuple[int, State] | None, step: int, rank: int = 0) -> bool:

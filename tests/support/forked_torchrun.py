@@ -19,7 +19,8 @@ from typing import Any
 
 import rank_pool
 from fault_points import Fault, arm
-from torch._C._distributed_c10d import TCPStore
+
+from ddp_agent.distributed.c10d import TCPStore
 
 ROOT = Path(__file__).parents[2]
 GRACE_S = 30.0  # torchrun's

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync import AllReduce, SyncStrategy
@@ -102,7 +102,7 @@ def train(sync: SyncStrategy, steps: int = 8, **options: Any) -> Tensor:
 
 def alone() -> Topology:
     """A rank on its own inside a larger world."""
-    return Topology(world=Comm(), ranks_per_node=1)
+    return Topology(world=LocalComm(), ranks_per_node=1)
 
 
 def apart(one: Tensor, other: Tensor) -> float:

@@ -13,7 +13,7 @@ from loops import Loop, apart, sgd, train
 from rank_pool import RankPool
 from torch import Tensor
 
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Cast, Dense
 from ddp_agent.sync import Gossip, Independent, LocalSGD, SyncStrategy
 from ddp_agent.sync.gossip import Graph
@@ -138,7 +138,7 @@ def order_of_an_exchange() -> list[str]:
 
     other = 1 - dist.get_rank()
     with mock.patch.object(dist, "batch_isend_irecv", noted):
-        Comm.world().exchange(torch.ones(3), receivers=[other], senders=[other])
+        world_comm().exchange(torch.ones(3), receivers=[other], senders=[other])
     return posted
 
 

@@ -1,12 +1,16 @@
 """hierarchical: between allreduce and local_sgd, by what a node is."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from loops import Loop, apart, sgd, train
 from rank_pool import RankPool
 from torch.optim import AdamW
 
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import LocalComm
+from ddp_agent.distributed.timers import CudaTimer
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.sync import AllReduce, Hierarchical, LocalSGD
 
@@ -105,7 +109,7 @@ def test_nodes_that_do_not_divide_the_world_are_refused(ranks4: RankPool) -> Non
         ranks4.run(split_badly)
         == ["ranks_per_node: found 3, expected a divisor of the world size 4, one of [1, 2, 4]"] * 4
     )
-    assert Comm().size == 1
+    assert LocalComm().size == 1
 
 
 class Stamp:
@@ -117,12 +121,38 @@ class Stamp:
         return 500.0  # ms
 
 
-def measure_settled() -> float:
+class FakeCudaTimer(CudaTimer):
+    def now(self) -> Any:
+        return Stamp()
+
+
+def measure_settled() -> list[float]:
     topology = nodes(2)
+    topology.world.ledger.timer = FakeCudaTimer()
     for comm in (topology.world, topology.node, topology.across):
-        comm._events.append((Stamp(), Stamp()))  # type: ignore[arg-type]
-    return topology.settle().blocked_s
+        comm.all_reduce_(torch.zeros(1))
+    return [topology.world.stats.blocked_s, topology.settle().blocked_s, topology.settle().blocked_s]
 
 
 def test_what_a_gpu_waited_for_in_any_group_is_counted(ranks4: RankPool) -> None:
-    assert ranks4.run(measure_settled) == [1.5] * 4
+    assert ranks4.run(measure_settled) == [[0.0, 1.5, 1.5]] * 4
+
+
+def uncounted_in_groups() -> list[int]:
+    """Calls counted: inside world.uncounted(), inside node.uncounted(), and outside."""
+    topology = nodes(2)
+    part = topology.among((0, 1, 2))
+    groups = [topology.world, topology.node, topology.across, *([part.world, part.node] if part else [])]
+    calls = []
+    for context in (topology.world.uncounted, topology.node.uncounted, nullcontext):
+        before = topology.world.stats.calls
+        with context():
+            for group in groups:
+                group.all_reduce_(torch.zeros(1))
+        calls.append(topology.world.stats.calls - before)
+    return calls
+
+
+def test_a_group_shares_the_counting_switch_of_its_world(ranks4: RankPool) -> None:
+    """A rehearsal of `hierarchical` is not counted, though it also averages inside nodes."""
+    assert ranks4.run(uncounted_in_groups) == [[0, 0, 5], [0, 0, 5], [0, 0, 4], [0, 0, 3]]

@@ -15,7 +15,7 @@ from rank_pool import RankPool
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Cast
 from ddp_agent.sync import (
     EASGD,
@@ -474,7 +474,7 @@ def test_cast_errs_within_its_precision(ranks2: RankPool, dtype: str, precision:
 def reduce_large() -> float:
     """The sum of two of these overflows fp16, their mean does not."""
     tensor = torch.full((3,), 60000.0)
-    Cast(dtype="fp16").mean_(tensor, Comm.world())
+    Cast(dtype="fp16").mean_(tensor, world_comm())
     return tensor.max().item()
 
 

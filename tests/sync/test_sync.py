@@ -14,7 +14,7 @@ from test_laws import ALL, MODES
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ddp_agent.distributed.comm import Comm, CommStats
+from ddp_agent.distributed.comm import CommStats, LocalComm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
 from ddp_agent.sync import (
@@ -682,7 +682,7 @@ def test_the_stability_formula_is_what_happens(ranks3: RankPool, curvature: floa
 
 def reducers_alone(reducer: Reducer) -> Tensor:
     tensor = torch.tensor([1.0, -2.5, 1e-3])
-    reducer.mean_(tensor, Comm())
+    reducer.mean_(tensor, LocalComm())
     return tensor
 
 

@@ -23,6 +23,7 @@ from torch.optim import LBFGS
 from ddp_agent.config.registry import build
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import first_problem
+from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import ConfigError
 from ddp_agent.reducers import Dense, PowerSGD
 from ddp_agent.reducers.base import Finish
@@ -263,7 +264,7 @@ def test_sums_of_a_collective_that_died_are_not_saved(ranks2: RankPool, tmp_path
 
 
 def agreed(bad_rank: int) -> str | None:
-    world = Comm.world()
+    world = world_comm()
     error = ValueError("loss is nan") if world.rank == bad_rank else None
     return first_problem(world, error)  # type: ignore[arg-type,return-value]
 

@@ -6,11 +6,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket  # dist.GradBucket, typed
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_agent.distributed.c10d import GradBucket
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.process_group_comm import process_group
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.reducers.base import Finish
 
@@ -32,7 +33,8 @@ class OverlappedGradients:
         self._started: list[Finish] = []
         self._expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self._gathered = 0  # gradients in the buckets that were complete
-        if comm.group is None:
+        group = process_group(comm)
+        if group is None:
             return
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers to a name that 2.11 does not have.
@@ -40,7 +42,7 @@ class OverlappedGradients:
             # No buffer broadcast: traffic that Comm cannot see; buffers have a policy. Weights are equal already.
             self._ddp = DistributedDataParallel(
                 model,
-                process_group=comm.group,
+                process_group=group,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 init_sync=False,

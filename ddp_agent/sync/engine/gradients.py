@@ -5,15 +5,15 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch._C._distributed_c10d import _DEFAULT_FIRST_BUCKET_BYTES
 
+from ddp_agent.distributed.c10d import FIRST_BUCKET_BYTES
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync.engine.ddp_hook import OverlappedGradients
 from ddp_agent.sync.engine.flat import Flat
 
 # A model that fits in the bucket that DDP fills first leaves nothing to hide its collective behind.
-ONE_BUCKET_BYTES = _DEFAULT_FIRST_BUCKET_BYTES
+ONE_BUCKET_BYTES = FIRST_BUCKET_BYTES
 
 
 class MeanGradients(Protocol):
