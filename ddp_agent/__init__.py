@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a new choice works without a line here, but type checkers see it as Any
     from ddp_agent.checkpoint.export import load as load
     from ddp_agent.distributed.comm import Comm as Comm
-    from ddp_agent.distributed.comm import CommStats as CommStats
+    from ddp_agent.distributed.ledger import CommStats as CommStats
     from ddp_agent.distributed.topology import Topology as Topology
     from ddp_agent.reducers.base import Reducer as Reducer
     from ddp_agent.reducers.cast import Cast as Cast
@@ -48,7 +48,7 @@ _CHOICES = ("sync", "reducer", "cadence")  # config groups: each of their classe
 _OTHERS = {
     "Cadence": "ddp_agent.sync.cadences.base",
     "Comm": "ddp_agent.distributed.comm",
-    "CommStats": "ddp_agent.distributed.comm",
+    "CommStats": "ddp_agent.distributed.ledger",
     "Reducer": "ddp_agent.reducers.base",
     "SyncStrategy": "ddp_agent.sync.base",
     "Topology": "ddp_agent.distributed.topology",
