@@ -1,4 +1,4 @@
-"""Which of the five things in the package's table was typed, and who does it. Imports no torch by itself."""
+"""Entry of every command line: decide which row of the package's table was typed. Imports no torch by itself."""
 
 import argparse
 import contextlib
@@ -14,7 +14,8 @@ import hydra
 from hydra._internal.utils import get_args_parser  # the flags are Hydra's, and its sweep parses them again
 
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, VERSION_BASE, Check, Configs, Work
-from ddp_agent.config import help_text as catalogue
+from ddp_agent.cli.program import Program
+from ddp_agent.config import help_text
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.process import die_with_parent
 from ddp_agent.distributed.torchrun_env import Place
@@ -23,18 +24,20 @@ from ddp_agent.errors import ConfigError, RefusedError
 INTERRUPTED = 130
 
 
-def main(work: Work, *, check: Check, conf: Path, config_name: str = "config") -> int:
-    """The exit code of this process: 0 done, 2 wrong configuration, 3 data or checkpoint, …; 1 any other failure.
+def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", program: Program | None = None) -> int:
+    """Do what `sys.argv` says. Return the exit code: 0 done, 2 wrong configuration, 3 data or checkpoint, 1 any other.
 
-    `check` raises ConfigError; `work` trains, on every rank, in a run directory that is claimed for it.
+    `check` raises ConfigError for a wrong configuration. `work` trains on every rank, in a run directory that is
+    claimed for it. `program` starts the same command again; default: the script that is running.
     """
     place = Place.read()
+    program = program or Program.script()
     if place is not None or RUN_DIR in os.environ:
         die_with_parent()
     try:
-        return _dispatch(place, work, check, conf, config_name)
+        return _dispatch(place, work, check, _CommandLine(program, conf, config_name))
     except RefusedError as refusal:
-        _say(str(refusal), place)
+        _print_once(str(refusal), place)
         return refusal.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -43,42 +46,52 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config") -
         return 1
 
 
-def _say(message: str, place: Place | None) -> None:
+def _print_once(message: str, place: Place | None) -> None:
+    """Print a refusal; under torchrun once for all ranks."""
     message = scrubbed(message)
     if place is None:
         print(message, file=sys.stderr)
     else:
-        from ddp_agent.cli.rank_process import say_once
+        from ddp_agent.cli.rank_process import print_once
         from ddp_agent.distributed.rendezvous import connect
 
-        say_once(connect(), message)
+        print_once(connect(), message)
 
 
-def _dispatch(place: Place | None, work: Work, check: Check, conf: Path, config_name: str) -> int:
+class _CommandLine:
+    """Parsed command line. Raises ConfigError for a wrong one."""
+
+    def __init__(self, program: Program, conf: Path, config_name: str) -> None:
+        self.program = program
+        self.arguments = sys.argv[1:]
+        self.flags = _parse(self.arguments)
+        self.overrides: list[str] = self.flags.overrides
+        self.configs = _configs(self.flags, conf, config_name, program.folder)
+
+
+def _dispatch(place: Place | None, work: Work, check: Check, typed: _CommandLine) -> int:
     first = place is None or place.rank == 0
-    typed = sys.argv[1:]
-    flags = _parse(typed)
-    configs = _configs(flags, conf, config_name)
+    flags, program, configs = typed.flags, typed.program, typed.configs
     if flags.help:
-        return catalogue.show(configs.folder) if first else 0
+        return help_text.show(configs.folder, program.typed, program.under_torchrun) if first else 0
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
         return _show(configs) if first else 0
-    if flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides:
-        return _sweep(place, configs, flags)
+    if flags.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
+        return _sweep(place, typed)
     if place is not None:
         from ddp_agent.cli import rank_process
 
-        return rank_process.run(configs, check, work, flags.overrides) or 0
+        return rank_process.run(configs, check, work, typed.overrides) or 0
     from ddp_agent.cli import relaunch
 
-    return relaunch.run(configs, check, _script(), typed, flags.overrides)
+    return relaunch.run(configs, check, program.words, typed.arguments, typed.overrides)
 
 
-def _parse(typed: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            flags = get_args_parser().parse_args(typed)
+            flags = get_args_parser().parse_args(arguments)
     except SystemExit as stop:
         if stop.code == 0:  # --version
             raise
@@ -88,8 +101,8 @@ def _parse(typed: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _configs(flags: argparse.Namespace, conf: Path, config_name: str) -> Configs:
-    folder = _script().parent / flags.config_path if flags.config_path else conf
+def _configs(flags: argparse.Namespace, conf: Path, config_name: str, relative_to: Path) -> Configs:
+    folder = relative_to / flags.config_path if flags.config_path else conf
     extra = Path(flags.config_dir).absolute() if flags.config_dir else None
     if extra and not extra.is_dir():
         raise ConfigError(f"--config-dir: found {flags.config_dir}, which is no directory")
@@ -104,25 +117,18 @@ def _show(configs: Configs) -> int:
     return 0
 
 
-def _sweep(place: Place | None, configs: Configs, flags: argparse.Namespace) -> int:
+def _sweep(place: Place | None, typed: _CommandLine) -> int:
     from ddp_agent.cli import sweep
 
     if place is not None:
-        if place.rank != 0:  # beside rank 0 leave quietly, so that it may speak; a node without it waits for nothing
+        # The ranks beside rank 0 leave quietly, so that rank 0 may speak. A node without rank 0 waits for nothing.
+        if place.rank != 0:
             return 0 if place.node_rank == 0 else ConfigError.exit_code
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             print("a sweep is not repeated by torchrun's restarts", file=sys.stderr)
             return 1
-        sweep.refuse_several_nodes(place, flags.overrides)
+        sweep.refuse_several_nodes(place, typed.overrides, typed.program.typed)
         os.environ[NPROC_PER_NODE] = str(place.local_world_size)
-    named = {
-        "--config-name": flags.config_name,
-        "--config-path": flags.config_path,
-        "--config-dir": flags.config_dir,
-    }
-    given = [part for name, value in named.items() if value for part in (name, value)]
-    return sweep.run(configs, [sys.executable, str(_script()), *given], flags.overrides)
-
-
-def _script() -> Path:
-    return Path(sys.argv[0]).absolute()
+    values = {f"--config-{name}": getattr(typed.flags, f"config_{name}") for name in ("name", "path", "dir")}
+    given = [part for name, value in values.items() if value for part in (name, value)]
+    return sweep.run(typed.configs, [sys.executable, *typed.program.words, *given], typed.overrides)

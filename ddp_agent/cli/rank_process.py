@@ -48,7 +48,7 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
         with _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:
-        say_once(rendezvous, str(refusal), refusal.rank)
+        print_once(rendezvous, str(refusal), refusal.rank)
         if isinstance(refusal, NoProgressError) and rendezvous.place.local_rank == 0:
             stop_torchrun()
         return refusal.exit_code
@@ -93,7 +93,7 @@ def _work(work: Work, context: LaunchContext, directory: RunDirectory) -> int:
         raise
 
 
-def say_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None) -> None:
+def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None) -> None:
     """Prints what several ranks found as one message, and returns when it is printed. It is news of `of_rank`, or else
     of whoever prints it.
 

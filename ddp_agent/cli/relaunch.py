@@ -1,4 +1,4 @@
-"""`python train.py …`: refuses what is wrong before anything starts, then is the torchrun of the same command."""
+"""`python train.py …`: check the configuration, then become the torchrun of the same command."""
 
 import json
 import os
@@ -27,7 +27,13 @@ PEER_FAILED, PREEMPTED = 4, 75
 SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
 
 
-def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], overrides: Sequence[str]) -> int:
+def run(
+    configs: Configs, check: Check, program: Sequence[str], arguments: Sequence[str], overrides: Sequence[str]
+) -> int:
+    """Check, then train under torchrun. Return its exit code. Raise RefusedError before anything is started.
+
+    `program` is what the interpreter runs: a script, or -m and a module. `arguments` are what it was given.
+    """
     try:
         context = configs.compose(overrides).checked(check, lambda cfg: _nproc_per_node(cfg) * _nodes())
     except RefusedError as refusal:
@@ -35,9 +41,9 @@ def run(configs: Configs, check: Check, script: Path, arguments: Sequence[str], 
         raise
     if on_nodes := os.environ.pop(ON_NODES, None):
         sys.stdout.flush()
-        command = [*shlex.split(on_nodes), sys.executable, str(script), *arguments]
+        command = [*shlex.split(on_nodes), sys.executable, *program, *arguments]
         os.execvp(command[0], command)
-    return _torchrun(context, script, arguments)
+    return _torchrun(context, [*program, *arguments])
 
 
 def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
@@ -67,8 +73,8 @@ def _gpus(cfg: Mapping[str, Any]) -> int:
     return torch.cuda.device_count()
 
 
-def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) -> int:
-    """In this process: a second interpreter would import torch once more, and hide which rank failed with what."""
+def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
+    """Run torchrun in this process: a second interpreter would import torch again, and hide which rank failed how."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -83,8 +89,7 @@ def _torchrun(context: LaunchContext, script: Path, arguments: Sequence[str]) ->
                 *rendezvous,
                 f"--signals-to-handle={SIGNALS}",
                 f"--nproc_per_node={context.world_size // nodes}",
-                str(script),
-                *arguments,
+                *command,
             ]
         )
     except ChildFailedError as failed:

@@ -150,13 +150,14 @@ def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int
     return attempts
 
 
-def refuse_several_nodes(place: Place, overrides: Sequence[str]) -> None:
+def refuse_several_nodes(place: Place, overrides: Sequence[str], program: str = "python train.py") -> None:
+    """Raise ConfigError, with the command to use instead, where torchrun started ranks on more than one node."""
     if not place.single_node:
         typed = shlex.join(overrides)
         nodes = place.world_size // place.local_world_size
         raise ConfigError(
             f"-m under torchrun: found {nodes} nodes, but a sweep is driven from one. Sweep on one node with\n"
-            f"  python train.py -m nproc_per_node={place.local_world_size} {typed}\n"
+            f"  {program} -m nproc_per_node={place.local_world_size} {typed}\n"
             "or start torchrun on all nodes for each job, without -m"
         )
 

@@ -1,4 +1,4 @@
-"""The text of `train.py --help`: what there is to choose from, read from the configs and the source."""
+"""Text of `train.py --help`: every choice of every group, read from the configs and the source."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,11 @@ GROUPS = {
 }
 
 _HEAD = """\
-Trains one model on every rank, and compares ways to keep the ranks in step.
+Trains one model on every rank, and compares ways to synchronise the ranks.
 
-  torchrun --standalone --nproc_per_node=2 train.py sync=local_sgd sync.period=16
-  python train.py model=mlp dataset=digits max_steps=200 nproc_per_node=2
-  python train.py -m sync=allreduce,local_sgd,diloco seed=0,1,2
+  torchrun --standalone --nproc_per_node=2 {under_torchrun} sync=local_sgd sync.period=16
+  {typed} model=mlp dataset=digits max_steps=200 nproc_per_node=2
+  {typed} -m sync=allreduce,local_sgd,diloco seed=0,1,2
 """
 
 _TAIL = """\
@@ -30,25 +30,28 @@ A run leaves everything in outputs/<time>/, a sweep in multirun/<time>/<job>/.
 """
 
 
-def show(conf: Path) -> int:
-    print(text(conf))
+def show(conf: Path, typed: str = "python train.py", under_torchrun: str = "train.py") -> int:
+    """Print the help text. Return the exit code 0."""
+    print(text(conf, typed, under_torchrun))
     return 0
 
 
-def text(conf: Path) -> str:
+def text(conf: Path, typed: str = "python train.py", under_torchrun: str = "train.py") -> str:
+    """Return the help text for the configs in `conf`; examples start with `typed`, or run `under_torchrun`."""
+    head = _HEAD.format(typed=typed, under_torchrun=under_torchrun)
     sections = [_section(group, title, conf / group) for group, title in GROUPS.items()]
-    return "\n".join([_HEAD, *sections, _TAIL.format(conf=conf)])
+    return "\n".join([head, *sections, _TAIL.format(conf=conf)])
 
 
 def _section(group: str, title: str, folder: Path) -> str:
-    described = {module_class: line for module_class, (_, line) in definitions(group).items()}
+    descriptions = {class_name: line for class_name, (_, line) in definitions(group).items()}
     files = sorted(folder.glob("*.yaml"))
     width = max((len(file.stem) for file in files), default=0)
-    lines = [f"  {file.stem:<{width}}  {described.get(_class_of(file), '')}".rstrip() for file in files]
+    lines = [f"  {file.stem:<{width}}  {descriptions.get(_class_of(file), '')}".rstrip() for file in files]
     return "\n".join([f"{group}=…  ({title})", *lines, ""])
 
 
 def _class_of(file: Path) -> str:
-    """The top-level `name:`. A regular expression, since the other values are of no interest here."""
-    found = re.search(r"^name:\s*[\"']?([\w.:]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else ""
+    """Return the top-level `name:`. A regular expression is enough, since the other values are not needed."""
+    match = re.search(r"^name:\s*[\"']?([\w.:]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1] if match else ""

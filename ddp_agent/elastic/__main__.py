@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ddp_agent.cli.composition import run_time
+from ddp_agent.cli.program import MODULE
 from ddp_agent.elastic.supervisor import Supervisor
 
 EXAMPLES = """examples:
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
             return 2
         print(f"keeper at {keeper.address}", file=sys.stderr, flush=True)
     supervisor = Supervisor(
-        script=Path(__file__).parents[2] / "train.py",
+        program=MODULE,
         arguments=told.train,
         folder=told.dir or Path("outputs") / run_time(),
         numbers=told.numbers,

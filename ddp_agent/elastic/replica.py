@@ -6,7 +6,10 @@ from ddp_agent.distributed.process import die_with_parent
 
 
 def main(arguments: list[str]) -> int:
-    """`arguments`: a script and its own. The rank's exit code; what it said itself is not said again."""
+    """Run torchrun with one rank. Return the rank's exit code; the rank itself has printed why it failed.
+
+    `arguments`: a script, or -m and a module, then the arguments for it.
+    """
     die_with_parent()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

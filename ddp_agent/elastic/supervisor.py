@@ -30,7 +30,7 @@ class Child:
 class Supervisor:
     """`numbers`: the replicas to start here, of `count` in all; each writes into `folder`/replica-<number>."""
 
-    script: Path
+    program: Sequence[str]  # what trains, behind the interpreter: a script, or -m and a module
     arguments: Sequence[str]
     folder: Path
     numbers: Sequence[int]
@@ -60,7 +60,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         quoted = f"hydra.run.dir='{self.folder.absolute() / f'replica-{child.number}'}'"
-        command = [sys.executable, "-m", "ddp_agent.elastic.replica", str(self.script), "on_rank_loss=continue", quoted]
+        command = [sys.executable, "-m", "ddp_agent.elastic.replica", *self.program, "on_rank_loss=continue", quoted]
         with self._output(child.number) as output:
             child.process = subprocess.Popen(
                 [*command, *self.arguments],

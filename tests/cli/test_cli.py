@@ -280,7 +280,7 @@ def test_torchrun_is_told_of_the_ranks_of_this_node(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     worlds: list[int] = []
-    relaunch.run(configs, lambda context: worlds.append(context.world_size), Path("t.py"), [], ["nproc_per_node=3"])
+    relaunch.run(configs, lambda context: worlds.append(context.world_size), ["t.py"], [], ["nproc_per_node=3"])
     said = [re.sub(r"port=\d+", "port=PORT", word) for word in told[0]]
     assert said == [*expected, f"--signals-to-handle={relaunch.SIGNALS}", "--nproc_per_node=3", "t.py"]
     assert worlds == [3 * int(environment.get(relaunch.NODES, 1))]
@@ -292,7 +292,7 @@ def test_a_number_of_nodes_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv(relaunch.NODES, wrong)
     with pytest.raises(ConfigError, match=f"{relaunch.NODES}: found '{wrong}', expected an integer >= 1"):
-        relaunch.run(configs, accept, Path("t.py"), [], [])
+        relaunch.run(configs, accept, ["t.py"], [], [])
 
 
 def test_a_command_may_take_over_what_was_checked_and_run_it_on_every_node(
@@ -303,8 +303,8 @@ def test_a_command_may_take_over_what_was_checked_and_run_it_on_every_node(
     monkeypatch.setattr(relaunch, "_torchrun", lambda *arguments: 0)
     monkeypatch.setenv(relaunch.ON_NODES, "everywhere 'a b'")
     with pytest.raises(ConfigError):
-        relaunch.run(configs, accept, Path("t.py"), ["sed=1"], ["sed=1"])
-    relaunch.run(configs, accept, Path("t.py"), ["seed=1"], ["seed=1"])
+        relaunch.run(configs, accept, ["t.py"], ["sed=1"], ["sed=1"])
+    relaunch.run(configs, accept, ["t.py"], ["seed=1"], ["seed=1"])
     assert became == [["everywhere", "everywhere", "a b", sys.executable, "t.py", "seed=1"]]
     assert relaunch.ON_NODES not in os.environ, "the nodes would start nodes"
 

@@ -11,12 +11,12 @@ import pytest
 
 from ddp_agent.cli.composition import Configs
 from ddp_agent.cli.sweep import _first_job
-from ddp_agent.config import help_text as catalogue
+from ddp_agent.config import help_text
 from ddp_agent.config.registry import definitions
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-FILES = [file for group in catalogue.GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+FILES = [file for group in help_text.GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
 def test_every_choice_has_its_line(file: Path) -> None:
-    section = catalogue.text(CONF).split(f"\n{file.parent.name}=", 1)[1].split("\n\n", 1)[0]
+    section = help_text.text(CONF).split(f"\n{file.parent.name}=", 1)[1].split("\n\n", 1)[0]
     line = re.search(rf"^  {file.stem} +(\S.*)$", section, re.MULTILINE)
     assert line, "no line, or no description: the first line of the class's docstring"
     name = re.search(r"^name: (\w+)", file.read_text(), re.MULTILINE)
@@ -35,7 +35,7 @@ def test_every_choice_has_its_line(file: Path) -> None:
 
 
 def test_every_class_can_be_chosen() -> None:
-    for group in catalogue.GROUPS:
+    for group in help_text.GROUPS:
         named = "\n".join(file.read_text() for file in (CONF / group).glob("*.yaml"))
         for name in definitions(group):
             assert re.search(rf"^name: {name}$", named, re.MULTILINE), f"no conf/{group}/*.yaml has `name: {name}`"
@@ -43,7 +43,7 @@ def test_every_class_can_be_chosen() -> None:
 
 def test_the_examples_can_be_typed() -> None:
     examples = [
-        shlex.split(line) for line in catalogue.text(CONF).splitlines() if re.match(r"  (torchrun|python) ", line)
+        shlex.split(line) for line in help_text.text(CONF).splitlines() if re.match(r"  (torchrun|python) ", line)
     ]
     assert len(examples) == 3
     for words in examples:
@@ -53,7 +53,7 @@ def test_the_examples_can_be_typed() -> None:
 
 def test_help_is_ours_and_imports_nothing_heavy() -> None:
     shown = _run("-X", "importtime", str(ROOT / "train.py"), "--help")
-    assert (shown.returncode, shown.stdout) == (0, catalogue.text(CONF) + "\n")
+    assert (shown.returncode, shown.stdout) == (0, help_text.text(CONF) + "\n")
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in shown.stderr.splitlines()}
     assert "hydra" in imported, "the list of imports is read wrongly"
     assert not imported & {"torch", "torchvision", "numpy", "matplotlib", "tensorboard"}
@@ -70,5 +70,5 @@ def test_under_torchrun_one_rank_shows_it() -> None:
     ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     shown = [_run(str(ROOT / "train.py"), "--help", RANK=rank, LOCAL_RANK=rank, **ranks) for rank in "01"]
     assert [process.returncode for process in shown] == [0, 0]
-    assert shown[0].stdout == catalogue.text(CONF) + "\n"
+    assert shown[0].stdout == help_text.text(CONF) + "\n"
     assert shown[1].stdout == ""

@@ -117,7 +117,7 @@ def _say(port: int, messages: Sequence[str], patience_s: float = 30.0) -> str:
     with _started_by_torchrun(rank, size, port), contextlib.redirect_stderr(said), patience:
         if rank == 0:
             time.sleep(0.2)  # the others find it first, and let rank 0 speak
-        rank_process.say_once(rendezvous.connect(), messages[rank])
+        rank_process.print_once(rendezvous.connect(), messages[rank])
     return said.getvalue()
 
 

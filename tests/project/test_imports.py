@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "report": [],
     "plan": ["report", "outputs"],
     "netlab": [],
+    "__main__": ["*"],
 }
 
 # Which modules may import something of others', by its name or the beginning of its dotted name.
