@@ -1,13 +1,13 @@
-"""python -m benchmarks sync | step | overlap | diagnostics | checkpoint | peers: a table, and how it was measured.
+"""Entry point of `python -m benchmarks sync | step | overlap | modes | diagnostics | checkpoint`.
 
-It starts its own ranks. Under torchrun (on several nodes, say) torchrun's ranks are used instead. A benchmark is a
-module of this package that has the three names of `Bench` and is listed in BENCHES.
+A benchmark is a module of this folder that has the three names of `Bench` and is listed in BENCHES. The command
+starts its own ranks. Under torchrun (on several nodes, say) it uses torchrun's ranks instead.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -23,48 +23,43 @@ if __name__ == "__main__":
 from rich.console import Console
 
 from benchmarks.arguments import at_least, new_file
-from benchmarks.outcome import Outcome, write
-from ddp_agent.distributed import process_group as runtime
+from benchmarks.outcome import Outcome
+from ddp_agent.distributed import process_group
 from ddp_agent.distributed.process_group import Runtime
 
-BENCHES = ("sync", "step", "overlap", "diagnostics", "checkpoint", "peers")
+BENCHES = ("sync", "step", "overlap", "modes", "diagnostics", "checkpoint")
 
 
 class Bench(Protocol):
+    """Interface of a benchmark's module."""
+
     SUMMARY: str
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the benchmark's own arguments to `parser`."""
+        ...
 
-    def measure(self, arguments: argparse.Namespace, ranks: Runtime) -> Outcome | Iterable[Outcome]:
-        """Every rank calls it, and runs through what it returns; what rank 0 gets is shown as it comes."""
+    def measure(self, arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+        """Measure on every rank and return the outcome. Rank 0's is printed."""
         ...
 
 
 def main(typed: Sequence[str]) -> int:
+    """Run the benchmark that `typed` names and return the exit code."""
     arguments = _parser().parse_args(typed)
     if Place.read() is None:
-        return _under_torchrun(arguments.ranks or _one_a_gpu(arguments.device), typed)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    with runtime.start(arguments.device, job="bench") as ranks:
-        found = _bench(arguments.bench).measure(arguments, ranks)
-        outcomes = []
-        for outcome in [found] if isinstance(found, Outcome) else found:
-            outcomes.append(outcome)
-            if ranks.rank == 0:
-                console.print(outcome.table())
-    if ranks.rank == 0 and arguments.json:
-        write(outcomes, arguments.json)
+        return _under_torchrun(arguments.ranks, typed)
+    with process_group.start(arguments.device, job="bench") as ranks:
+        outcome = _bench(arguments.bench).measure(arguments, ranks)
+    if ranks.rank == 0:
+        Console(width=None if sys.stdout.isatty() else 140).print(outcome.table())
+        if arguments.json:
+            outcome.write(arguments.json)
     return 0
 
 
-def _one_a_gpu(device: str) -> int:
-    import torch
-
-    return (torch.cuda.device_count() if device == "auto" else 0) or 2
-
-
 def _under_torchrun(ranks: int, typed: Sequence[str]) -> int:
-    """In this process, which has imported torch already."""
+    """Run torchrun in this process, which has imported torch already."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -87,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     for name in BENCHES:
         bench = _bench(name)
         one = chosen.add_parser(name, help=bench.SUMMARY, description=bench.SUMMARY)
-        one.add_argument("--ranks", type=at_least(2), default=2, help="how many to start on this machine (2)")
+        one.add_argument("--ranks", type=at_least(2), default=2, help="ranks to start on this machine (2)")
         one.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: GPUs if there are any")
-        one.add_argument("--json", type=new_file, metavar="FILE", help="also write the numbers there")
+        one.add_argument("--json", type=new_file, metavar="FILE", help="also write the numbers to this file")
         bench.add_arguments(one)
     return parser
 

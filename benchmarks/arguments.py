@@ -1,4 +1,4 @@
-"""Argument types: a wrong value is refused before any rank starts."""
+"""Argument types, which refuse a wrong value before any rank starts."""
 
 import argparse
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 
 
 def at_least(low: int) -> Callable[[str], int]:
+    """Return a parser of integers >= `low`."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -19,6 +21,8 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def multiple_of(unit: int) -> Callable[[str], int]:
+    """Return a parser of positive multiples of `unit`."""
+
     def parse(text: str) -> int:
         value = int(text) if text.isdecimal() else 0
         if value < unit or value % unit:
@@ -29,6 +33,7 @@ def multiple_of(unit: int) -> Callable[[str], int]:
 
 
 def new_file(text: str) -> Path:
+    """Return the absolute path of a file whose directory exists."""
     path = Path(text).absolute()
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a file in a directory that exists")
@@ -36,6 +41,7 @@ def new_file(text: str) -> Path:
 
 
 def existing_directory(text: str) -> Path:
+    """Return the absolute path of a directory that exists."""
     path = Path(text).absolute()
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a directory that exists")

@@ -1,4 +1,4 @@
-"""The loop one would write by hand for one model and one way of synchronising, with nothing to spare."""
+"""The loop that one would write by hand for one model and one way of synchronising, with nothing to spare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ddp_agent.sync.engine.flat import Flat
 
 @dataclass(frozen=True)
 class Data:
-    """A rank's share of the training set, on its device."""
+    """One rank's share of the training set, on its device."""
 
     inputs: Tensor
     targets: Tensor
@@ -21,7 +21,7 @@ class Data:
 
 
 class Loop:
-    """`average` is called after every `period` steps."""
+    """Training loop that calls `average` after every `period` steps."""
 
     def __init__(
         self, data: Data, model: nn.Module, average: Callable[[], None] | None = None, period: int = 1
@@ -35,6 +35,7 @@ class Loop:
         self.period = period
 
     def __call__(self, steps: int) -> None:
+        """Train for `steps` steps, from the start of an epoch."""
         model, optimizer, average, period = self.model, self.optimizer, self.average, self.period
         inputs, targets, batch_size = self.data.inputs, self.data.targets, self.data.batch_size
         step = 0
@@ -54,16 +55,19 @@ class Loop:
 
 
 def independent(data: Data) -> Loop:
+    """Return a loop without communication."""
     return Loop(data, _mlp(data))
 
 
 def gradients_averaged(data: Data) -> Loop:
+    """Return a loop that averages gradients in every step, by DistributedDataParallel."""
     return Loop(data, yardsticks.ddp(_mlp(data)))
 
 
 def parameters_averaged(data: Data, period: int) -> Loop:
+    """Return a loop that averages parameters every `period` steps. One collective, without packing."""
     model = _mlp(data)
-    flat = Flat(model).parameters  # no packing: one collective is all that an averaging costs
+    flat = Flat(model).parameters
     return Loop(data, model, lambda: yardsticks.flat_mean_(flat), period)
 
 

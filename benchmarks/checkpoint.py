@@ -1,9 +1,9 @@
-"""What checkpoints cost in throughput."""
+"""The throughput that checkpoints cost."""
 
 import argparse
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 
 from benchmarks import step
 from benchmarks.arguments import at_least, existing_directory, multiple_of
-from benchmarks.ours import train_for_ever
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.overlap import HIDDEN, OUTPUTS, SHAPE
 from benchmarks.paused import Paused
@@ -25,6 +24,7 @@ from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.cnn import CNN
+from ddp_agent.outputs.console import NullProgress
 from ddp_agent.reducers import Dense
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync import AllReduce
@@ -32,41 +32,43 @@ from ddp_agent.training.optimizers import SGD
 from ddp_agent.training.schedules import Constant
 from ddp_agent.training.trainer import Trainer
 
-SUMMARY = "checkpoints of the cnn every 50 steps, written before training goes on and beside it, against none"
+SUMMARY = "checkpoints of the cnn every 50 steps, written before training continues and beside it, against none"
 EVERY = 50  # steps between checkpoints
 KEEP = 2  # conf/config.yaml's
-BATCH = 32  # images a rank
-IMAGES = 20 * BATCH  # a rank's: random, since only time is of interest
+BATCH = 32  # images per rank and step
+IMAGES = 20 * BATCH  # per rank; random, since only time matters
 TARGET = 1 / 0.97  # a throughput that is at most 3 % lower
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this benchmark."""
     parser.add_argument("--repeats", type=at_least(1), default=40, help="rounds that count (40)")
-    parser.add_argument("--steps", type=multiple_of(EVERY), default=EVERY, help="optimizer steps a round (50)")
-    parser.add_argument("--directory", type=existing_directory, default=Path(),
-                        help="where checkpoints are written, and removed again: the disk that matters (.)")  # fmt: skip
+    parser.add_argument("--steps", type=multiple_of(EVERY), default=EVERY, help="optimizer steps per round (50)")
+    help = "existing folder on the disk to measure; the checkpoints are removed at the end (.)"
+    parser.add_argument("--directory", type=existing_directory, default=Path(), help=help)
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
-    """A round has every save that is begun in it, and 25 steps for the last one to be written. It is short, since on a
-    machine whose speed drifts what is seconds apart compares better than what is half a minute apart."""
+    """Time training without checkpoints and with two kinds of them.
+
+    A round ends 25 steps after its last save, which is written by then. Rounds are short: where a machine's speed
+    drifts, times that are seconds apart compare better than times half a minute apart.
+    """
     steps = arguments.steps
     with _shared_directory(arguments.directory) as directory:
         timings = _timings(trainer(ranks), writers(directory), steps, arguments.repeats)
     none = timings["none"]
     return Outcome(
-        title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {BATCH} a rank, a checkpoint every {EVERY}",
+        title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {BATCH} per rank, saved every {EVERY}",
         how=f"medians of {arguments.repeats} alternating rounds of {steps} steps, wall-clock of the slowest rank; "
         f"ratio: to none, in the same round; a save reads back, hashes and fsyncs, and deletes all but {KEEP}",
         machine=Machine.here(ranks),
         rows=[
             {
                 "checkpoints": name,
-                "ms_a_step": timing.median_s / steps * 1e3,
-                "ms_a_checkpoint": (timing.ratio - 1) * none.median_s * EVERY / steps * 1e3,
-                "ratio": timing.ratio,
-                "ratio_q1": timing.ratio_q1,
-                "ratio_q3": timing.ratio_q3,
+                "ms_per_step": timing.median_s / steps * 1e3,
+                "ms_per_checkpoint": (timing.ratio - 1) * none.median_s * EVERY / steps * 1e3,
+                **timing.ratios(),
                 "throughput_percent": 100 / timing.ratio,
                 "target": TARGET if name == "beside training" else None,
             }
@@ -76,17 +78,17 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
 
 def writers(directory: Path) -> dict[str, Writer | None]:
-    """The first is the yardstick."""
+    """Return the writers by name, the yardstick first."""
     world = world_comm()
     before, beside = (
         Writer(directory / name, world, fingerprint={}, keep=KEEP, beside_training=name == "beside")
         for name in ("before", "beside")
     )
-    return {"none": None, "before training goes on": before, "beside training": beside}
+    return {"none": None, "before training continues": before, "beside training": beside}
 
 
 def trainer(ranks: Runtime) -> Trainer:
-    """It trains in all turns: of several in one process the last is some 15 % slower, whatever it does."""
+    """Return the one trainer of all turns: of several in one process the last is some 15 % slower, whatever it does."""
     seed_everything(0)
     task = _random_images(ranks.world_size)
     model = CNN(input_shape=SHAPE, outputs=OUTPUTS, channels=(32, 64), hidden=HIDDEN).to(ranks.device)
@@ -111,6 +113,21 @@ def _random_images(ranks: int) -> Task:
     return classification(Data.resident(train, test), outputs=OUTPUTS, loss="cross_entropy")
 
 
+def train_for_ever(trainer: Trainer, after_step: Callable[[], None]) -> None:
+    """Train, and call `after_step` after every step."""
+    trainer.total_steps = step.NEVER
+    trainer.progress = _AfterStep(after_step)
+    trainer.fit()
+
+
+class _AfterStep(NullProgress):
+    def __init__(self, after_step: Callable[[], None]) -> None:
+        self._after_step = after_step
+
+    def advance(self, step: int) -> None:
+        self._after_step()
+
+
 def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int, rounds: int) -> dict[str, Timing]:
     loop = Paused(functools.partial(train_for_ever, trainer), trainer.device)
     with closing(loop):
@@ -120,17 +137,17 @@ def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int,
             trainer.writer = writer
             return stopwatch(functools.partial(loop, steps), trainer.device)
 
-        found = take_turns(
+        timings = take_turns(
             {name: functools.partial(turn, writer) for name, writer in writers.items()}, rounds, world_comm()
         )
     for writer in filter(None, writers.values()):
         writer.wait()
-    return found
+    return timings
 
 
 @contextmanager
 def _shared_directory(parent: Path) -> Iterator[Path]:
-    """The same on all ranks; removed when all are done with it."""
+    """Make one directory for all ranks, and remove it when every rank has left the context."""
     world = world_comm()
     here = tempfile.TemporaryDirectory(prefix=".ddp_agent-bench-", dir=parent) if world.rank == 0 else nullcontext("")
     with here as made:

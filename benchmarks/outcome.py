@@ -1,4 +1,4 @@
-"""What a benchmark found, for a person and for a program."""
+"""The outcome of a benchmark: a table for people, and JSON for programs."""
 
 import os
 import platform
@@ -18,7 +18,10 @@ Row = Mapping[str, str | float | int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`load` is the run queue's mean length over the last minute: above `cores`, others were computing too."""
+    """The machine and the ranks of a measurement.
+
+    `load` is the run queue's mean length over the last minute. Where it exceeds `cores`, other programs were computing.
+    """
 
     processor: str
     cores: int
@@ -30,6 +33,7 @@ class Machine:
 
     @classmethod
     def here(cls, ranks: Runtime) -> "Machine":
+        """Return the machine of this process."""
         return cls(
             processor=_processor(ranks.device),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -49,7 +53,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """`rows` share their keys, whose suffix is the unit."""
+    """Table of a benchmark. `rows` share their keys, whose suffix is the unit; `how` says how they were measured."""
 
     title: str
     how: str
@@ -57,6 +61,7 @@ class Outcome:
     rows: Sequence[Row]
 
     def table(self) -> Table:
+        """Return the table for the terminal, with a line between groups of equal first cells."""
         table = Table(title=self.title, caption=f"{self.how}\n{self.machine}", caption_justify="left")
         for key in self.rows[0]:
             number = any(isinstance(row[key], int | float) for row in self.rows)
@@ -64,20 +69,15 @@ class Outcome:
         for before, row in zip([None, *self.rows], self.rows, strict=False):
             if before and next(iter(before.values())) != next(iter(row.values())):
                 table.add_section()
-            table.add_row(*(_shown(key, value) for key, value in row.items()))
+            table.add_row(*(_cell(key, value) for key, value in row.items()))
         return table
 
     def write(self, path: Path) -> None:
-        write([self], path)
+        """Write the fields as one JSON object."""
+        write_atomically(path, to_json(asdict(self), indent=2) + "\n")
 
 
-def write(outcomes: Sequence[Outcome], path: Path) -> None:
-    """One as an object, several as a list."""
-    found = [asdict(outcome) for outcome in outcomes]
-    write_atomically(path, to_json(found[0] if len(found) == 1 else found, indent=2) + "\n")
-
-
-def _shown(key: str, value: str | float | int | None) -> str:
+def _cell(key: str, value: str | float | int | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

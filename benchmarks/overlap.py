@@ -1,4 +1,4 @@
-"""What synchronising costs in throughput, on the link that the ranks have."""
+"""The throughput that synchronising costs, on the link that the ranks have."""
 
 import argparse
 from collections.abc import Callable
@@ -25,13 +25,15 @@ TARGET = 1 / 0.95  # streaming_diloco, where its delay is long enough for the li
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this benchmark."""
     parser.add_argument("--repeats", type=at_least(1), default=8, help="rounds that count (8)")
-    parser.add_argument("--period", type=at_least(2), default=128, help="H, and the steps of a round (128)")
+    parser.add_argument("--period", type=at_least(2), default=128, help="H, and the steps per round (128)")
     parser.add_argument("--delay", type=at_least(1), default=24, help="steps that a fragment has to arrive (24)")
-    parser.add_argument("--batch", type=at_least(1), default=32, help="images a rank (32)")
+    parser.add_argument("--batch", type=at_least(1), default=32, help="images per rank (32)")
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    """Time one period of each of the four modes per round."""
     period = arguments.period
     modes = {
         "independent": Independent(),
@@ -46,17 +48,15 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
     timings = take_turns({name: timed(run) for name, run in loops.items()}, arguments.repeats, world_comm())
     return Outcome(
-        title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {arguments.batch} a rank",
+        title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {arguments.batch} per rank",
         how=f"medians of {arguments.repeats} alternating rounds of {period} steps (one period), time of the slowest "
         "rank; ratio: to independent, in the same round",
         machine=Machine.here(ranks),
         rows=[
             {
                 "sync": name,
-                "ms_a_step": timing.median_s / period * 1e3,
-                "ratio": timing.ratio,
-                "ratio_q1": timing.ratio_q1,
-                "ratio_q3": timing.ratio_q3,
+                "ms_per_step": timing.median_s / period * 1e3,
+                **timing.ratios(),
                 "target": TARGET if name == "streaming_diloco" else None,
                 "throughput_percent": 100 / timing.ratio,
             }
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
 
 def loop(sync: SyncStrategy, batch: int, ranks: Runtime) -> Callable[[int], None]:
-    """Trains on, from where the last round ended. Data are random: only time is of interest."""
+    """Return a function that trains a CNN for so many more steps. Data are random, since only time matters."""
     seed_everything(0, ranks.rank)
     inputs = torch.randn(batch, *SHAPE, device=ranks.device)
     targets = torch.randint(OUTPUTS, (batch,), device=ranks.device)

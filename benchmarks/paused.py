@@ -1,4 +1,4 @@
-"""Takes turns with loops that somebody else owns."""
+"""A training loop that is timed in rounds, though its one call never returns."""
 
 import threading
 from collections.abc import Callable
@@ -6,15 +6,14 @@ from collections.abc import Callable
 import torch
 
 Fit = Callable[[Callable[[], None]], None]
-"""Trains for ever, and calls what it is given after every step."""
+"""Function that trains without end and calls its argument after every step."""
 
 
 class Paused:
-    """A training loop in a thread of its own, which goes on only as long as somebody waits in `__call__` for its steps.
+    """Training loop in a thread of its own, which runs only while a caller waits in `__call__` for its steps.
 
-    So a framework's `fit` can be timed in rounds that alternate with those of others: it begins once, goes on where
-    it stopped, and all that it does from one step to the next is within a round; what it does before the first step
-    is within the first round, which warms up. Nothing is asked of the interpreter while the thread rests.
+    The loop starts in the first round, which warms up, and continues where it stopped in the next one. The thread
+    costs nothing while it waits for its turn.
     """
 
     def __init__(self, fit: Fit, device: torch.device) -> None:
@@ -27,7 +26,7 @@ class Paused:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __call__(self, steps: int) -> None:
-        """Returns after so many more steps. An exception of the loop is raised here."""
+        """Return after `steps` more steps. Raise the exception of the loop, if there is one."""
         self._left = steps
         if self._thread.ident is None:
             self._thread.start()
@@ -38,7 +37,7 @@ class Paused:
             raise self._error
 
     def close(self) -> None:
-        """The loop leaves through an exception."""
+        """End the loop by an exception inside of it."""
         self._over = True
         if self._thread.is_alive():
             self._turn.release()
@@ -46,7 +45,7 @@ class Paused:
 
     def _work(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # each thread has one of its own
+            torch.cuda.set_device(self._device)  # the current device is per thread
         try:
             self._fit(self._after_step)
         except _Over:
@@ -66,5 +65,5 @@ class Paused:
                 raise _Over
 
 
-class _Over(BaseException):  # not an Exception: no loop shall take it for an error of its own
+class _Over(BaseException):  # not an Exception, which a loop might catch as an error of its own
     pass

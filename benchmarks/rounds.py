@@ -1,8 +1,8 @@
-"""Timing on a machine that is not quiet: contenders take turns, and are compared within a turn."""
+"""Timing on a machine that is not quiet: contenders take turns, and are compared within a round."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -10,13 +10,16 @@ from torch import Tensor
 from ddp_agent.distributed.comm import Comm
 
 Timed = Callable[[], float]
-"""Does its work once, and returns how many seconds that took."""
+"""Work that is done once per call, which returns the seconds that it took."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`ratio` is this contender's time by the yardstick's in the same round, the median of all rounds: what else the
-    machine does for longer than a round slows both. Half of the rounds lie between `ratio_q1` and `ratio_q3`."""
+    """Times of one contender over all rounds.
+
+    `ratio` is the median of its time divided by the yardstick's time of the same round: a disturbance longer than a
+    round slows both. Half of the rounds lie between `ratio_q1` and `ratio_q3`.
+    """
 
     median_s: float
     best_s: float
@@ -24,12 +27,17 @@ class Timing:
     ratio_q1: float
     ratio_q3: float
 
+    def ratios(self) -> dict[str, float]:
+        """Return the three ratios as columns of a table."""
+        return {key: value for key, value in asdict(self).items() if key.startswith("ratio")}
+
 
 def take_turns(contenders: Mapping[str, Timed], rounds: int, comm: Comm) -> dict[str, Timing]:
-    """The first contender is the yardstick. Every rank of `comm` calls this; the slowest rank's time counts.
+    """Time every contender once per round. The first contender is the yardstick.
 
-    A round is every contender once, in one order or the other: who comes first finds other caches than who follows.
-    One more round, not counted, warms up.
+    A collective: every rank of `comm` calls it, and the slowest rank's time counts. The order of contenders is reversed
+    from round to round, since the caches that a contender finds depend on the contender before it. One more round at
+    the start warms up and is not counted.
     """
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -40,11 +48,11 @@ def take_turns(contenders: Mapping[str, Timed], rounds: int, comm: Comm) -> dict
             if turn > 0:
                 seconds[name].append(spent_s)
     slowest = _slowest(torch.tensor(list(seconds.values()), dtype=torch.float64), comm)
-    return {name: _timing(mine, slowest[0]) for name, mine in zip(contenders, slowest, strict=True)}
+    return {name: _timing(own, slowest[0]) for name, own in zip(contenders, slowest, strict=True)}
 
 
 def stopwatch(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds until `work` is done, on the GPU too."""
+    """Return the seconds until `work` is done, on the GPU too."""
     started = time.perf_counter()
     work()
     if device.type == "cuda":

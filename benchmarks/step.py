@@ -1,4 +1,4 @@
-"""What a training step costs beyond its arithmetic."""
+"""The cost of a training step beyond its arithmetic."""
 
 import argparse
 import io
@@ -35,22 +35,24 @@ from ddp_agent.training.trainer import Trainer
 SUMMARY = "a training step of the trainer, and of a bare hand-written loop, with and without communication"
 YARDSTICK = "bare hand-written loop"
 TARGET = 1.15
-BATCH = 32  # samples a rank
+BATCH = 32  # samples per rank
 PERIOD = 8
 LOG_EVERY = 20  # conf/config.yaml's
 NEVER = 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this benchmark."""
     parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds that count (60)")
-    parser.add_argument("--steps", type=at_least(PERIOD), default=160, help="optimizer steps a round (160)")
+    parser.add_argument("--steps", type=at_least(PERIOD), default=160, help="optimizer steps per round (160)")
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    """Time the bare loop, the trainer, and the trainer that writes metrics, in each setting."""
     with tempfile.TemporaryDirectory(prefix="ddp_agent-bench-") as directory:
         rows = list(_rows(arguments.steps, arguments.repeats, ranks, Path(directory)))
     return Outcome(
-        title=f"An optimizer step of the 10-32-2 MLP, {BATCH} samples a rank",
+        title=f"An optimizer step of the 10-32-2 MLP, {BATCH} samples per rank",
         how=f"medians of {arguments.repeats} alternating rounds of {arguments.steps} steps, time of the slowest rank; "
         f"ratio: to the bare loop, in the same round; without evaluations and checkpoints. Recording: rank 0 "
         f"writes metrics.jsonl and TensorBoard every {LOG_EVERY} steps",
@@ -61,7 +63,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """A way of synchronising: the trainer's, and the same by hand."""
+    """One way of synchronising, in the trainer and in a loop written by hand. `alone`: on rank 0 only."""
 
     name: str
     sync: Callable[[], SyncStrategy]
@@ -84,26 +86,27 @@ def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator
     task = article()
     for number, setting in enumerate(SETTINGS):
         if setting.alone and ranks.rank != 0:
-            continue  # and wait for rank 0 at the next setting's first collective
+            continue  # this rank waits for rank 0 at the next setting's first collective
         topology = Topology(world=LocalComm(), ranks_per_node=1) if setting.alone else Topology.create()
-        stage = Stage(task, topology, ranks.device)
+        workload = Workload(task, topology, ranks.device)
         with (
-            RunDirectory(directory / str(number), rank=stage.world.rank) as run,
-            closing(stage.tracker(run)) as tracker,
+            RunDirectory(directory / str(number), rank=workload.world.rank) as run,
+            closing(workload.tracker(run)) as tracker,
         ):
-            turns = contenders(setting, stage, tracker, steps)
-            timings = take_turns(turns, repeats, stage.world)
+            turns = contenders(setting, workload, tracker, steps)
+            timings = take_turns(turns, repeats, workload.world)
         for name, timing in timings.items():
             yield _row(setting, name, timing, steps)
 
 
 def article() -> Task:
+    """Return 1,000 samples of 10 features."""
     return Article(samples=1000, test_samples=1000, features=10, separation=2.3, loss="cross_entropy").load()
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Where both loops run, and on what."""
+class Workload:
+    """The task, ranks and device that both loops train with."""
 
     task: Task
     topology: Topology
@@ -111,26 +114,29 @@ class Stage:
 
     @property
     def world(self) -> Comm:
+        """All ranks of the workload."""
         return self.topology.world
 
     def share(self) -> bare.Data:
+        """Return this rank's samples, for the loop written by hand."""
         assert isinstance(self.task.data.train, TensorDataset)
         rank, size = self.world.rank, self.world.size
         inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.data.train.tensors)
         return bare.Data(inputs, targets, BATCH)
 
     def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
+        """Return the tracker that a run of `train.py` has on this rank."""
         return Tracker(run, self.task.objective.metric_name) if run.rank == 0 else NullTracker()
 
     def trainer(self, sync: SyncStrategy, consensus_every: int | None = None) -> Trainer:
-        model = MLP(input_shape=self.task.data.input_shape, outputs=self.task.objective.outputs, hidden=(32,)).to(
-            self.device
-        )
+        """Return a trainer of the 10-32-2 MLP."""
+        task = self.task
+        model = MLP(input_shape=task.data.input_shape, outputs=task.objective.outputs, hidden=(32,)).to(self.device)
         optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
         return Trainer(
             options=replace(options_for(BATCH * self.world.size), consensus_every=consensus_every),
             total_steps=0,
-            task=self.task,
+            task=task,
             module=model,
             optimizer=optimizer,
             schedule=Constant(warmup_steps=0),
@@ -142,20 +148,21 @@ class Stage:
         )
 
 
-def contenders(setting: Setting, stage: Stage, tracker: Tracker | NullTracker, steps: int) -> dict[str, Timed]:
-    by_hand = setting.by_hand(stage.share())
-    silent, recording = (stage.trainer(setting.sync()) for _ in range(2))
+def contenders(setting: Setting, workload: Workload, tracker: Tracker | NullTracker, steps: int) -> dict[str, Timed]:
+    """Return the three loops, the yardstick first."""
+    by_hand = setting.by_hand(workload.share())
+    silent, recording = (workload.trainer(setting.sync()) for _ in range(2))
     recording.tracker = tracker
     recording.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
     return {
-        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), stage.device),
+        YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), workload.device),
         "trainer": lambda: fit(silent, steps),
         "trainer, recording": lambda: fit(recording, steps),
     }
 
 
 def fit(trainer: Trainer, steps: int) -> float:
-    """Seconds that `steps` more steps take by the trainer's own clock: all but evaluation and checkpoints."""
+    """Train `steps` more steps. Return their seconds by the trainer's clock, which leaves out evaluation."""
     before_s = trainer.costs()["train_s"]
     trainer.total_steps += steps
     trainer.fit()
@@ -163,6 +170,7 @@ def fit(trainer: Trainer, steps: int) -> float:
 
 
 def options_for(global_batch_size: int) -> Options:
+    """Return options under which nothing but logging interrupts training."""
     return Options(
         seed=0,
         epochs=None,
@@ -202,10 +210,8 @@ def _row(setting: Setting, name: str, timing: Timing, steps: int) -> Row:
     return {
         "synchronised": setting.name,
         "loop": name,
-        "us_a_step": timing.median_s / steps * 1e6,
+        "us_per_step": timing.median_s / steps * 1e6,
         "best_us": timing.best_s / steps * 1e6,
-        "ratio": timing.ratio,
-        "ratio_q1": timing.ratio_q1,
-        "ratio_q3": timing.ratio_q3,
+        **timing.ratios(),
         "target": TARGET if name == "trainer" else None,
     }

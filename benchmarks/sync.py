@@ -1,4 +1,4 @@
-"""How long it takes to average a model's parameters."""
+"""The time to average a model's parameters, beside plain torch and through every reducer."""
 
 import argparse
 import copy
@@ -6,11 +6,12 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import yardsticks
+from benchmarks import configured, yardsticks
 from benchmarks.arguments import at_least
 from benchmarks.outcome import Machine, Outcome, Row
 from benchmarks.rounds import Timing, stopwatch, take_turns
@@ -18,7 +19,7 @@ from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
+from ddp_agent.reducers import Dense
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync import LocalSGD
 
@@ -28,6 +29,7 @@ TARGET = 1.15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this benchmark."""
     parser.add_argument("--models", nargs="+", type=_known, default=["resnet18", "resnet50"], metavar="NAME",
                         help="torchvision's classification models (resnet18 resnet50)")  # fmt: skip
     parser.add_argument("--repeats", type=at_least(1), default=60, help="rounds that count (60)")
@@ -42,6 +44,7 @@ def _known(name: str) -> str:
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
+    """Compare the contenders on each torchvision model that was asked for."""
     from torchvision import models
 
     created = {name: functools.partial(models.get_model, name, weights=None) for name in arguments.models}
@@ -49,6 +52,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
 
 
 def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: Runtime) -> Outcome:
+    """Time every contender on each model, given by name and constructor."""
     rows: list[Row] = []
     for name, create in models.items():
         seed_everything(0, ranks.rank)
@@ -66,9 +70,10 @@ def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: 
 
 @dataclass(frozen=True)
 class Contender:
-    """`average` makes `tensors()` their mean over ranks; with `sums` only their sum; but for what is `unsent`.
+    """A way of averaging. `average` replaces `tensors()` by their mean over ranks, or by their sum where it `sums`.
 
-    A mean is right when it is off by less than `tolerance` of the terms, in the root of the mean square.
+    `unsent` returns this rank's part of the mean that is still to come, for a reducer that sends later. A mean is right
+    when its root-mean-square error is less than `tolerance` times that of the averaged values.
     """
 
     name: str
@@ -82,7 +87,7 @@ class Contender:
 
 
 def contenders(model: nn.Module) -> list[Contender]:
-    """The first is the yardstick. Each has parameters of its own."""
+    """Return the ways to average a model's parameters, the yardstick first. Each has a copy of the parameters."""
     shapes = [parameter.shape for parameter in model.parameters()]
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
     pieces = [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
@@ -104,48 +109,36 @@ def contenders(model: nn.Module) -> list[Contender]:
 
 
 def ours(model: nn.Module) -> Contender:
+    """Return LocalSGD with a period of one step, which also averages buffers."""
     sync, steps = LocalSGD(period=1), itertools.count(1)
     sync.setup(model, torch.optim.SGD(model.parameters()), Topology.create(), Dense())
     return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(next(steps)), target=TARGET)
 
 
-def reducers() -> dict[str, Reducer]:
-    """As in conf/reducer."""
-    return {
-        "dense": Dense(),
-        "bf16": Cast(dtype="bf16"),
-        "fp16": Cast(dtype="fp16"),
-        "int8": Int8(),
-        "sign": Sign(),
-        "sparse": Sparse(block=16),
-        "topk": TopK(ratio=0.01),
-        "powersgd": PowerSGD(rank=2),
-    }
-
-
 def reduced(shapes: Sequence[torch.Size], device: torch.device) -> list[Contender]:
-    """Every reducer averages one tensor of these shapes, and keeps what it remembers of it from round to round."""
+    """Return one contender per reducer. All average one flat tensor of these shapes; residuals stay between rounds."""
     flat = torch.empty(sum(shape.numel() for shape in shapes), device=device)
     pieces = [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
-    return [_reduced(name, reducer.for_tensor(shapes), flat, pieces) for name, reducer in reducers().items()]
+    return [_reduced(name, reducer.for_tensor(shapes), flat, pieces) for name, reducer in configured.reducers().items()]
 
 
-def _reduced(name: str, own: Reducer, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
+def _reduced(name: str, reducer: Any, flat: Tensor, pieces: Sequence[Tensor]) -> Contender:
     comm = world_comm()
     return Contender(
         f"reducer={name}",
         lambda: pieces,
-        lambda: own.mean_(flat, comm),
+        lambda: reducer.mean_(flat, comm),
         reduces=True,
-        unsent=(lambda: own.unsent(comm)) if isinstance(own, ErrorFeedback) else None,
-        tolerance=1e-2 if isinstance(own, Cast) else 1e-5,
+        unsent=(lambda: reducer.unsent(comm)) if reducer.remembers else None,
+        tolerance=1e-5 if reducer.exact or reducer.remembers else 1e-2,
     )
 
 
 def measured(model: str, contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[Row]:
+    """Check that every contender averages, time them, and return their rows. The first contender is the yardstick."""
     comm = world_comm()
     shapes = [tensor.shape for tensor in contenders[0].tensors()]
-    weights = [torch.randn(shape, device=device) for shape in shapes]  # other ones on each rank
+    weights = [torch.randn(shape, device=device) for shape in shapes]  # different on each rank
     counted = [_checked(contender, weights, comm) for contender in contenders]
 
     def timed(contender: Contender) -> float:
@@ -154,13 +147,13 @@ def measured(model: str, contenders: Sequence[Contender], repeats: int, device: 
         return stopwatch(contender.average, device)
 
     yardstick, timings = contenders[0], dict[str, Timing]()
-    # Reducers in rounds of their own: the more memory a round goes through, the less a contender finds in the caches.
+    # Reducers have rounds of their own: the more memory a round touches, the less a contender finds in the caches.
     for reducing in (False, True):
         others = [contender for contender in contenders[1:] if contender.reduces == reducing]
-        turns = {each.name: functools.partial(timed, each) for each in (yardstick, *others)}
+        turns = {one.name: functools.partial(timed, one) for one in (yardstick, *others)}
         timings = take_turns(turns, repeats, comm) | timings
     for contender in contenders:
-        if contender.unsent is None:  # it still averaged at the end; those that remember then send what is older, too
+        if contender.unsent is None:  # a reducer with a residual would now also send values of earlier rounds
             _checked(contender, weights, comm)
     return [
         _row(model, contender, timings[contender.name], counter, counted[0])
@@ -180,9 +173,7 @@ def _row(
         "averaged_by": contender.name,
         "ms": timing.median_s * 1e3,
         "best_ms": timing.best_s * 1e3,
-        "ratio": timing.ratio,
-        "ratio_q1": timing.ratio_q1,
-        "ratio_q3": timing.ratio_q3,
+        **timing.ratios(),
         "target": contender.target,
         "payload_bytes": counter.payload_bytes,
         "wire_bytes": round(counter.wire_bytes),
@@ -193,26 +184,26 @@ def _row(
 
 @torch.no_grad()
 def _load(contender: Contender, weights: Sequence[Tensor]) -> None:
-    """As after some local steps: ranks differ, and the optimizer has just written the parameters."""
+    """Write the parameters as an optimizer does after local steps, which leave the ranks different."""
     for tensor, values in zip(contender.tensors(), weights, strict=True):
         tensor.copy_(values)
 
 
 @torch.no_grad()
 def _checked(contender: Contender, weights: Sequence[Tensor], comm: Comm) -> yardsticks.CollectiveCounter:
-    """What one averaging sends. RuntimeError if it does not average: there would be nothing to time."""
+    """Average once and return the collectives it used. Raise RuntimeError if the result is not the mean."""
     _load(contender, weights)
     counter = yardsticks.CollectiveCounter()
     with counter:
         contender.average()
-    expected, found = _flat(weights), _flat(contender.tensors())
+    expected, result = _flat(weights), _flat(contender.tensors())
     with comm.uncounted():
         comm.all_reduce_(expected)
         if contender.unsent:
             unsent = contender.unsent()
             comm.all_reduce_(unsent)
-            found += unsent / comm.size
-    error = (found if contender.sums else found * comm.size) - expected
+            result += unsent / comm.size
+    error = (result if contender.sums else result * comm.size) - expected
     if not error.norm() <= contender.tolerance * comm.size * _flat(weights).norm():
         raise RuntimeError(f"{contender.name} did not leave the mean over ranks")
     return counter

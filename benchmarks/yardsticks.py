@@ -1,4 +1,7 @@
-"""Other ways to average, which this tree is measured against. No run uses them. They call collectives themselves."""
+"""Plain collectives that this tree is measured against. No run uses them.
+
+Beside ddp_agent/distributed this is the only file that calls torch.distributed's collectives.
+"""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -12,35 +15,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def flat_sum_(flat: Tensor) -> None:
-    """The least that any averaging of so many numbers can do."""
+    """Sum over ranks: the least that any averaging of so many numbers has to do."""
     dist.all_reduce(flat)
 
 
 def flat_mean_(flat: Tensor) -> None:
+    """Average over ranks."""
     dist.all_reduce(flat)
     flat.div_(dist.get_world_size())
 
 
 def torch_mean_(parameters: Iterable[nn.Parameter]) -> None:
-    """What torch's model averagers do: pack, divide, reduce, and point the parameters at the result."""
+    """Average as torch's model averagers do: pack, divide, reduce, and point the parameters at the result."""
     average_parameters(iter(parameters), cast(dist.ProcessGroup, dist.group.WORLD))
 
 
 @torch.no_grad()
 def tensorwise_mean_(tensors: Iterable[Tensor]) -> None:
-    """A collective for each tensor, as in most hand-written code and in accelerate's LocalSGD."""
+    """Average by one collective per tensor, as most hand-written code and accelerate's LocalSGD do."""
     for tensor in tensors:
         dist.all_reduce(tensor)
         tensor.div_(dist.get_world_size())
 
 
 def ddp(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel as fast as its options make it on a model without buffers."""
+    """Return DistributedDataParallel with its fastest options for a model without buffers."""
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """Counts the collectives inside it where c10d gets them: a check of `CommStats`, too."""
+    """Context manager that counts the collectives which reach c10d, and so also checks `CommStats`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -52,7 +56,7 @@ class CollectiveCounter(TorchDispatchMode):
         if func.namespace == "c10d":
             ranks = dist.get_world_size()
             match func._schema.name.removeprefix("c10d::"):
-                case "allgather_":  # these two take their output first, the others what they change
+                case "allgather_":  # its output comes first, as for all-to-all; the others change their first argument
                     sent, factor = args[1], float(ranks - 1)
                 case "alltoall_base_":
                     sent, factor = [args[1]], (ranks - 1) / ranks

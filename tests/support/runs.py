@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
+from this_rank import this_rank
 
 from ddp_agent.cli.composition import Configs
 from ddp_agent.data.task import Task
-from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.errors import RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.run import create_model, train
@@ -64,17 +63,8 @@ def run(
     change: Callable[[Task], Task] = lambda task: task,
 ) -> dict[str, Any] | str:
     """On every rank: the summary, or the message of a refusal. The data are what `change` makes of them."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    runtime = Runtime(
-        rank=rank,
-        local_rank=rank,
-        world_size=ranks,
-        local_world_size=ranks,
-        node_rank=0,
-        attempt=attempt,
-        device=torch.device("cpu"),
-        backend="gloo",
-    )
+    runtime = this_rank(attempt)
+    rank, ranks = runtime.rank, runtime.world_size
     try:
         settings = parse(cfg, choices=choices, world_size=ranks)
         task = change(settings.dataset.load())
