@@ -27,10 +27,10 @@ from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256_of
 from ddp_agent.distributed.error_propagation import tell
 from ddp_agent.distributed.process_group import Runtime
-from ddp_agent.distributed.replica_group import Settled
+from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.torchrun_env import Replica
-from ddp_agent.elastic.quorum import Change, Crew, OverError, OvertakenError
+from ddp_agent.elastic.quorum import Change, ElasticGroup, OverError, OvertakenError
 from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError, PreemptedError
 from ddp_agent.models.common.meta_build import skeleton
 from ddp_agent.models.common.multi_task import with_heads
@@ -136,7 +136,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     source, first_step = resume(trainer, settings, directory, ranks)
     if settings.options.on_rank_loss == "stop":  # a replica that comes back has its progress from the others
         refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
-    joined = trainer.crew.begin(trainer.state)
+    joined = trainer.replica_group.begin(trainer.state)
     first_step = trainer.step
     if ranks.rank == 0:
         history = History.read(source, first_step) if source else None
@@ -149,13 +149,15 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
             trainer.tracker.picture("shards", lambda: shards(census, task.presentation.class_names), 0)
         with trainer.progress, tracing(trainer, directory):
             scores = fit(trainer, joined)
-        trainer.crew.together(trainer.state, lambda: leave_model(trainer, settings, task, directory, ranks), "export")
-        trainer.crew.end()
+        trainer.replica_group.run_collective(
+            trainer.state, lambda: leave_model(trainer, settings, task, directory, ranks), "export"
+        )
+        trainer.replica_group.end()
         summary = summarise(trainer, settings, task, scores) | {
             "task_owners": {name: list(each) for name, each in owners.items()} or None,
             "nodes": ranks.world_size // ranks.local_world_size,
             "init_sha256": init_sha256,
-            **trainer.crew.facts(),
+            **trainer.replica_group.facts(),
             **shard_summary(census),
         }
         if ranks.rank == 0:
@@ -170,7 +172,7 @@ def assemble(
     settings: Settings, task: Task, model: nn.Module, owners: Owners, directory: RunDirectory, ranks: Runtime
 ) -> Trainer:
     options = settings.options
-    topology, crew = company(settings, directory, ranks)
+    topology, replica_group = replicas(settings, directory, ranks)
     model.to(ranks.device)
     fingerprint = {
         **redacted({group: settings.cfg[group] for group in FINGERPRINTED}),
@@ -179,9 +181,9 @@ def assemble(
             key: getattr(options, key)
             for key in ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
         },
-        **({"replicas": crew.slots} if options.on_rank_loss == "continue" else {}),
+        **({"replicas": replica_group.slots} if options.on_rank_loss == "continue" else {}),
     }
-    crew.require_alike(
+    replica_group.require_identical(
         {"code": code_sha256(), "configuration": config_sha256(settings.cfg), "data": sha256_of(task.data.sha256)}
     )
     total_steps = options.total_steps(len(task.data.train))  # type: ignore[arg-type]
@@ -201,7 +203,7 @@ def assemble(
             topology=topology,
             device=ranks.device,
             fingerprint=fingerprint,
-            crew=crew,
+            replica_group=replica_group,
             run_dir=directory.path,
             watch=ranks.watch,
         )
@@ -211,14 +213,13 @@ def assemble(
     return trainer
 
 
-def company(settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Topology, Settled]:
+def replicas(settings: Settings, directory: RunDirectory, ranks: Runtime) -> tuple[Topology, ReplicaGroup]:
     """The ranks that torchrun started; or replicas, of which each is the one rank of its own torchrun."""
     options = settings.options
     replica = Replica.read()
     if options.on_rank_loss == "stop" or replica is None:
         topology = Topology.create(options.ranks_per_node)
-        return topology, Settled(topology.world)
-    crew = Crew(replica, options.timeout_s)
+        return topology, FixedGroup(topology.world)
 
     def tell(change: Change) -> None:
         directory.write_status("running", str(change), step=change.step)
@@ -227,8 +228,8 @@ def company(settings: Settings, directory: RunDirectory, ranks: Runtime) -> tupl
         if ranks.watch.asked:
             raise PreemptedError(f"{ranks.watch.asked}: stopped while it waited for the other replicas", 0)
 
-    crew.on_change, crew.interrupted = tell, leave_when_asked
-    return Topology(world=crew.world, ranks_per_node=1), crew
+    group = ElasticGroup(replica, options.timeout_s, on_change=tell, interrupted=leave_when_asked)
+    return Topology(world=group.world, ranks_per_node=1), group
 
 
 def fit(trainer: Trainer, joined: bool) -> Scores:
@@ -240,7 +241,7 @@ def fit(trainer: Trainer, joined: bool) -> Scores:
             return trainer.fit()
         except OvertakenError:
             log.warning("the others went on without this replica; it joins them again")
-            joined = trainer.crew.begin(trainer.state)
+            joined = trainer.replica_group.begin(trainer.state)
 
 
 def refuse_a_futile_attempt(

@@ -1,4 +1,4 @@
-"""What must be alike on all ranks, compared by numbers: before the first step, and whenever a state is kept."""
+"""Checks that ranks agree: on code and configuration before the first step, on shared tensors whenever state is kept."""
 
 import hashlib
 import json
@@ -17,65 +17,73 @@ MAY_DIFFER = ("data_root", "resume", "run_name")  # paths, which nodes may see u
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def require_alike(sha256_of: Mapping[str, str], comm: Comm) -> None:
-    """Raises ConfigError on every rank, naming what differs and on which ranks. A collective."""
+def differences(sha256_of: Mapping[str, str], comm: Comm) -> list[str]:
+    """Return a text per name whose hash is not the same on all ranks, the same texts on every rank. A collective.
+
+    `sha256_of`: a hex digest per name, with the same names on every rank.
+    """
     mine = torch.tensor([list(bytes.fromhex(it)) for it in sha256_of.values()], dtype=torch.uint8, device=comm.device)
     with comm.uncounted():
         gathered = comm.all_gather(mine)
     problems = []
-    for number, what in enumerate(sha256_of):
-        hashes = [theirs[number].tolist() for theirs in gathered]
-        if others := [rank for rank, each in enumerate(hashes) if each != hashes[0]]:
-            problems.append(f"ranks differ: {what} of {_ranks(others)} is not that of rank 0")
-    if problems:
+    for row, name in enumerate(sha256_of):
+        hashes = [theirs[row].tolist() for theirs in gathered]
+        if others := [rank for rank, theirs in enumerate(hashes) if theirs != hashes[0]]:
+            problems.append(f"ranks differ: {name} of {_ranks(others)} is not that of rank 0")
+    return problems
+
+
+def require_identical(sha256_of: Mapping[str, str], comm: Comm) -> None:
+    """Raise ConfigError on every rank with all `differences`. A collective."""
+    if problems := differences(sha256_of, comm):
         raise ConfigError(problems)
 
 
 @dataclass(frozen=True)
-class Common:
-    """What some ranks have alike, bit for bit."""
+class ReplicatedTensor:
+    """A tensor that some ranks must hold with identical bits."""
 
-    tensor: Tensor | None  # None: nothing is sure to be, or this rank is none of them
+    tensor: Tensor | None  # None: there is nothing to compare now, or this rank does not hold it
     ranks: Sequence[int]
-    what: str = "the parameters that all ranks share"
+    name: str = "the parameters that all ranks share"
 
 
-def unlike_rank_0(tensor: Tensor, comm: Comm) -> list[int]:
-    """Ranks where a bit of it is another than on rank 0. A collective."""
-    (sums,) = _sums([tensor], comm)
-    return [rank for rank, each in enumerate(sums) if each != sums[0]]
+def ranks_unlike_rank_0(tensor: Tensor, comm: Comm) -> list[int]:
+    """Return the ranks whose copy differs from rank 0's in any bit. A collective."""
+    (sums,) = _bit_sums([tensor], comm)
+    return [rank for rank, theirs in enumerate(sums) if theirs != sums[0]]
 
 
-def require_common(parts: Sequence[Common], comm: Comm, step: int) -> None:
-    """Raises DivergedError on every rank when a bit of what should be alike differs. A collective.
+def require_replicated(tensors: Sequence[ReplicatedTensor], comm: Comm, step: int) -> None:
+    """Raise DivergedError on every rank when copies of a replicated tensor differ in any bit. A collective.
 
-    Every rank names the same parts, also those that it has nothing of.
+    Every rank must name the same tensors, also those that it does not hold.
     """
-    for part, sums in zip(parts, _sums([part.tensor for part in parts], comm), strict=True):
-        first = part.ranks[0]
-        if others := [rank for rank in part.ranks if sums[rank] != sums[first]]:
+    for replicated, sums in zip(tensors, _bit_sums([it.tensor for it in tensors], comm), strict=True):
+        first = replicated.ranks[0]
+        if others := [rank for rank in replicated.ranks if sums[rank] != sums[first]]:
             raise DivergedError(
-                f"after step {step} {part.what} are not the same on {_ranks(others)} as on rank {first}: a faulty "
-                "memory or link, or ranks that compute differently; nothing of it is saved",
+                f"after step {step} {replicated.name} are not the same on {_ranks(others)} as on rank {first}: a "
+                "faulty memory or link, or ranks that compute differently; nothing of it is saved",
                 step,
             )
 
 
-def _sums(tensors: Sequence[Tensor | None], comm: Comm) -> list[list[int]]:
-    """By tensor and rank: the sum of the numbers' bits taken as integers, which a flipped bit changes; 0 for None.
+def _bit_sums(tensors: Sequence[Tensor | None], comm: Comm) -> list[list[int]]:
+    """Return by tensor and rank the sum of the elements' bits read as integers, 0 for None.
 
-    One pass over each, and eight bytes.
+    A flipped bit changes the sum. Costs one pass over each tensor and sends eight bytes per tensor.
     """
     mine = torch.zeros(len(tensors), dtype=torch.int64, device=comm.device)
-    for number, tensor in enumerate(tensors):
+    for row, tensor in enumerate(tensors):
         if tensor is not None:
-            mine[number] = tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
+            mine[row] = tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
     with comm.uncounted():
         return torch.stack(comm.all_gather(mine)).T.tolist()
 
 
 def code_sha256() -> str:
-    """Of this package and of torch's version. Takes some 10 ms."""
+    """Return the hash of this package's sources and of torch's version. Takes about 10 ms."""
     digest = hashlib.sha256(torch.__version__.encode())
     folder = Path(__file__).parents[1]
     for file in sorted(folder.rglob("*.py")):
@@ -85,10 +93,12 @@ def code_sha256() -> str:
 
 
 def config_sha256(cfg: Mapping[str, Any]) -> str:
+    """Return the hash of a configuration without the keys in `MAY_DIFFER`."""
     return sha256_of({key: value for key, value in cfg.items() if key not in MAY_DIFFER})
 
 
 def sha256_of(value: Any) -> str:
+    """Return the hash of a value's JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,64 +1,90 @@
-"""Who trains together, and what happens where they meet: the part of it that an ordinary run needs."""
+"""The ranks or replicas that train one model together: the part that an ordinary run needs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.distributed.consistency import require_alike
+from ddp_agent.distributed.consistency import require_identical
 
 T = TypeVar("T")
-What = Literal["start", "sync", "flush", "evaluation", "measurement", "export"]
+Purpose = Literal["start", "sync", "flush", "evaluation", "measurement", "export"]
 
 
-class Member(Protocol):
-    """What takes part in meetings: a trainer's state, or any loop around a sync mode."""
+class Participant(Protocol):
+    """One replica's training: its state, as collectives change it and as newcomers receive it."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """The number of steps taken."""
 
     def check_start(self) -> None:
-        """A collective: raises when ranks that begin together do not begin alike."""
+        """Raise when replicas that begin together do not begin with identical weights. A collective."""
 
     def snapshot(self) -> dict[str, Any]:
-        """Copies of all that a meeting may change."""
+        """Return copies of everything that a collective may change."""
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None: ...
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Return to a snapshot."""
 
     def regroup(self, rank: int, size: int, new_size: int) -> None:
-        """See `Reducer.regroup`."""
+        """Adapt to another number of replicas. See `Reducer.regroup`."""
 
-    def parcel(self) -> dict[str, Any]:
-        """Plain data: what one that joins goes on from."""
+    def join_state(self) -> dict[str, Any]:
+        """Return the state from which a newcomer continues: tensors, numbers and strings."""
 
-    def adopt(self, parcel: Mapping[str, Any]) -> None: ...
+    def load_join_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `join_state` of another participant."""
 
 
-class Settled:
-    """Ranks that live and end together: whoever began is there until the end.
+class ReplicaGroup(Protocol):
+    """The replicas that train together. A replica takes the samples of share `slot` out of `slots`.
 
-    `slot` of `slots`: whose samples a rank takes.
+    `world`: the collectives among them, for use inside `run_collective`.
     """
+
+    world: Comm
+    slot: int
+    slots: int
+
+    def require_identical(self, sha256_of: Mapping[str, str]) -> None:
+        """Raise ConfigError when a hash is not the same on all replicas."""
+
+    def begin(self, participant: Participant) -> bool:
+        """Block until `participant` has reached the group's current step.
+
+        Return True if its state was received from another replica.
+        """
+
+    def run_collective(self, participant: Participant, work: Callable[[], T], purpose: Purpose) -> T:
+        """Run `work`, a part of training in which replicas exchange data, on all replicas that are there.
+
+        Return its result. Every replica must make the same calls in the same order.
+        """
+
+    def end(self) -> None:
+        """Declare the run finished."""
+
+    def facts(self) -> dict[str, int]:
+        """Return what the summary says about the group."""
+
+
+class FixedGroup:
+    """The ranks of one torchrun, which start and end together: a `ReplicaGroup` that never changes."""
 
     def __init__(self, world: Comm) -> None:
         self.world, self.slot, self.slots = world, world.rank, world.size
 
-    def require_alike(self, sha256_of: Mapping[str, str]) -> None:
-        require_alike(sha256_of, self.world)
+    def require_identical(self, sha256_of: Mapping[str, str]) -> None:
+        require_identical(sha256_of, self.world)
 
-    def begin(self, member: Member) -> bool:
-        """Returns when `member` stands where the others do; whether it has what it goes on from of them."""
+    def begin(self, participant: Participant) -> bool:
         return False
 
-    def together(self, member: Member, work: Callable[[], T], what: What) -> T:
-        """Does `work`, a part of training in which ranks exchange something, with all that are there.
-
-        Every member comes to the same meetings in the same order.
-        """
+    def run_collective(self, participant: Participant, work: Callable[[], T], purpose: Purpose) -> T:
         return work()
 
     def end(self) -> None:
-        """All is done."""
+        pass
 
     def facts(self) -> dict[str, int]:
-        """For the summary."""
         return {}

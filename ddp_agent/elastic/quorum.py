@@ -22,8 +22,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.distributed import DistError
 
-from ddp_agent.distributed.comm import CommError
-from ddp_agent.distributed.replica_group import Member, Settled, What
+from ddp_agent.distributed.comm import Comm, CommError
+from ddp_agent.distributed.replica_group import Participant, Purpose
 from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.comm import ElasticComm
 from ddp_agent.elastic.membership import Event, Membership, Seat
@@ -62,20 +62,26 @@ class Change:
         return f"after step {self.step} {'; '.join(told)}: {len(self.members)} are left, {self.members}"
 
 
-class Crew(Settled):
+class ElasticGroup:
     """One replica's place among those that are there. `world` is alone outside of meetings.
 
     A replica takes its own share of the samples, number `slot` of the `slots` that the run began with, whoever else is
     there: what a lost one would have taken is not seen.
     """
 
-    def __init__(self, replica: Replica, timeout_s: float) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        timeout_s: float,
+        *,
+        on_change: Callable[[Change], None] = lambda change: None,
+        interrupted: Callable[[], None] = lambda: None,  # raises when waiting to join must end
+    ) -> None:
         self.comm = ElasticComm(timeout_s)
-        super().__init__(self.comm)
+        self.world: Comm = self.comm
         self.slot, self.slots = replica.number, replica.count
         self.changes: list[Change] = []
-        self.on_change: Callable[[Change], None] = lambda change: None
-        self.interrupted: Callable[[], None] = lambda: None  # raises when waiting to join must end
+        self._on_change, self._interrupted = on_change, interrupted
         self._membership = Membership(replica, timeout_s)
         self._version = 0
         self._quorum = 0
@@ -85,14 +91,14 @@ class Crew(Settled):
         self._place = (0, 1)  # rank and size in the last synchronisation that was kept
         self._past: list[tuple[Event, Sequence[Seat]]] = []
 
-    def require_alike(self, sha256_of: Mapping[str, str]) -> None:
+    def require_identical(self, sha256_of: Mapping[str, str]) -> None:
         first = json.loads(self._membership.agree("alike", json.dumps(dict(sha256_of))))
         if wrong := [what for what in sha256_of if first.get(what) != sha256_of[what]]:
             raise ConfigError([f"replicas differ: {what} of this one is not that of the first" for what in wrong])
 
     # Joining.
 
-    def begin(self, member: Member) -> bool:
+    def begin(self, member: Participant) -> bool:
         """Waits for all at the start of a run, or else for the next synchronisation of those that train.
 
         Raises OverError when they have finished, CutOffError when too few come within the timeout.
@@ -122,7 +128,7 @@ class Crew(Settled):
         newest = max((seat.version, seat.step) for seat in event.seats)
         return [seat for seat in event.seats if (seat.version, seat.step) == newest]
 
-    def _start(self, event: Event, crew: Sequence[Seat], member: Member) -> bool:
+    def _start(self, event: Event, crew: Sequence[Seat], member: Participant) -> bool:
         kept, _ = self._hold(event, crew, member.check_start)
         if kept:
             self._settle(event, crew, member.step)
@@ -130,7 +136,7 @@ class Crew(Settled):
             self._admit(event, crew, member)
         return kept
 
-    def _join(self, event: Event, crew: Sequence[Seat], member: Member) -> bool:
+    def _join(self, event: Event, crew: Sequence[Seat], member: Participant) -> bool:
         """Whether this replica now stands where the crew does."""
         if not self._membership.verdict(event, crew) or crew[0].what not in ADMITTING:
             return False
@@ -138,7 +144,7 @@ class Crew(Settled):
             raise ConfigError(f"DDP_AGENT_REPLICA: found {self.slot}, which another replica is already")
         rank = 1 + [seat.name for seat in _newcomers(event, crew)].index(self._membership.name)
         try:
-            member.adopt(self._exchange(event, crew, rank, None))
+            member.load_join_state(self._exchange(event, crew, rank, None))
         except CommError as error:
             _log.warning("the state of the others did not arrive (%s); asking again", error)
             return False
@@ -150,14 +156,14 @@ class Crew(Settled):
         return True
 
     def _stop_waiting(self) -> None:
-        self.interrupted()
+        self._interrupted()
         if self._membership.store.check(["over"]):
             raise OverError
 
     # Meeting.
 
-    def together(self, member: Member, work: Callable[[], T], what: What) -> T:
-        """See `Settled`. Raises OvertakenError when the others went on without this replica."""
+    def run_collective(self, member: Participant, work: Callable[[], T], what: Purpose) -> T:
+        """See `ReplicaGroup`. Raises OvertakenError when the others went on without this replica."""
         with self._reachable():
             while True:
                 with self.comm.ledger.blocked() if what in REDUCING else nullcontext():
@@ -196,7 +202,7 @@ class Crew(Settled):
             raise RuntimeError(f"replicas came to different meetings: {sorted(found)}; do their settings differ?")
         return crew
 
-    def _ask(self, step: int, what: What, interrupted: Callable[[], None]) -> Event:
+    def _ask(self, step: int, what: Purpose, interrupted: Callable[[], None]) -> Event:
         seat = Seat(
             name=self._membership.name,
             number=self.slot,
@@ -210,7 +216,7 @@ class Crew(Settled):
             return self._membership.ask(seat, interrupted)
 
     def _hold(
-        self, event: Event, crew: Sequence[Seat], work: Callable[[], T], regrouped: Member | None = None
+        self, event: Event, crew: Sequence[Seat], work: Callable[[], T], regrouped: Participant | None = None
     ) -> tuple[bool, T | None]:
         """Whether the work's result is kept by all, and the result."""
         result: T | None = None
@@ -256,7 +262,7 @@ class Crew(Settled):
             change = Change(step, [seat.number for seat in crew], lost, joined)
             self.changes.append(change)
             _log.warning("%s", change)
-            self.on_change(change)
+            self._on_change(change)
         self._past.append((event, crew))
         if len(self._past) > FORGET_AFTER:
             old, voters = self._past.pop(0)
@@ -265,22 +271,24 @@ class Crew(Settled):
 
     # Admitting.
 
-    def _admit(self, event: Event, crew: Sequence[Seat], member: Member) -> None:
+    def _admit(self, event: Event, crew: Sequence[Seat], member: Participant) -> None:
         """The first of the crew sends what was just kept; should that fail, the newcomers ask again."""
         if crew[0].name != self._membership.name or not _newcomers(event, crew):
             return
         try:
-            self._exchange(event, crew, 0, member.parcel())
+            self._exchange(event, crew, 0, member.join_state())
         except CommError as error:
             _log.warning("a replica that wanted to join was lost: %s", error)
 
-    def _exchange(self, event: Event, crew: Sequence[Seat], rank: int, parcel: Mapping[str, Any] | None) -> Any:
-        """Rank 0's parcel, on its own group of those who join; not counted as any mode's traffic."""
+    def _exchange(self, event: Event, crew: Sequence[Seat], rank: int, join_state: Mapping[str, Any] | None) -> Any:
+        """Rank 0's join_state, on its own group of those who join; not counted as any mode's traffic."""
         self._group = ""  # whatever comes of it, the next meeting connects anew
-        self.comm.connect(self._membership.group_store(f"{event.key}/parcel"), rank, 1 + len(_newcomers(event, crew)))
+        self.comm.connect(
+            self._membership.group_store(f"{event.key}/join_state"), rank, 1 + len(_newcomers(event, crew))
+        )
         try:
             with self.comm.connected(), self.comm.uncounted():
-                packed = _packed(parcel) if parcel is not None else torch.empty(0, dtype=torch.uint8)
+                packed = _packed(join_state) if join_state is not None else torch.empty(0, dtype=torch.uint8)
                 length = torch.tensor(packed.numel())
                 self.comm.broadcast_(length)
                 if rank != 0:
@@ -304,9 +312,9 @@ class Crew(Settled):
         }
 
 
-def _packed(parcel: Mapping[str, Any]) -> torch.Tensor:
+def _packed(join_state: Mapping[str, Any]) -> torch.Tensor:
     buffer = io.BytesIO()
-    torch.save(parcel, buffer)
+    torch.save(join_state, buffer)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 

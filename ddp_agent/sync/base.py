@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.fields import check_fields
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.distributed.consistency import Common
+from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.flat import Flat
@@ -165,9 +165,9 @@ class SyncStrategy:
         """
         return None
 
-    def commons(self, step: int) -> list[Common]:
+    def commons(self, step: int) -> list[ReplicatedTensor]:
         """`common`, and what only some ranks have alike."""
-        return [Common(self.common(step), range(self.topology.world.size))]
+        return [ReplicatedTensor(self.common(step), range(self.topology.world.size))]
 
     @torch.no_grad()
     def consensus_distance(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ddp_agent.checkpoint.writer import copied
-from ddp_agent.distributed.consistency import Common, require_common, unlike_rank_0
+from ddp_agent.distributed.consistency import ReplicatedTensor, ranks_unlike_rank_0, require_replicated
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.errors import CheckpointError
 from ddp_agent.reducers import Reducer
@@ -41,7 +41,7 @@ class Position:
 
 @dataclass(kw_only=True)
 class State:
-    """A rank's: a run that is resumed from it continues bit for bit. It takes part in meetings (`crew.Member`).
+    """A rank's: a run that is resumed from it continues bit for bit. It takes part in meetings (`replica_group.Participant`).
 
     `parts` save and load themselves, in this order; random streams come last, since to build and to rehearse draws
     from them.
@@ -63,7 +63,7 @@ class State:
         at, world = self.position, self.topology.world
         return {
             "step": at.step,
-            "ranks": [world.size, not unlike_rank_0(self.sync.flat.parameters, world)],
+            "ranks": [world.size, not ranks_unlike_rank_0(self.sync.flat.parameters, world)],
             "weights": [self.sync.flat.everything, *self.sync.flat.others],
             "syncs": self.sync.syncs,
             "comm": asdict(self.topology.settle()),
@@ -87,7 +87,7 @@ class State:
     def check_start(self) -> None:
         if self.step == 0:
             world = self.topology.world
-            require_common([Common(self.sync.flat.parameters, range(world.size))], world, 0)
+            require_replicated([ReplicatedTensor(self.sync.flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
         state = self.state_dict()
@@ -101,14 +101,14 @@ class State:
     def regroup(self, rank: int, size: int, new_size: int) -> None:
         self.reducer.regroup(rank, size, new_size)
 
-    def parcel(self) -> dict[str, Any]:
+    def join_state(self) -> dict[str, Any]:
         """The optimizer's moments, too: better than none, and with optimizer_state=average they are everybody's."""
         state = self.state_dict() | {"reducer": self.reducer.common_state()}
         return {key: state[key] for key in ("step", *MEETINGS_CHANGE, "scaler", "ema") if key in state}
 
-    def adopt(self, parcel: Mapping[str, Any]) -> None:
-        self.position.step = parcel["step"]
-        self._load(parcel, parcel)
+    def load_join_state(self, state: Mapping[str, Any]) -> None:
+        self.position.step = state["step"]
+        self._load(state, state)
         self.position.loss_sum.zero_()
         self.position.logged_step, self.position.logged_s = self.step, self.clock.read(0.0)["train_s"]
 

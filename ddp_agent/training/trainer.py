@@ -33,10 +33,10 @@ from ddp_agent.data.slicing.base import Slicing
 from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.task import Task
 from ddp_agent.distributed import stragglers
-from ddp_agent.distributed.consistency import require_common
+from ddp_agent.distributed.consistency import require_replicated
 from ddp_agent.distributed.failure_detector import NullWatch, Watch
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.distributed.replica_group import Settled
+from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.errors import CheckpointError, NonFiniteError, PreemptedError
 from ddp_agent.outputs.confusion import values as class_accuracies
@@ -78,7 +78,7 @@ class Trainer:
     device: torch.device
     fingerprint: Mapping[str, Any]
     slicing: Slicing = field(default_factory=Shared)
-    crew: Settled = field(default_factory=lambda: Settled(world_comm()))  # who meets
+    replica_group: ReplicaGroup = field(default_factory=lambda: FixedGroup(world_comm()))
     run_dir: Path | None = None
     tracker: Tracker | NullTracker = field(default_factory=NullTracker)
     progress: ConsoleProgress | NullProgress = field(default_factory=NullProgress)
@@ -87,7 +87,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         options, world = self.options, self.topology.world
-        self.slot, self.slots = self.crew.slot, self.crew.slots  # whose samples
+        self.slot, self.slots = self.replica_group.slot, self.replica_group.slots  # whose samples
         self.link = Link.from_environment()
         self.clock = Clock(self.link)
         self.standing = Standing()
@@ -199,7 +199,7 @@ class Trainer:
 
     def synchronise(self, step: int) -> None:
         if self.sync.meets(step):
-            self.crew.together(self.state, partial(self.sync.after_step, step), "sync")
+            self.replica_group.run_collective(self.state, partial(self.sync.after_step, step), "sync")
         else:
             self.sync.after_step(step)
 
@@ -238,9 +238,11 @@ class Trainer:
         if self.step > self.position.logged_step:
             self.log(self.step)
         self.clock.enter("eval")
-        self.consensus_distance = self.crew.together(self.state, self.sync.consensus_distance, "measurement")
+        self.consensus_distance = self.replica_group.run_collective(
+            self.state, self.sync.consensus_distance, "measurement"
+        )
         self.clock.enter("compute")
-        self.crew.together(self.state, partial(self.sync.flush, self.step), "flush")
+        self.replica_group.run_collective(self.state, partial(self.sync.flush, self.step), "flush")
         self.settle()
         scores = self.evaluate(self.step)
         self.settle_checkpoint()
@@ -326,7 +328,7 @@ class Trainer:
 
     def compare_ranks(self) -> None:
         """Nothing is kept or shown of ranks that should be alike and are not."""
-        require_common(self.sync.commons(self.step), self.topology.world, self.step)
+        require_replicated(self.sync.commons(self.step), self.topology.world, self.step)
 
     def settle_stragglers(self) -> None:
         """A collective: `straggler_wait_s` is as of the last evaluation or checkpoint."""
@@ -337,7 +339,7 @@ class Trainer:
         """Scores the consensus model (and the moving average, and rank 0's own model, when asked)."""
         self.settle()
         self.clock.enter("eval")
-        scores = self.crew.together(self.state, partial(self.score, step), "evaluation")
+        scores = self.replica_group.run_collective(self.state, partial(self.score, step), "evaluation")
         self.clock.enter("compute")
         return scores
 

@@ -14,7 +14,13 @@ from runs import mode, run
 from torch import Tensor
 
 from ddp_agent.data.task import Task
-from ddp_agent.distributed.consistency import Common, config_sha256, require_alike, require_common, sha256_of
+from ddp_agent.distributed.consistency import (
+    ReplicatedTensor,
+    config_sha256,
+    require_identical,
+    require_replicated,
+    sha256_of,
+)
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import RefusedError
 from ddp_agent.training.trainer import Trainer
@@ -32,7 +38,7 @@ def said(work: Callable[..., None], *args: Any) -> str:
 
 def compare(values: list[dict[str, str]]) -> str:
     mine = {what: sha256_of(value) for what, value in values[dist.get_rank()].items()}
-    return said(require_alike, mine, world_comm())
+    return said(require_identical, mine, world_comm())
 
 
 def test_whatever_differs_is_named_with_its_ranks(ranks3: RankPool) -> None:
@@ -57,7 +63,7 @@ def compare_bits(flipped: list[int], dtype: torch.dtype, bit: int) -> str:
     if dist.get_rank() in flipped:
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         tensor.view(integers[dtype.itemsize])[123] ^= 1 << bit
-    return said(require_common, [Common(tensor, range(3))], world_comm(), 7)
+    return said(require_replicated, [ReplicatedTensor(tensor, range(3))], world_comm(), 7)
 
 
 @pytest.mark.parametrize(("dtype", "bit"), [(torch.float32, 0), (torch.float32, 30), (torch.bfloat16, 3)])
@@ -74,8 +80,11 @@ def compare_owners(flipped: list[int]) -> str:
     rank = dist.get_rank()
     tensor = torch.ones(5)
     tensor.view(torch.int32)[3] ^= rank in flipped
-    parts = [Common(None, range(3)), Common(tensor if rank else None, (1, 2), "the parameters of heads.b")]
-    return said(require_common, parts, world_comm(), 7)
+    parts = [
+        ReplicatedTensor(None, range(3)),
+        ReplicatedTensor(tensor if rank else None, (1, 2), "the parameters of heads.b"),
+    ]
+    return said(require_replicated, parts, world_comm(), 7)
 
 
 def test_what_only_some_ranks_share_is_compared_among_them_and_told_on_all(ranks3: RankPool) -> None:

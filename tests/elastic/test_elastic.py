@@ -141,13 +141,15 @@ def one_leaves(address: str) -> tuple[bool, dict[str, int], int, list[int]]:
     loop.run(1)
     loop.take_step()  # step 8, and what each has before the synchronisation
     own = loop.weights
-    loop.crew.together(loop, lambda: loop.sync.after_step(8), "sync")
-    gathered = torch.stack(loop.crew.together(loop, lambda: loop.topology.world.all_gather(own), "measurement"))
+    loop.replica_group.run_collective(loop, lambda: loop.sync.after_step(8), "sync")
+    gathered = torch.stack(
+        loop.replica_group.run_collective(loop, lambda: loop.topology.world.all_gather(own), "measurement")
+    )
     right = torch.equal(loop.weights, gathered.sum(0).mul_(1 / 2))
     loop.run(2).flush().end()
-    (change,) = loop.crew.changes
+    (change,) = loop.replica_group.changes
     assert (change.members, list(change.lost)) == ([0, 2], [1])
-    return right, loop.crew.facts(), change.lost[1], counted(loop)["calls"]
+    return right, loop.replica_group.facts(), change.lost[1], counted(loop)["calls"]
 
 
 def one_comes_back(addresses: dict[str, str]) -> dict[str, Tensor]:
@@ -157,7 +159,7 @@ def one_comes_back(addresses: dict[str, str]) -> dict[str, Tensor]:
     ends = {}
     for name, address in addresses.items():
         loop = ElasticLoop(MODES[name][0](), address, number, count, **loop_options(name)).run(6)
-        store = loop.crew._membership.store
+        store = loop.replica_group._membership.store
         if number == 2:
             loop.die()
             store.wait(["step 13"])
@@ -172,7 +174,7 @@ def one_comes_back(addresses: dict[str, str]) -> dict[str, Tensor]:
         loop.run(23 - loop.step).flush().end()
         ends[name] = loop.sync.flat.everything.clone()
         if number != 2:
-            assert loop.crew.facts() == {"replicas_at_end": 3, "replicas_lost": 1, "replicas_joined": 1}
+            assert loop.replica_group.facts() == {"replicas_at_end": 3, "replicas_lost": 1, "replicas_joined": 1}
     return ends
 
 

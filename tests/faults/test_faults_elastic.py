@@ -152,9 +152,9 @@ def _replica(address: str, number: int, after_s: float, pipe: Connection) -> Non
             threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
         loop.sync.after_step(1)
 
-    loop.crew.together(loop, averaging, "sync")
+    loop.replica_group.run_collective(loop, averaging, "sync")
     pipe.send(loop.weights.unique().tolist())
-    loop.crew.together(loop, lambda: None, "measurement")  # nobody leaves while another still reads
+    loop.replica_group.run_collective(loop, lambda: None, "measurement")  # nobody leaves while another still reads
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.004, 0.012, 0.03])

@@ -14,7 +14,7 @@ from test_laws import ALL, TOLERANCE
 from test_sync import REDUCERS, one_averaging, same
 from torch import Tensor, nn
 
-from ddp_agent.distributed.consistency import require_common
+from ddp_agent.distributed.consistency import require_replicated
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.errors import DivergedError
 from ddp_agent.models.common.multi_task import MultiTask
@@ -185,13 +185,13 @@ def flipped_head(mode: str) -> str:
     """What is said of a head of ranks 0 and 2 after one of its bits has flipped on rank 2; first all is alike."""
     loop = Heads(ALL[mode](), optimizer=sgd(momentum=0.9)).run(9).flush()
     world, parts = loop.topology.world, loop.sync.commons(loop.step)
-    require_common(parts, world, loop.step)
+    require_replicated(parts, world, loop.step)
     head = parts[1 + HEADS.index("a")].tensor
     assert (head is None) == (world.rank == 1)
     if head is not None and world.rank == 2:
         head.view(torch.int64)[1] ^= 1
     with pytest.raises(DivergedError) as raised:
-        require_common(parts, world, loop.step)
+        require_replicated(parts, world, loop.step)
     return str(raised.value)
 
 

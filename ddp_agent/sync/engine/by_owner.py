@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_agent.distributed.consistency import Common
+from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.base import SyncStrategy, mean_
@@ -149,11 +149,11 @@ class ByOwner(SyncStrategy):
     def common(self, step: int) -> Tensor | None:
         return self.mode.common(step)
 
-    def commons(self, step: int) -> list[Common]:
+    def commons(self, step: int) -> list[ReplicatedTensor]:
         parts = self.mode.commons(step)
         for head, ranks in self.owners.items():
             own = self._modes[head].common(step) if head in self._modes else None
-            parts.append(Common(own, ranks, f"the parameters of {head} that its owners share"))
+            parts.append(ReplicatedTensor(own, ranks, f"the parameters of {head} that its owners share"))
         return parts
 
     @torch.no_grad()
