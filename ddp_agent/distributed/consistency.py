@@ -1,4 +1,4 @@
-"""Checks that ranks agree: on code and configuration before the first step, on shared tensors whenever state is kept."""
+"""Checks that ranks agree: on code and settings before the first step, on shared tensors whenever state is kept."""
 
 import hashlib
 import json

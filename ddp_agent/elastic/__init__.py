@@ -1,5 +1,5 @@
-"""Training that goes on without the replicas that are lost, and takes back those that return.
+"""Training that continues without the replicas that are lost and takes back those that return.
 
-`ElasticGroup` is what a run needs of it. Membership is decided by torchft's lighthouse; groups, state and commits are ours
-(`docs/elastic.md` says why).
+A run needs `ElasticGroup` alone. torchft's lighthouse decides the membership. Groups, state and commits are made here
+(`docs/elastic.md` gives the reasons).
 """

@@ -41,7 +41,7 @@ class Position:
 
 @dataclass(kw_only=True)
 class State:
-    """A rank's: a run that is resumed from it continues bit for bit. It takes part in meetings (`replica_group.Participant`).
+    """A rank's: a run that is resumed from it continues bit for bit. It is a `Participant`.
 
     `parts` save and load themselves, in this order; random streams come last, since to build and to rehearse draws
     from them.
