@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine: a rank a GPU, or two ranks on CPU.
+# One machine: one rank per GPU, or two ranks on CPU.
 set -euo pipefail
 
 usage() {
@@ -11,9 +11,9 @@ usage: launch/local.sh [--nproc N] [--max-restarts N] [--] [train.py's arguments
   launch/local.sh -m sync=allreduce,local_sgd seed=0,1,2
 
   --nproc N         ranks (default: the GPUs, or 2 without any)
-  --max-restarts N  how often ranks are started again after one fails (default: 0)
+  --max-restarts N  times that all ranks are started again after one fails (default: 0)
 
-PYTHON chooses the interpreter (default: python). Anything else goes to train.py: train.py --help.
+PYTHON chooses the interpreter (default: python). All other arguments go to train.py; see train.py --help.
 USAGE
 }
 
@@ -43,7 +43,7 @@ while (($#)); do
 done
 
 nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several ranks share the cores
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # because several ranks share the cores
 
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" \

@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Several machines: run this on each of them, with the same arguments.
+# Several machines: run this script on each of them, with the same arguments.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 usage: NNODES=N … launch/multinode.sh [train.py's arguments]      (on every node)
 
-Static rendezvous: every node has its number, and node 0 its address.
+Static rendezvous: every node is given its own number and the address of node 0.
   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 launch/multinode.sh sync=diloco     # on 10.0.0.1
   NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 launch/multinode.sh sync=diloco     # on the other
 
-c10d rendezvous: nodes find each other and are numbered as they come; a node may leave and come back.
+c10d rendezvous: nodes are numbered in the order in which they arrive. A node may leave and return.
   NNODES=2 RDZV_ENDPOINT=10.0.0.1:29400 RDZV_ID=run7 launch/multinode.sh sync=diloco
 
-  RUN_DIR         the run's directory; a run that is there already is gone on with, from its newest checkpoint
-  NNODES          nodes; MIN:MAX for an elastic c10d run
+  RUN_DIR         the run directory; a run that is there already is resumed from its newest checkpoint
+  NNODES          number of nodes; MIN:MAX for an elastic c10d run
   NODE_RANK       static: 0 to NNODES - 1
-  MASTER_ADDR     static: an address of node 0 that the others reach
-  MASTER_PORT     static: a free port there (default: 29500)
-  RDZV_ENDPOINT   c10d: HOST:PORT, HOST being one of the nodes
-  RDZV_ID         c10d: a name that only this run has (default: ddp_agent)
-  NPROC_PER_NODE  ranks a node (default: its GPUs, or 2 without any)
-  MAX_RESTARTS    how often ranks are started again after one fails (default: 0)
+  MASTER_ADDR     static: an address of node 0 that the other nodes reach
+  MASTER_PORT     static: a free port of node 0 (default: 29500)
+  RDZV_ENDPOINT   c10d: HOST:PORT, where HOST is one of the nodes
+  RDZV_ID         c10d: a name that no other run has (default: ddp_agent)
+  NPROC_PER_NODE  ranks per node (default: its GPUs, or 2 without any)
+  MAX_RESTARTS    times that all ranks are started again after one fails (default: 0)
   PYTHON          the interpreter (default: python)
 
-Where these are not set, torchrun's own PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT and
-PET_NPROC_PER_NODE are taken, which Kubeflow sets in its pods.
+Defaults of NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and NPROC_PER_NODE are torchrun's own PET_NNODES,
+PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT and PET_NPROC_PER_NODE, which Kubeflow sets in its pods.
 
-The run directory is written by rank 0; resuming and restarting need it on a disk that all nodes see.
-The store listens without authentication: use a private network. When a machine has several networks, name the
-one to use: GLOO_SOCKET_IFNAME (CPU), NCCL_SOCKET_IFNAME (GPU).
+Resuming and restarting need the run directory on a disk that all nodes see, since every rank writes its part of a
+checkpoint there. The store has no password, so use a private network. Where a machine has several networks, name
+the one to use: GLOO_SOCKET_IFNAME (CPU), NCCL_SOCKET_IFNAME (GPU).
 USAGE
 }
 
@@ -66,13 +66,13 @@ fi
 if [[ -n ${RUN_DIR-} ]]; then
     [[ $RUN_DIR != *[\'\\]* ]] || refuse "RUN_DIR: found $RUN_DIR, expected a path without ' and \\"
     set -- "$@" "hydra.run.dir='$RUN_DIR'"
-    # Each attempt at a run notes itself there. None: it is a new run.
+    # Every attempt at a run adds itself to this file. Without it the run is new.
     DDP_AGENT_EARLIER_ATTEMPTS=$({ grep -o '"attempt"' -- "$RUN_DIR/attempts.json" || true; } 2>/dev/null | wc -l)
     export DDP_AGENT_EARLIER_ATTEMPTS
 fi
 
 nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # several ranks share the cores
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # because several ranks share the cores
 
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$nproc" \

@@ -274,7 +274,7 @@ def test_a_job_that_cannot_be_queued_says_how_to_go_on(batch: Path) -> None:
     process = start(batch, SAYS="preempted", CODE="1", REQUEUE_CODE="1")
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 75
-    assert "to go on: RUN_DIR='run' sbatch launch/slurm.sbatch sync=diloco" in said
+    assert "to resume: RUN_DIR='run' sbatch launch/slurm.sbatch sync=diloco" in said
 
 
 def started(batch: Path) -> bool:

@@ -114,7 +114,7 @@ def test_a_job_preempted_in_a_period_goes_on_as_if_nothing_had_been(
     job = cluster.wait_for(number, "COMPLETED", "FAILED")
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2"), log(project, number)
     said = log(project, number)
-    assert said.count("goes back to the queue") == 2
+    assert said.count("returns to the queue") == 2
     assert said.count("resumed from step") == 2
     attempts = json.loads((outcome.run_dir / "attempts.json").read_text())
     assert [it["attempt"] for it in attempts] == [0, 1, 2]
