@@ -2,8 +2,6 @@
 
 import io
 import tarfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +23,6 @@ def as_tar(contents: Contents, mode: str = "w:gz") -> bytes:
     return file.getvalue()
 
 
-def as_zip(contents: Contents) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    return file.getvalue()
-
-
 def refused(content: bytes, folder: Path, most_bytes: int = 10_000) -> str:
     """The message, when nothing outside of `folder`/in was written."""
     archive = folder / "archive"
@@ -44,18 +34,17 @@ def refused(content: bytes, folder: Path, most_bytes: int = 10_000) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("pack", [as_tar, lambda contents: as_tar(contents, "w"), as_zip])
-def test_what_was_packed_is_unpacked(pack: Callable[[Contents], bytes], tmp_path: Path) -> None:
-    (tmp_path / "archive").write_bytes(pack(GOOD))
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_what_was_packed_is_unpacked(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(as_tar(GOOD, mode))
     for _ in range(2):  # over what is there, too
         unpack(tmp_path / "archive", tmp_path / "in", most_bytes=10_000)
         assert {name: (tmp_path / "in" / name).read_bytes() for name in GOOD} == GOOD
 
 
-@pytest.mark.parametrize("pack", [as_tar, as_zip])
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "/tmp/out", "a/../..", "..\\out", "C:/out", "C:out"])
-def test_a_name_that_leads_out_is_refused(name: str, pack: Callable[[Contents], bytes], tmp_path: Path) -> None:
-    assert "expected names that stay" in refused(pack({name: b"x"}), tmp_path)
+def test_a_name_that_leads_out_is_refused(name: str, tmp_path: Path) -> None:
+    assert "expected names that stay" in refused(as_tar({name: b"x"}), tmp_path)
 
 
 def test_names() -> None:
@@ -73,15 +62,6 @@ def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
     assert "expected files and folders alone" in refused(file.getvalue(), tmp_path)
 
 
-def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        info = zipfile.ZipInfo("inside")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    assert "expected files and folders alone" in refused(file.getvalue(), tmp_path)
-
-
 def test_a_file_is_not_written_through_a_link_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "linked").write_bytes(b"mine")
@@ -92,28 +72,19 @@ def test_a_file_is_not_written_through_a_link_that_is_there(tmp_path: Path) -> N
     assert (tmp_path / "in" / "two").read_bytes() == GOOD["two"]
 
 
-@pytest.mark.parametrize("pack", [as_tar, as_zip])
-def test_no_more_is_written_than_may_be(pack: Callable[[Contents], bytes], tmp_path: Path) -> None:
+def test_no_more_is_written_than_may_be(tmp_path: Path) -> None:
     bomb = {"small": b"1" * 100, "large": bytes(10_000_000)}
-    assert "found 10,000,000 bytes in 'large', expected at most 9,900" in refused(pack(bomb), tmp_path)
+    assert "found 10,000,000 bytes in 'large', expected at most 9,900" in refused(as_tar(bomb), tmp_path)
     assert not (tmp_path / "in" / "large").exists()
-
-
-def test_a_size_that_lies_is_found_out(tmp_path: Path) -> None:
-    content = as_zip({"large": bytes(100_000)})
-    lies = content.replace((100_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
-    assert lies != content
-    refused(lies, tmp_path)
-    assert (tmp_path / "in" / "large").stat().st_size <= 100
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"garbage", as_tar(GOOD)[:-20], as_tar(GOOD)[:60], as_zip(GOOD)[:-30]],
-    ids=["empty", "garbage", "tar without its end", "tar's beginning", "zip without its end"],
+    [b"", b"garbage", as_tar(GOOD)[:-20], as_tar(GOOD)[:60]],
+    ids=["empty", "garbage", "tar without its end", "tar's beginning"],
 )
 def test_damage_is_named(content: bytes, tmp_path: Path) -> None:
-    assert "expected a whole tar or zip" in refused(content, tmp_path)
+    assert "expected a whole tar file" in refused(content, tmp_path)
 
 
 def test_an_archive_that_is_not_there(tmp_path: Path) -> None:

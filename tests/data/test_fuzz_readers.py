@@ -10,14 +10,14 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import checkpoint_cases
 import fuzzing
-import numpy
 import planned_runs
 import pytest
 import torch
@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from idx_files import idx, pixels
 from report_cases import make_sweep, result_of, told
-from test_archive import GOOD, as_tar, as_zip
+from test_archive import GOOD, as_tar
 from torch import nn
 from wav_files import tone, wav
 
@@ -35,13 +35,13 @@ from ddp_agent.checkpoint.manifest import File, Manifest
 from ddp_agent.cli import relaunch, sweep
 from ddp_agent.cli.composition import redact_saved
 from ddp_agent.data.datasets.char_lm import CharLM
-from ddp_agent.data.datasets.image_folder import _read_image
 from ddp_agent.data.datasets.intents import Intents
 from ddp_agent.data.datasets.movielens import MovieLens
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.data.readers.idx import read_idx
-from ddp_agent.data.readers.npz import read_npz
+from ddp_agent.data.readers.images import read_rgb
 from ddp_agent.data.readers.wav import read_wav
+from ddp_agent.data.readers.zip_members import members
 from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -87,6 +87,14 @@ def picture(kind: str) -> bytes:
     return file.getvalue()
 
 
+def as_zip(contents: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
 def ratings() -> str:
     seen = [(user, film) for user in (1, 2, 7) for film in range(9)]
     rows = [f"{user},{10 * film},{1 + (user + film) % 9 / 2},{1000 + user * film}" for user, film in seen]
@@ -126,20 +134,16 @@ def char_lm(path: Path) -> object:
 IMAGES, LABELS = idx(pixels(3, 4, 5)), idx(pixels(7))
 
 
-def as_npz(save: Callable[..., None] = numpy.savez) -> bytes:
-    file = io.BytesIO()
-    save(file, audio=numpy.arange(200, dtype=numpy.uint8).reshape(2, 100), more=numpy.zeros(3))
-    return file.getvalue()
-
-
 DATASETS = {
     "idx": one_file("file", IMAGES, lambda path: read_idx(path, "images")),
     "idx.gz": one_file("file", gzip.compress(LABELS), lambda path: read_idx(path, "labels")),
-    "png": one_file("file.png", picture("PNG"), lambda path: _read_image(str(path))),
-    "jpg": one_file("file.jpg", picture("JPEG"), lambda path: _read_image(str(path))),
+    "png": one_file("file.png", picture("PNG"), lambda path: read_rgb(path, str(path))),
+    "jpg": one_file("file.jpg", picture("JPEG"), lambda path: read_rgb(path, str(path))),
     "tar.gz": one_file("file", as_tar(GOOD), lambda path: unpack(path, path.parent / "in", most_bytes=100_000)),
     "tar": one_file("file", as_tar(GOOD, "w"), lambda path: unpack(path, path.parent / "in", most_bytes=100_000)),
-    "zip": one_file("file", as_zip(GOOD), lambda path: unpack(path, path.parent / "in", most_bytes=100_000)),
+    "zip": one_file(
+        "file", as_zip({f"in/{name}": data for name, data in GOOD.items()}), lambda path: dict(members(path, "in"))
+    ),
     "stars": Reader("ratings.csv", write_movies, movielens("stars"), (DataError,)),
     "ranking": Reader("ratings.csv", write_movies, movielens("ranking"), (DataError,)),
     "titles": Reader("movies.csv", write_movies, movielens("stars"), (DataError,)),
@@ -152,10 +156,6 @@ DATASETS = {
         damage=fuzzing.damaged_json,
     ),
     "wav": one_file("x.wav", wav(tone()), lambda path: read_wav(path.read_bytes(), path.name)),
-    "npz": one_file("x.npz", as_npz(), lambda path: read_npz(path, {"audio": (numpy.uint8, 2)})),
-    "npz, packed": one_file(
-        "x.npz", as_npz(numpy.savez_compressed), lambda path: read_npz(path, {"audio": (numpy.uint8, 2)})
-    ),
     "text": one_file("mine.txt", "to be or not to be, ümlaut " * 3, lambda path: char_lm(path.parent)),
 }
 

@@ -1,15 +1,12 @@
-"""Single words: a tiny packed file, tiny folders in both published layouts, and what is said of bad ones."""
+"""Single words: tiny folders in both published layouts, and what is said of bad ones."""
 
 import csv
 import hashlib
-import io
 import tarfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from configs import node
@@ -23,9 +20,8 @@ from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import speech_commands
 from ddp_agent.data.loader import stream
 from ddp_agent.data.readers.download import Published, unpacked
-from ddp_agent.data.readers.packed_words import expanded
 from ddp_agent.data.task import Task
-from ddp_agent.errors import ConfigError, DataError
+from ddp_agent.errors import DataError
 
 CPU = torch.device("cpu")
 WORDS = ("cat", "dog", "zoom in")
@@ -80,12 +76,8 @@ def write_tables(root: Path) -> Path:
     return root
 
 
-def folders(data_root: Path, **values: Any) -> Task:
-    return load(data_root, **{"corpus": "folders", **values})
-
-
 def test_both_layouts_are_read_by_their_lists(tmp_path: Path) -> None:
-    tasks = folders(write_google(tmp_path / "google")), folders(write_tables(tmp_path / "tables"))
+    tasks = load(write_google(tmp_path / "google")), load(write_tables(tmp_path / "tables"))
     for task in tasks:
         waves, labels, test_waves, test_labels = tensors(task)
         assert task.presentation.class_names == WORDS and (len(waves), len(test_waves)) == (12, 12)
@@ -100,45 +92,45 @@ def test_both_layouts_are_read_by_their_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["speech_commands_v0.02", "SpeechCommands/speech_commands_v0.02"])
 def test_folders_are_found_where_others_unpack_them(tmp_path: Path, place: str) -> None:
-    assert len(folders(write_google(tmp_path / place).parents[place.count("/")]).data.train) == 12  # type: ignore[arg-type]
+    assert len(load(write_google(tmp_path / place).parents[place.count("/")]).data.train) == 12  # type: ignore[arg-type]
 
 
 def test_words_may_be_chosen_and_the_validation_part_tested(tmp_path: Path) -> None:
     write_google(tmp_path)
-    task = folders(tmp_path, words=["zoom in", "cat"], tested="validation")
+    task = load(tmp_path, words=["zoom in", "cat"], tested="validation")
     assert task.presentation.class_names == ("cat", "zoom in")
     assert (len(task.data.train), len(task.data.test)) == (8, 4)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"train: found no 'cow' of dataset.words, expected some of cat, dog, zoom in"):
-        folders(tmp_path, words=["cow", "cat"])
+        load(tmp_path, words=["cow", "cat"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_streamed_is_what_would_be_resident(tmp_path: Path, workers: int) -> None:
     write_google(tmp_path)
-    streamed, kept = folders(tmp_path, workers=workers), folders(tmp_path)
-    assert streamed.workers == workers and streamed.data.input_shape == kept.data.input_shape
+    streamed, kept = load(tmp_path, workers=workers), load(tmp_path)
+    assert streamed.data.workers == workers and streamed.data.input_shape == kept.data.input_shape
     for part, (waves, labels) in (("train", tensors(kept)[:2]), ("test", tensors(kept)[2:])):
         order = [list(range(7)), list(range(7, 12))]
-        found = list(stream(getattr(streamed, part), order, device=CPU, workers=workers))
+        found = list(stream(getattr(streamed.data, part), order, device=CPU, workers=workers))
         assert torch.equal(torch.cat([batch[0] for batch in found]), waves)
         assert torch.equal(torch.cat([batch[1] for batch in found]), labels)
     assert streamed.data.labels is not None and torch.equal(streamed.data.labels, tensors(kept)[1])
 
 
 def test_the_fingerprint_of_what_is_streamed_sees_files_and_not_their_place(tmp_path: Path) -> None:
-    here, there = (folders(write_google(tmp_path / place), workers=1).data.sha256 for place in ("a", "b"))
+    here, there = (load(write_google(tmp_path / place), workers=1).data.sha256 for place in ("a", "b"))
     assert here == there
     (tmp_path / "b" / "cat" / "a1_nohash_0.wav").write_bytes(wav(tone(9)))
-    found = {here, folders(tmp_path / "b", workers=1).data.sha256}
-    found |= {folders(tmp_path / "a", workers=1, **change).data.sha256 for change in ({"mels": 30}, {"rate": 4000})}
+    found = {here, load(tmp_path / "b", workers=1).data.sha256}
+    found |= {load(tmp_path / "a", workers=1, **change).data.sha256 for change in ({"mels": 30}, {"rate": 4000})}
     assert len(found) == 4
 
 
 def test_a_streamed_file_that_cannot_be_read_is_named_when_it_is_hit(tmp_path: Path) -> None:
-    task = folders(write_google(tmp_path), workers=1)
+    task = load(write_google(tmp_path), workers=1)
     bad = tmp_path / "cat" / "b2_nohash_0.wav"
     bad.write_bytes(bad.read_bytes()[:99])
-    with pytest.raises(DataError, match=r"found 55 bytes, expected 600 in the chunk b'data'") as caught:
+    with pytest.raises(DataError, match=r"found 55 bytes of samples, expected 600; the file is cut off") as caught:
         list(stream(task.data.train, [[0], [2]], device=CPU, workers=1))
     assert str(caught.value).startswith(f"{bad}: ") and "\n" not in str(caught.value)
     bad.unlink()
@@ -165,7 +157,7 @@ def test_a_list_that_is_damaged_or_foreign_is_named(
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message) as caught:
-        folders(tmp_path)
+        load(tmp_path)
     assert str(caught.value).startswith(str(path))
 
 
@@ -183,7 +175,7 @@ def test_a_table_that_is_damaged_or_foreign_is_named(tmp_path: Path, text: str, 
     path = write_tables(tmp_path / "tables") / "test.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        folders(tmp_path / "tables")
+        load(tmp_path / "tables")
     assert str(caught.value).startswith(str(path))
 
 
@@ -192,132 +184,15 @@ def test_a_word_without_training_and_a_part_without_words_are_refused(tmp_path: 
     for path in (tmp_path / "dog").glob("[ab]*.wav"):
         path.unlink()
     with pytest.raises(DataError, match=r"test: found 'dog', expected only words that are trained on"):
-        folders(tmp_path)
+        load(tmp_path)
     (tmp_path / "testing_list.txt").write_text("")
     with pytest.raises(DataError, match=r"test: found no recordings"):
-        folders(tmp_path)
+        load(tmp_path)
 
 
 def test_missing_folders_are_named_with_where_they_can_be_had(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found no testing_list.txt or test.csv .*https://.*dataset.download=true"):
-        folders(tmp_path)
-
-
-# The packed file.
-
-EACH = {"train": 4, "validation": 1, "test": 2}
-
-
-def arrays(**instead: Any) -> dict[str, Any]:
-    rows = [
-        (label, split, 10 * split + take % 2)
-        for split, count in enumerate(EACH.values())
-        for label in range(3)
-        for take in range(count)
-    ]
-    label, split, speaker = (numpy.array(column) for column in zip(*rows, strict=True))
-    audio = numpy.random.default_rng(0).integers(0, 256, (len(rows), 400), dtype=numpy.uint8)
-    found: dict[str, Any] = {"audio": audio, "label": label.astype("u1"), "split": split.astype("u1")}
-    found |= {"speaker": speaker.astype("i4"), "classes": numpy.array(WORDS), "more": audio[:1]}
-    return {name: array for name, array in (found | instead).items() if array is not None}
-
-
-def write_packed(folder: Path, **instead: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    numpy.savez_compressed(folder / "asc16_mulaw8k.npz", **arrays(**instead))
-    return folder
-
-
-@pytest.mark.parametrize("place", ["", "arabic_speech_commands_16x8k"])
-def test_packed_words_are_unpacked_by_part(tmp_path: Path, place: str) -> None:
-    write_packed(tmp_path / place)
-    task, validated = load(tmp_path), load(tmp_path, tested="validation")
-    waves, labels, test_waves, test_labels = tensors(task)
-    assert task.presentation.class_names == WORDS
-    assert labels.bincount().tolist() == [4, 4, 4] and test_labels.bincount().tolist() == [2, 2, 2]
-    codes = arrays()["audio"]
-    assert torch.equal(waves, expanded(codes[:12])) and torch.equal(test_waves, expanded(codes[15:]))
-    assert torch.equal(tensors(validated)[2], expanded(codes[12:15]))
-    assert task.data.groups is not None and task.data.groups.tolist() == [0, 1] * 6
-    assert load(tmp_path, words=["dog", "cat"]).presentation.class_names == ("cat", "dog")
-
-
-def test_mu_law_is_expanded_as_its_formula_says() -> None:
-    found = expanded(numpy.arange(256, dtype=numpy.uint8)).double()
-    v = torch.arange(256, dtype=torch.float64) / 255 * 2 - 1
-    torch.testing.assert_close(found / 32767, v.sign() * (256 ** v.abs() - 1) / 255, atol=2e-5, rtol=0)
-    assert found[0] == -32767 and found[255] == 32767 and torch.equal(found, -found.flip(0))
-
-
-def test_packed_words_of_another_rate_keep_their_length_in_seconds(tmp_path: Path) -> None:
-    slow = tensors(load(write_packed(tmp_path), rate=4000))[0]
-    assert slow.shape == (12, 200) and slow[:, 190:].abs().max() > 100
-
-
-@pytest.mark.parametrize(
-    ("instead", "message"),
-    [
-        ({"speaker": None}, "found no array speaker, expected an .npz file with audio, label, split, speaker, classes"),
-        ({"audio": numpy.zeros((21, 400), "f4")}, r"audio: found float32 of shape \(21, 400\), expected uint8 with 2"),
-        ({"audio": numpy.zeros(21, "u1")}, r"audio: found uint8 of shape \(21,\), expected uint8 with 2 dimensions"),
-        ({"label": numpy.zeros(20, "u1")}, "found 21 in audio, 20 in label, .* expected equally many"),
-        ({"label": 1 + arrays()["label"]}, "label: found 3, expected 0 to 2"),
-        ({"label": arrays()["label"] % 2}, "label: found no sample of 2, expected some of each of 0 to 2"),
-        ({"split": arrays()["split"] * 3}, "split: found 3, expected 0 to 2"),
-        ({"split": arrays()["split"] // 2}, "split: found no sample of 2"),
-        ({"classes": numpy.array([1, 2, 3])}, "classes: found int64 .*, expected str_"),
-        ({"classes": numpy.array(["cat", None], dtype=object)}, "found no numbers or text in classes"),
-        ({name: array[:0] for name, array in arrays().items() if name != "classes"}, "found 0 in audio"),
-    ],
-)
-def test_a_packed_file_with_other_content_is_refused(tmp_path: Path, instead: dict[str, Any], message: str) -> None:
-    write_packed(tmp_path, **instead)
-    with pytest.raises(DataError, match=message) as caught:
         load(tmp_path)
-    assert str(caught.value).startswith(str(tmp_path / "asc16_mulaw8k.npz"))
-
-
-def lying() -> bytes:
-    """A file whose header claims an array of many petabytes."""
-    header, file = io.BytesIO(), io.BytesIO()
-    claims = {"shape": (2**50, 400), "fortran_order": False, "descr": "|u1"}
-    numpy.lib.format.write_array_header_1_0(header, claims)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in arrays():
-            archive.writestr(f"{name}.npy", header.getvalue())
-    return file.getvalue()
-
-
-def without_arrays() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in arrays():
-            archive.writestr(f"{name}.npy", "no array")
-    return file.getvalue()
-
-
-def test_a_packed_file_that_is_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
-    path = write_packed(tmp_path) / "asc16_mulaw8k.npz"
-    good = path.read_bytes()
-    single, code = io.BytesIO(), b"cos\nsystem\n(S'echo bad'\ntR."
-    numpy.save(single, numpy.zeros(3))
-    for data in (b"", good[:5000], good[:-30], single.getvalue(), code, lying(), without_arrays()):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match=r"asc16_mulaw8k.npz: found .*, expected an .npz file with audio") as caught:
-            load(tmp_path)
-        assert "\n" not in str(caught.value) and "pickle" not in str(caught.value)
-
-
-def test_a_missing_packed_file_is_named_with_how_the_words_can_be_had(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"found no asc16_mulaw8k.npz, .*git clone .*corpus=folders dataset.words=\[zero,"
-    ):
-        load(tmp_path, download=True)
-
-
-def test_one_file_cannot_be_streamed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset: workers: found 2, expected 0: arabic16 is one file"):
-        load(tmp_path, workers=2)
 
 
 # Downloads, from files.
@@ -329,9 +204,9 @@ def test_googles_archive_is_downloaded_and_unpacked_once(tmp_path: Path, monkeyp
         file.add(write_google(tmp_path / "source"), ".")
     published = Published(archive.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(speech_commands, "GOOGLE", published)
-    assert len(folders(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
+    assert len(load(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
     archive.unlink()
-    assert len(folders(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
+    assert len(load(tmp_path / "new", download=True).data.train) == 12  # type: ignore[arg-type]
     target = tmp_path / "new" / "speech_commands_v0.02"
     unpacked(published, target, most_bytes=10**6)  # as a rank does that looked a moment too early
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"speech_commands_v0.02", ".download.lock"}
@@ -344,7 +219,7 @@ def test_an_archive_that_leads_elsewhere_is_not_unpacked(tmp_path: Path, monkeyp
     published = Published(archive.name, archive.as_uri(), hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(speech_commands, "GOOGLE", published)
     with pytest.raises(DataError, match=r"found '../../evil.txt', expected names that stay"):
-        folders(tmp_path / "new", download=True)
+        load(tmp_path / "new", download=True)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".download.lock"]
 
 
@@ -353,11 +228,11 @@ def test_an_archive_that_leads_elsewhere_is_not_unpacked(tmp_path: Path, monkeyp
 
 def in_the_rank(task: Task) -> Task:
     """Streamed without workers: beside this test's ranks each of them would import torch anew."""
-    return replace(task, workers=0)
+    return replace(task, data=replace(task.data, workers=0))
 
 
 def test_streamed_words_resume_bit_for_bit(ranks2: RankPool, tmp_path: Path) -> None:
-    typed = ("dataset=speech_commands", "dataset.corpus=folders", "dataset.seconds=0.05", "dataset.workers=1")
+    typed = ("dataset=speech_commands", "dataset.seconds=0.05", "dataset.workers=1")
     typed += ("model=speech_cnn", "global_batch_size=4", f"data_root={write_google(tmp_path / 'data')}")
     whole, part, rest = (tmp_path / name for name in ("whole", "part", "rest"))
     for folder, more in ((whole, "max_steps=8"), (part, "max_steps=3"), (rest, f"resume={part}")):
@@ -365,15 +240,3 @@ def test_streamed_words_resume_bit_for_bit(ranks2: RankPool, tmp_path: Path) -> 
         assert isinstance(summary, dict), summary
     expected, found = (list(map(training_state, states(folder, 8))) for folder in (whole, rest))
     assert len(expected) == 2 and same(expected, found)
-
-
-# The real file.
-
-
-@pytest.mark.data
-def test_the_packed_words(data_root: Path) -> None:
-    task, validated = load(data_root, seconds=1.0), load(data_root, seconds=1.0, tested="validation")
-    assert (task.objective.outputs, len(task.data.train), len(task.data.test)) == (16, 2880, 960)  # type: ignore[arg-type]
-    assert task.data.labels is not None and task.data.labels.bincount().tolist() == [180] * 16
-    assert task.data.groups is not None and task.data.groups.bincount().tolist() == [160] * 18
-    assert task.data.sha256 != validated.data.sha256

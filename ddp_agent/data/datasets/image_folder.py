@@ -11,13 +11,13 @@ import torch
 from ddp_agent.config.fields import Range, check_fields
 from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
+from ddp_agent.data.readers.images import read_rgb
 from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import DataError
 
 SPLITS = ("train", "test")
 # ImageNet's, by convention: any fixed numbers that bring pixels near mean 0 and variance 1 would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOST_PIXELS = 1 << 26  # 200 MB as RGB
 
 
 @dataclass(kw_only=True)
@@ -89,15 +89,7 @@ def _folders(split: Path) -> set[str]:
 
 
 def _read_image(path: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:  # a few kilobytes can say so, and mean gigabytes
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise DataError(f"{path}: found no readable image ({error}), expected PNG or JPEG") from error
+    return read_rgb(Path(path), path)
 
 
 def _fingerprint(root: Path, samples: list[tuple[str, int]], image_size: int) -> str:

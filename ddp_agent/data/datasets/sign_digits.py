@@ -15,15 +15,14 @@ from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.datasets.digits import stratified_split
 from ddp_agent.data.readers.download import Published, located
-from ddp_agent.data.readers.images import normalise
-from ddp_agent.data.readers.npz import read_npz, require_labels, require_rows
+from ddp_agent.data.readers.images import normalise, read_rgb
 from ddp_agent.data.readers.zip_members import content_sha256, members
 from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.errors import DataError
 
 CLASSES = 10
 SIZE = 32
-BETWEEN = 64  # pixels: the packed pictures were made in two steps
+BETWEEN = 64  # pixels: shrunk in two steps, as for the figures in docs/applications.md
 PADDING = 4
 # Of all pixels of each channel, scaled to 0..1.
 MEAN = torch.tensor([0.6748, 0.6458, 0.6163]).view(3, 1, 1)
@@ -31,7 +30,6 @@ STD = torch.tensor([0.1370, 0.1544, 0.1827]).view(3, 1, 1)
 SPLIT_SEED = 2020  # never the run's: every run is tested on the same pictures
 TEST_SHARE = 0.2
 NAME = "sign_language_digits_32"
-PACKED = "signdigits32.npz"
 FOLDER = "Dataset"
 COMMIT = "4b09433ef9d5c60602e8805bb54b8aa2428527f8"
 PHOTOS = Published(
@@ -68,7 +66,7 @@ class SignDigits:
 
         Raises DataError for files that are missing, damaged or of another kind.
         """
-        pictures = self._read()
+        pictures = read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
         inputs = normalise(pictures.pixels.permute(0, 3, 1, 2).contiguous(), MEAN, STD)
         train, test = stratified_split(pictures.digits, TEST_SHARE, SPLIT_SEED)
         data = Data.resident(
@@ -79,25 +77,8 @@ class SignDigits:
         names = Presentation(class_names=tuple("0123456789"))
         return classification(data, outputs=CLASSES, loss=self.loss, presentation=names)
 
-    def _read(self) -> Pictures:
-        """Pictures that somebody has packed, or the published photos."""
-        for folder in (self.data_root / NAME, self.data_root):
-            if (folder / PACKED).is_file():
-                return _read_packed(folder / PACKED)
-        return _read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
 
-
-def _read_packed(path: Path) -> Pictures:
-    found = read_npz(path, {"image": (numpy.uint8, 4), "label": (numpy.uint8, 1), "path": (numpy.str_, 1)})
-    if found["image"].shape[1:] != (SIZE, SIZE, 3):
-        raise DataError(f"{path}: image: found {found['image'].shape}, expected pictures of ({SIZE}, {SIZE}, 3)")
-    require_rows(path, found, "image", "label", "path")
-    require_labels(path, "label", found["label"], CLASSES)
-    order = found["path"].argsort()
-    return Pictures(torch.from_numpy(found["image"][order]), torch.from_numpy(found["label"][order]).long())
-
-
-def _read_photos(path: Path) -> Pictures:
+def read_photos(path: Path) -> Pictures:
     """From `Dataset/<digit>/<name>.JPG` in a zip file."""
     pixels, digits = [], []
     for name, data in members(path, FOLDER):
@@ -108,16 +89,15 @@ def _read_photos(path: Path) -> Pictures:
         digits.append(int(digit))
     if not digits:
         raise DataError(f"{path}: found no {FOLDER}/<digit>/*.JPG, expected the photos of {PHOTOS.url}")
-    require_labels(path, FOLDER, numpy.array(digits), CLASSES)
+    if absent := sorted(set(range(CLASSES)) - set(digits)):
+        raise DataError(f"{path}: {FOLDER}: found no photo of {absent[0]}, expected some of each of 0 to {CLASSES - 1}")
     return Pictures(torch.from_numpy(numpy.stack(pixels)), torch.tensor(digits))
 
 
 def _shrunk(data: bytes, name: str) -> "numpy.ndarray[Any, Any]":
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data)) as photo:
-            small = photo.convert("RGB").resize((BETWEEN, BETWEEN), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise DataError(f"{name}: found no readable image ({error}), expected JPEG") from error
-    return numpy.asarray(small.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    photo = read_rgb(io.BytesIO(data), name)
+    for size in (BETWEEN, SIZE):
+        photo = photo.resize((size, size), Image.Resampling.LANCZOS)
+    return numpy.asarray(photo)

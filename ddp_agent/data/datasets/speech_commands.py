@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ from torch.utils.data import Dataset
 from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from ddp_agent.data.augment import shift_and_mask
 from ddp_agent.data.classification import LossName, classification
-from ddp_agent.data.readers import packed_words, word_folders
+from ddp_agent.data.readers import word_folders
 from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.log_mel import LogMel, Rate
-from ddp_agent.data.readers.wav import Recording
 from ddp_agent.data.readers.waves import fitted
-from ddp_agent.data.readers.word_folders import PartName
+from ddp_agent.data.readers.word_folders import PartName, WavClip
 from ddp_agent.data.task import Data, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
@@ -33,22 +32,15 @@ GOOGLE = Published(
 UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
 
 
-class Clip(Protocol):
-    @property
-    def word(self) -> str: ...
-    @property
-    def speaker(self) -> str: ...
-    def recording(self) -> Recording: ...
-
-
 @dataclass(kw_only=True)
 class SpeechCommands:
-    """Words as mel spectrograms: 16 Arabic ones, or wav files in the layout of Google's Speech Commands."""
+    """Spoken words as mel spectrograms: Google's Speech Commands, or wav files of yours in its layout."""
 
     data_root: Path
-    corpus: Literal["arabic16", "folders"]
+    corpus: Literal["folders"]
+    """The layout of the data: one folder of wav files per word."""
     download: bool
-    """Only folders: Google's 105,829 recordings of 35 words."""
+    """Google's 105,829 recordings of 35 words."""
     words: tuple[str, ...]
     """Which to tell apart; empty: all."""
     tested: Literal["test", "validation"]
@@ -65,8 +57,6 @@ class SpeechCommands:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.workers and self.corpus != "folders":
-            raise ValueError(f"workers: found {self.workers}, expected 0: {self.corpus} is one file")
 
     def load(self) -> Task:
         """The groups are the speakers. Raises DataError for files that are missing, damaged or of another kind."""
@@ -98,11 +88,8 @@ class SpeechCommands:
         shown = Presentation(class_names=names, look="spectrogram")
         return classification(data, outputs=len(names), loss=self.loss, presentation=shown)
 
-    def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[Clip]]]:
-        """Where the recordings are, and which are for what."""
-        if self.corpus == "arabic16":
-            path = packed_words.find(self.data_root)
-            return path, packed_words.read(path)
+    def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[WavClip]]]:
+        """Return the folder of the recordings, and the recordings of each part."""
         if self.download and self._folder() is None:
             unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER, most_bytes=UNPACKED_BYTES)
         folder = self._folder()
@@ -117,7 +104,7 @@ class SpeechCommands:
         places = [self.data_root / name for name in ("", GOOGLE_FOLDER, TORCHAUDIO_FOLDER)]
         return next((place for place in places if word_folders.are_in(place)), None)
 
-    def _chosen(self, part: str, clips: Sequence[Clip]) -> list[Clip]:
+    def _chosen(self, part: str, clips: Sequence[WavClip]) -> list[WavClip]:
         if absent := sorted(set(self.words) - {clip.word for clip in clips}):
             known = ", ".join(sorted({clip.word for clip in clips}))
             raise DataError(f"{part}: found no {absent[0]!r} of dataset.words, expected some of {known}")
@@ -130,7 +117,7 @@ class SpeechCommands:
 class Waves(Dataset[tuple[Tensor, int]]):
     """Waves int16 [length] and the places of their words in `names`."""
 
-    def __init__(self, clips: Sequence[Clip], names: Sequence[str], rate: int, length: int) -> None:
+    def __init__(self, clips: Sequence[WavClip], names: Sequence[str], rate: int, length: int) -> None:
         number = {name: place for place, name in enumerate(names)}
         self.clips, self.rate, self.length = clips, rate, length
         self.labels = torch.tensor([number[clip.word] for clip in clips])
@@ -154,7 +141,7 @@ def _numbers(names: Sequence[str]) -> Tensor:
     return torch.tensor([number[name] for name in names])
 
 
-def _fingerprint(root: Path, clips: Sequence[Any], also: str) -> str:
+def _fingerprint(root: Path, clips: Sequence[WavClip], also: str) -> str:
     """Of names and sizes: reading every file at start is what streaming avoids."""
     digest = hashlib.sha256(also.encode())
     for clip in clips:

@@ -1,78 +1,57 @@
-"""Archives: unpacked where they belong and nowhere else, and no larger than they may be."""
+"""Tar archives, unpacked into one folder and within a limit of bytes."""
 
 import lzma
-import struct
+import shutil
 import tarfile
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
 
 from ddp_agent.errors import DataError
 
-CHUNK_BYTES = 1 << 20
-# What tarfile and zipfile raise for damage, and for what they cannot read: encryption, another compression.
-_BROKEN = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, LookupError),
-)
-
-
-@dataclass(frozen=True)
-class Member:
-    name: str
-    kind: str  # file, folder, or what else it is
-    size_bytes: int  # as the archive says
-    open: Callable[[], IO[bytes] | None]
+# Raised by tarfile for damage and for compressions that it cannot read.
+_BROKEN = (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError)
 
 
 def unpack(archive: Path, folder: Path, *, most_bytes: int) -> None:
-    """A tar, compressed or not, or a zip. Its files replace those of the same names.
+    """Unpack a tar file, compressed or not, into `folder`. Files of the same names are replaced.
 
-    Raises DataError for damage, for a member that is no file or folder (a link may lead anywhere), whose name leads out
-    of `folder`, or with which more than `most_bytes` would be written. What came before it has been written then.
+    Raises DataError for a damaged archive, for a member that is neither file nor folder (a link may lead anywhere),
+    for a name that leads out of `folder`, and for more than `most_bytes` of content. Members before the offending one
+    have been written then.
     """
+    left = most_bytes
     try:
-        with archive.open("rb") as raw:
-            left = most_bytes
-            for member in _zip_members(raw) if zipfile.is_zipfile(raw) else _tar_members(raw):
+        with tarfile.open(archive) as tar:
+            for member in tar:
                 _check(archive, member, left)
-                left -= _write(member, folder)
+                target = folder / member.name
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                left -= member.size
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)  # it could be a link, which writing would follow
+                source = tar.extractfile(member)
+                assert source is not None
+                with source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
     except _BROKEN as error:
-        raise DataError(f"{archive}: found {error or type(error).__name__}, expected a whole tar or zip") from error
+        raise DataError(f"{archive}: found {error or type(error).__name__}, expected a whole tar file") from error
 
 
-def _tar_members(raw: IO[bytes]) -> Iterator[Member]:
-    raw.seek(0)
-    kinds = {tarfile.REGTYPE: "file", tarfile.AREGTYPE: "file", tarfile.DIRTYPE: "folder"}
-    with tarfile.open(fileobj=raw) as tar:
-        for one in tar:
-            kind = kinds.get(one.type, "link" if one.issym() or one.islnk() else "special file")
-            yield Member(one.name, kind, one.size, lambda one=one: tar.extractfile(one))  # type: ignore[misc]
-
-
-def _zip_members(raw: IO[bytes]) -> Iterator[Member]:
-    with zipfile.ZipFile(raw) as file:
-        for one in file.infolist():
-            unix = one.external_attr >> 28  # of the mode that Unix tools put there: 8 a file, 4 a folder, 0 not told
-            kind = "folder" if one.is_dir() else "file" if unix in (0, 8) else "link or special file"
-            yield Member(one.filename, kind, one.file_size, lambda one=one: file.open(one))  # type: ignore[misc]
-
-
-def _check(archive: Path, member: Member, left: int) -> None:
-    if member.kind not in ("file", "folder"):
-        raise DataError(f"{archive}: found {member.name!r}, a {member.kind}; expected files and folders alone")
-    itself = member.kind == "folder" and PurePosixPath(member.name) == PurePosixPath(".")  # as tar writes "."
+def _check(archive: Path, member: tarfile.TarInfo, left: int) -> None:
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+        kind = "link" if member.issym() or member.islnk() else "special file"
+        raise DataError(f"{archive}: found {member.name!r}, a {kind}; expected files and folders alone")
+    itself = member.isdir() and PurePosixPath(member.name) == PurePosixPath(".")  # as tar writes "."
     if not (itself or stays_inside(member.name)):
         raise DataError(f"{archive}: found {member.name!r}, expected names that stay in the archive's own folder")
-    if member.size_bytes > left:
-        raise DataError(f"{archive}: found {member.size_bytes:,} bytes in {member.name!r}, expected at most {left:,}")
+    if member.size > left:
+        raise DataError(f"{archive}: found {member.size:,} bytes in {member.name!r}, expected at most {left:,}")
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative path with forward slashes, as anybody's system reads it, leads to a place below."""
+    """Return True if `name` is a relative path, on POSIX and on Windows, that leads to a place below its start."""
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     return (
         bool(path.parts)
@@ -80,20 +59,3 @@ def stays_inside(name: str) -> bool:
         and not (path.is_absolute() or windows.anchor)
         and "\0" not in name
     )
-
-
-def _write(member: Member, folder: Path) -> int:
-    target = folder / member.name
-    if member.kind == "folder":
-        target.mkdir(parents=True, exist_ok=True)
-        return 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # it could be a link, which writing would follow
-    written = 0
-    source = member.open()
-    assert source is not None
-    with source, target.open("xb") as file:
-        while chunk := source.read(CHUNK_BYTES):
-            written += len(chunk)  # at most what the archive says: both readers stop there
-            file.write(chunk)
-    return written
