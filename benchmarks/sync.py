@@ -129,8 +129,8 @@ def _reduced(name: str, reducer: Any, flat: Tensor, pieces: Sequence[Tensor]) ->
         lambda: pieces,
         lambda: reducer.mean_(flat, comm),
         reduces=True,
-        unsent=(lambda: reducer.unsent(comm)) if reducer.remembers else None,
-        tolerance=1e-5 if reducer.exact or reducer.remembers else 1e-2,
+        unsent=(lambda: reducer.unsent(comm)) if reducer.traits.feeds_back else None,
+        tolerance=max(1e-5, 2 * reducer.traits.rounding),
     )
 
 

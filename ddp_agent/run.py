@@ -45,6 +45,7 @@ from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History
 from ddp_agent.outputs.tracking import Tracker
 from ddp_agent.rng import seed_everything
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training import link_bytes as link
 from ddp_agent.training.evaluate import Scores, inference
 from ddp_agent.training.previews import Exhibition
@@ -132,7 +133,7 @@ def train(settings: Settings, task: Task, model: nn.Module, directory: RunDirect
     trainer = assemble(settings, task, model, owners, directory, ranks)
     describe(settings, owners, ranks)
     census = Census.of(trainer.order)
-    init_sha256 = tensor_sha256(trainer.sync.flat.everything)
+    init_sha256 = tensor_sha256(internals(trainer.sync).flat.everything)
     source, first_step = resume(trainer, settings, directory, ranks)
     if settings.options.on_rank_loss == "stop":  # a replica that comes back has its progress from the others
         refuse_a_futile_attempt(directory, ranks, first_step, last_reason, trainer.topology.world)
@@ -263,9 +264,8 @@ def describe(settings: Settings, owners: Owners, ranks: Runtime) -> None:
     )
     for name, each in owners.items():
         log.info("%s is trained by rank%s %s", name, "s" * (len(each) > 1), ", ".join(map(str, each)))
-    if said := settings.sync.stability(ranks.world_size):
-        text, risky = said
-        (log.warning if risky else log.info)(text)
+    for remark in settings.remarks(ranks.world_size):
+        (log.info if remark.harmless else log.warning)(remark.text)
     if ranks.rank == 0 and (ports := sockets.told({"torchrun": os.getppid(), "rank 0": os.getpid()})):
         log.info(ports)
 
@@ -322,7 +322,7 @@ def write_model(trainer: Trainer, settings: Settings, task: Task, directory: Run
     if ranks.rank == 0:
         export.save(directory.path, trainer.module, description=description)
     if trainer.ema is not None:
-        with trainer.ema.eval_weights(trainer.sync.average_) as averaged:
+        with trainer.ema.eval_weights(internals(trainer.sync).mean_) as averaged:
             if ranks.rank == 0:
                 export.save(directory.path / "ema", averaged, description=description)
 
@@ -349,7 +349,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "seed": options.seed,
         "steps": trainer.step,
         "samples": samples,
-        "params": trainer.sync.flat.parameters.numel(),
+        "params": internals(trainer.sync).flat.parameters.numel(),
         "metric_name": task.objective.metric_name,
         "higher_is_better": task.objective.higher_is_better,
         "test_metric": scores.metric,
@@ -358,7 +358,7 @@ def summarise(trainer: Trainer, settings: Settings, task: Task, scores: Scores) 
         "task_metrics": {each.name: scores.more[f"{each.name}_{task.objective.metric_name}"] for each in task.subtasks}
         or None,
         **times,
-        "syncs": trainer.sync.syncs,
+        "syncs": internals(trainer.sync).syncs,
         "collectives": trainer.topology.world.stats.calls,
         "payload_bytes": costs["payload_bytes"],
         "wire_bytes": costs["wire_bytes"],

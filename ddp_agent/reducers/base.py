@@ -9,27 +9,56 @@ import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import check_fields
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.comm import Comm
 
 Finish = Callable[[], None]
 
 
-@dataclass(kw_only=True)
-class Reducer(ABC):
-    """Averages a flat tensor over the ranks of a `Comm`.
+@dataclass(frozen=True, kw_only=True)
+class ReducerTraits:
+    """Facts about a reducer that other parts of the package rely on.
 
-    `exact`: nothing is lost, so raw parameters may be averaged. A lossy reducer may average gradients or changes,
-    never parameters: what it drops from those is gone.
+    `exact`: the result is the mean, to rounding in the tensor's own type, so raw parameters may be averaged. A lossy
+    reducer may average gradients or changes, never parameters: what it drops of those is gone.
+    `plain`: it does nothing but average, so a mode that sends tensors by itself does the same.
     `remembers`: it must be given the same numbers at the same places in every call (see `for_tensor`).
-    `needs_zeros`: it is worth its while only for tensors that are mostly zero.
+    `works_in_buckets`: although it remembers, it may average DDP's buckets, as soon as these stay the same.
+    `needs_zeros`: it saves bytes only for tensors that are mostly zero.
+    `feeds_back`: what a result lacks is kept and sent later; `unsent(comm)` returns it.
+    `rounding`: the largest relative error of a result that is not sent later.
     """
 
-    exact: ClassVar[bool]
-    remembers: ClassVar[bool] = False
-    needs_zeros: ClassVar[bool] = False
+    exact: bool = False
+    plain: bool = False
+    remembers: bool = False
+    works_in_buckets: bool = False
+    needs_zeros: bool = False
+    feeds_back: bool = False
+    rounding: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Reducer(ABC):
+    """A way to average a flat tensor over the ranks of a `Comm`.
+
+    A number that is not finite on any rank must come out not finite on all ranks in the result of the same call: the
+    NaN guard looks at results, and a lossy reducer that clips or drops such a number would hide it.
+    """
+
+    _traits: ClassVar[ReducerTraits] = ReducerTraits()
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def traits(self) -> ReducerTraits:
+        """The facts that other parts rely on: `_traits` of the class, or less where hyperparameters decide."""
+        return self._traits
+
+    def problems(self, run: RunFacts) -> list[Problem]:
+        """Return what does not fit between this reducer and a run. The mode says whether the two fit each other."""
+        return []
 
     def for_tensor(self, shapes: Sequence[torch.Size]) -> "Reducer":
         """What averages one tensor again and again: parameters of these shapes, flattened, one behind the other.

@@ -1,13 +1,13 @@
 """The mean in a narrower floating-point type."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
 @dataclass(kw_only=True)
@@ -15,7 +15,10 @@ class Cast(Reducer):
     """Sent as bf16 or fp16, half the bytes of fp32; every partial sum is rounded."""
 
     dtype: Literal["bf16", "fp16"]
-    exact: ClassVar[bool] = False
+
+    @property
+    def traits(self) -> ReducerTraits:
+        return ReducerTraits(rounding=2**-8 if self.dtype == "bf16" else 2**-11)
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         # Divided before the cast: a sum of K values overflows fp16 (65504) long before their mean does.

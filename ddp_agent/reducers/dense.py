@@ -1,19 +1,18 @@
 """The exact mean."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
 @dataclass(kw_only=True)
 class Dense(Reducer):
     """The exact mean: one all-reduce of the tensor as it is."""
 
-    exact: ClassVar[bool] = True
+    _traits = ReducerTraits(exact=True, plain=True)
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         pending = comm.start_all_reduce_(tensor)

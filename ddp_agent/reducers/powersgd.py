@@ -1,7 +1,7 @@
 """Matrices of low rank."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,7 @@ class PowerSGD(ErrorFeedback):
     computes P from the same mean and must find the same bits: ranks should be equal machines.
     """
 
+    _traits = replace(ErrorFeedback._traits, works_in_buckets=True)
     kept: ClassVar[tuple[str, ...]] = ("residual", "basis")
 
     rank: PositiveInt = 2

@@ -1,14 +1,13 @@
 """The exact mean of a tensor that is mostly zero."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
 @dataclass(kw_only=True)
@@ -20,8 +19,7 @@ class Sparse(Reducer):
     rows (popular words, popular films) the less. The last numbers, too few for a block, always travel.
     """
 
-    exact: ClassVar[bool] = True
-    needs_zeros: ClassVar[bool] = True
+    _traits = ReducerTraits(exact=True, needs_zeros=True)
 
     block: PositiveInt  # numbers; a row of an embedding is best a multiple of it
 

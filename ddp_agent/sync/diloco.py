@@ -1,6 +1,6 @@
 """An outer optimizer over the mean change of the ranks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ddp_agent.config.fields import Fraction, NonNegativeFloat
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.periodic import Anchored
 
 
@@ -21,28 +22,32 @@ class DiLoCo(Anchored):
     outer_momentum: Fraction = 0.9
     nesterov: bool = True
 
-    momentum: Tensor = field(init=False, repr=False)
+    _momentum: Tensor = field(init=False, repr=False)
+
+    @property
+    def traits(self) -> SyncTraits:
+        return replace(super().traits, acts_alone=(self.outer_lr, self.outer_momentum) != (1, 0))
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.momentum = torch.zeros_like(self.anchor)
+        self._momentum = torch.zeros_like(self.anchor)
         return model
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
-        outer_sgd_(self.anchor, self.momentum, pseudo_gradient, self.outer_lr, self.outer_momentum, self.nesterov)
+        outer_sgd_(self.anchor, self._momentum, pseudo_gradient, self.outer_lr, self.outer_momentum, self.nesterov)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"momentum": self.momentum.clone()}
+        return super().state_dict() | {"momentum": self._momentum.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.momentum.copy_(state["momentum"])
+        self._momentum.copy_(state["momentum"])
 
 
 def outer_sgd_(
     anchor: Tensor, buffer: Tensor, pseudo_gradient: Tensor, lr: float, momentum: float, nesterov: bool
 ) -> None:
-    """As torch.optim.SGD: b <- m b + D; anchor <- anchor - lr (D + m b), or - lr b without Nesterov. D is lost."""
+    """Step as torch.optim.SGD: b <- m b + D; anchor <- anchor - lr (D + m b), or - lr b without Nesterov. D is lost."""
     buffer.mul_(momentum).add_(pseudo_gradient)
     direction = pseudo_gradient.add_(buffer, alpha=momentum) if nesterov else buffer
     anchor.sub_(direction, alpha=lr)

@@ -1,10 +1,11 @@
 """Ranks tied to a common centre by springs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ddp_agent.config.fields import PositiveFloat
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.sync.engine.state_policies import start_merging_buffers
 from ddp_agent.sync.periodic import Anchored
 
@@ -17,23 +18,28 @@ class EASGD(Anchored):
     keeps it) is the model that is evaluated and exported.
     """
 
+    _traits = replace(Anchored._traits, identical="never", consensus="anchor")
+
     alpha: PositiveFloat = 0.1
 
     def merge_parameters_(self) -> None:
-        world = self.topology.world
-        torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
-        self.flat.parameters.add_(self._pseudo_gradient, alpha=self.alpha)
-        finish_buffers = start_merging_buffers(self.flat, self.buffers, world)
+        world = self._topology.world
+        torch.sub(self.anchor, self._flat.parameters, out=self._pseudo_gradient)
+        self._flat.parameters.add_(self._pseudo_gradient, alpha=self.alpha)
+        finish_buffers = start_merging_buffers(self._flat, self.buffers, world)
         self._changes.mean_(self._pseudo_gradient, world)
         finish_buffers()
         self.anchor.sub_(self._pseudo_gradient, alpha=self.alpha * world.size)
 
-    def to_consensus_(self) -> None:
-        self.flat.parameters.copy_(self.anchor)
+    def _to_consensus_(self) -> None:
+        self._flat.parameters.copy_(self.anchor)
 
-    def stability(self, world_size: int) -> tuple[str, bool]:
-        pull = self.alpha * world_size
-        text = f"easgd: the centre moves by {pull:g} of its mean distance to {world_size} ranks at each synchronisation"
-        if pull < 1:
-            return text, False
-        return f"{text}, which is stable below 1: lower sync.alpha to less than {1 / world_size:g}", True
+    def problems(self, run: RunFacts) -> list[Problem]:
+        problems = super().problems(run)
+        if run.world_size is None:
+            return problems
+        ranks, pull = run.world_size, self.alpha * run.world_size
+        text = f"easgd: the centre moves by {pull:g} of its mean distance to {ranks} ranks at each synchronisation"
+        if pull >= 1:
+            text += f", which is stable below 1: lower sync.alpha to less than {1 / ranks:g}"
+        return [*problems, Problem("sync", text, fatal=False, harmless=pull < 1)]

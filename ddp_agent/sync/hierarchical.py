@@ -1,16 +1,16 @@
 """Frequent averaging inside a node, rare averaging between nodes."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
 from ddp_agent.sync.engine.state_policies import average_, merge_optimizer_state_
 from ddp_agent.sync.periodic import Paced
@@ -23,12 +23,12 @@ class Hierarchical(Paced):
     With H1 = 1 a node averages gradients, as DistributedDataParallel does; its ranks then are one, for every optimizer.
     """
 
-    sends: ClassVar[Literal["parameters"]] = "parameters"
+    _traits = replace(Paced._traits, survives_lost_rank=False)
 
     node_period: PositiveInt = 1  # H1
     global_period: PositiveInt  # H2, which the cadence changes
 
-    gradients: MeanGradients | None = field(init=False, repr=False)
+    _gradients: MeanGradients | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,50 +38,53 @@ class Hierarchical(Paced):
                 "much: nodes would never average on their own"
             )
 
-    def refusal(self, reducer: Reducer) -> str | None:
-        if reducer.exact and reducer.remembers:
-            return f"Hierarchical averages over two sets of ranks in turn, which {reducer} cannot tell apart"
-        return super().refusal(reducer)
+    @property
+    def traits(self) -> SyncTraits:
+        return replace(super().traits, averages_in_backward=self.node_period == 1)
 
-    def loss_refusal(self) -> str | None:
+    def _reducer_problem(self, reducer: Reducer) -> str | None:
+        if reducer.traits.exact and reducer.traits.remembers:
+            return f"Hierarchical averages over two sets of ranks in turn, which {reducer} cannot tell apart"
+        return super()._reducer_problem(reducer)
+
+    def _rank_loss_problem(self) -> str:
         return (
             "Hierarchical averages inside nodes, which are fixed sets of ranks that a lost one takes apart; use "
             "sync=local_sgd"
         )
 
     @property
-    def base_period(self) -> int:
+    def _base_period(self) -> int:
         return self.global_period
-
-    @property
-    def reduces_in_backward(self) -> bool:
-        return self.node_period == 1
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.gradients = None
+        self._gradients = None
         if self.node_period == 1 and topology.node.size > 1:
-            self.gradients = overlapping(model, self.flat, reducer, topology.node)
-        return self.gradients.module if self.gradients else model
+            self._gradients = overlapping(model, self._flat, reducer, topology.node)
+        return self._gradients.module if self._gradients else model
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
-        return self.gradients.context(last_micro_batch) if self.gradients else nullcontext()
+        return self._gradients.context(last_micro_batch) if self._gradients else nullcontext()
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        if self.gradients:
-            self.gradients.finish()
-            self.syncs += 1
+        if self._gradients:
+            self._gradients.finish()
+            self._syncs += 1
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         super().after_step(step)
-        node = self.topology.node
-        if self.gradients is None and node.size > 1 and step != self.synced_step and step % self.node_period == 0:
-            average_(self.flat, self.buffers, self.reducer, node)
-            merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, node)
-            self.syncs += 1
+        node = self._topology.node
+        if self._gradients is None and node.size > 1 and step != self._synced_step and step % self.node_period == 0:
+            average_(self._flat, self.buffers, self._reducer, node)
+            merge_optimizer_state_(self._optimizer, self._flat, self.optimizer_state, node)
+            self._syncs += 1
+
+    def _replicated(self, step: int) -> Tensor | None:
+        return self._flat.parameters if self._synced_step == step else None
 
     def merge_parameters_(self) -> None:
-        """One mean over all ranks, which makes the nodes' own needless at this step."""
-        average_(self.flat, self.buffers, self.reducer, self.topology.world)
+        """Average over all ranks, which makes the nodes' own mean needless at this step."""
+        average_(self._flat, self.buffers, self._reducer, self._topology.world)

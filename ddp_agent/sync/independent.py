@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.base import SyncStrategy, SyncTraits
 
 
 @dataclass(kw_only=True, eq=False)
 class Independent(SyncStrategy):
     """Never: ranks train alone, and their models are averaged to be evaluated. The no-communication reference."""
 
-    def loss_refusal(self) -> str | None:
-        return None
+    _traits = SyncTraits(survives_lost_rank=True)
 
-    def meets(self, step: int) -> bool:
+    def _exchanges(self, step: int) -> bool:
         return False

@@ -1,7 +1,6 @@
 """Periodic parameter averaging."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,10 +12,8 @@ from ddp_agent.sync.periodic import Periodic
 class LocalSGD(Periodic):
     """Parameters averaged every H steps (Stich 2019, arXiv:1805.09767)."""
 
-    sends: ClassVar[Literal["parameters"]] = "parameters"
-
-    def common(self, step: int) -> Tensor | None:
-        return self.flat.parameters if self.synced_step == step else None
+    def _replicated(self, step: int) -> Tensor | None:
+        return self._flat.parameters if self._synced_step == step else None
 
     def merge_parameters_(self) -> None:
-        average_(self.flat, self.buffers, self.reducer, self.topology.world)
+        average_(self._flat, self.buffers, self._reducer, self._topology.world)

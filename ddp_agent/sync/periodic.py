@@ -1,8 +1,12 @@
-"""Sync modes with a period: bases for modes that synchronise after every H steps."""
+"""Base classes for modes that synchronise after every H steps.
+
+A mode of one's own extends `Anchored` (changes travel: write `outer_step_`), `Periodic` (something else does: write
+`merge_parameters_`) or `Paced` (a mode whose H is not called `period`).
+"""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +15,11 @@ from torch.optim import Optimizer
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.base import SyncStrategy, mean_
+from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.cadences.base import Cadence, CadenceContext
 from ddp_agent.sync.cadences.fixed import Fixed
-from ddp_agent.sync.engine.state_policies import (
-    OptimizerPolicy,
-    merge_optimizer_state_,
-    start_merging_buffers,
-)
+from ddp_agent.sync.engine.means import mean_
+from ddp_agent.sync.engine.state_policies import OptimizerPolicy, merge_optimizer_state_, start_merging_buffers
 
 DRIFT_SAMPLES = 4096  # parameters from which the distance between ranks is estimated
 
@@ -27,81 +28,88 @@ DRIFT_SAMPLES = 4096  # parameters from which the distance between ranks is esti
 class Paced(SyncStrategy):
     """A mode that synchronises after every H optimizer steps, and at the end what is left of a period.
 
-    H begins as `base_period`; `cadence` looks at it anew right after a synchronisation, and never between.
+    H begins as `_base_period`. The cadence chooses the next H right after a synchronisation, and at no other time.
     """
+
+    _traits = SyncTraits(sends="parameters", has_period=True, survives_lost_rank=True, identical="after_sync")
 
     cadence: Cadence = field(default_factory=Fixed)
     optimizer_state: OptimizerPolicy = "local"
 
-    current_period: int = field(init=False, repr=False)  # H(t)
-    synced_step: int = field(init=False, repr=False)  # where the current period began
+    _current_period: int = field(init=False, repr=False)  # H(t)
+    _synced_step: int = field(init=False, repr=False)  # the step after which the current period began
+
+    @property
+    def traits(self) -> SyncTraits:
+        return replace(self._traits, merges_optimizer_state=self.optimizer_state != "local")
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.current_period = self.base_period
-        self._begin_period(self.first_step)
+        self._current_period = self._base_period
+        self._begin_period(self._first_step)
         return model
 
-    def loss_refusal(self) -> str | None:
-        return super().loss_refusal() if self.reduces_in_backward else None
-
     @property
-    def base_period(self) -> int:
+    def _base_period(self) -> int:
+        """The H of the configuration."""
         raise NotImplementedError
 
     @property
-    def first_step(self) -> int:
-        """How many steps have passed when the first period begins."""
+    def _first_step(self) -> int:
+        """The number of steps before the first period begins."""
         return 0
 
-    def due(self, step: int) -> bool:
-        return step >= self.synced_step + self.current_period  # later only where a loop does not begin with step 1
+    def _due(self, step: int) -> bool:
+        return step >= self._synced_step + self._current_period  # later only where a loop does not begin with step 1
+
+    def _period_start(self) -> int:
+        return self._synced_step
 
     def after_step(self, step: int) -> None:
-        if self.due(step):
+        if self._due(step):
             self._synchronise(step)
 
     def flush(self, step: int) -> None:
-        if step > self.synced_step:
+        if step > self._synced_step:
             self._synchronise(step)
 
     @torch.no_grad()
     def _synchronise(self, step: int) -> None:
-        drift = self._drift() if self.cadence.measures_drift else None
+        drift = self._drift() if self.cadence.traits.measures_drift else None
         self.merge_parameters_()
-        merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, self.topology.world)
-        self.syncs += 1
+        merge_optimizer_state_(self._optimizer, self._flat, self.optimizer_state, self._topology.world)
+        self._syncs += 1
         self._begin_period(step, drift)
 
     def _begin_period(self, step: int, drift: float | None = None) -> None:
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        now = CadenceContext(step=step, period=self.current_period, base=self.base_period, lr=lr, drift=drift)
-        self.synced_step, self.current_period = step, self.fitting(self.cadence.next_period(now))
+        lr = float(self._optimizer.param_groups[0]["lr"])
+        now = CadenceContext(step=step, period=self._current_period, base=self._base_period, lr=lr, drift=drift)
+        self._synced_step, self._current_period = step, self._fitting(self.cadence.next_period(now))
 
-    def fitting(self, period: int) -> int:
-        """The period this mode can have that is nearest to what the cadence wants."""
+    def _fitting(self, period: int) -> int:
+        """Return the period that this mode can have which is nearest to the one that the cadence wants."""
         return period
 
     def _drift(self) -> float:
-        """The ranks' relative distance, from some evenly spaced parameters: 32 kB, which are counted."""
-        every = math.ceil(self.flat.parameters.numel() / DRIFT_SAMPLES)
-        sample = self.flat.parameters[::every].double()
+        """Return the ranks' relative distance, from some evenly spaced parameters: 32 kB, which are counted."""
+        every = math.ceil(self._flat.parameters.numel() / DRIFT_SAMPLES)
+        sample = self._flat.parameters[::every].double()
         sums = torch.cat([sample, sample.square().sum().unsqueeze(0)])
-        mean_(sums, self.topology.world)
+        mean_(sums, self._topology.world)
         mean, mean_square = sums[:-1].square().sum().item(), sums[-1].item()
         return math.sqrt(max(0.0, mean_square - mean) / mean) if mean else 0.0
 
-    def measurements(self) -> dict[str, float]:
-        return {"period": self.current_period}
+    def _measurements(self) -> dict[str, float]:
+        return {"period": self._current_period}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"current_period": self.current_period, "synced_step": self.synced_step}
+        return {"current_period": self._current_period, "synced_step": self._synced_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.current_period, self.synced_step = state["current_period"], state["synced_step"]
+        self._current_period, self._synced_step = state["current_period"], state["synced_step"]
 
     def merge_parameters_(self) -> None:
-        """The mode itself: parameters and buffers change on all ranks."""
+        """Synchronise parameters and buffers, in place, on all ranks. This is the mode itself."""
         raise NotImplementedError
 
 
@@ -112,7 +120,7 @@ class Periodic(Paced):
     period: PositiveInt  # H, or where H begins
 
     @property
-    def base_period(self) -> int:
+    def _base_period(self) -> int:
         return self.period
 
 
@@ -120,7 +128,7 @@ class Periodic(Paced):
 class Anchored(Periodic):
     """A periodic mode that sends changes since the anchor, the parameters that all ranks last shared."""
 
-    sends: ClassVar[Literal["changes"]] = "changes"
+    _traits = replace(Periodic._traits, sends="changes", has_anchor=True, acts_alone=True)
 
     anchor: Tensor = field(init=False, repr=False)
     _changes: Reducer = field(init=False, repr=False)
@@ -128,24 +136,24 @@ class Anchored(Periodic):
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.anchor = self.flat.parameters.clone()
-        self._changes = reducer.for_tensor(self.flat.shapes)
+        self.anchor = self._flat.parameters.clone()
+        self._changes = reducer.for_tensor(self._flat.shapes)
         self._pseudo_gradient = torch.empty_like(self.anchor)  # kept: a fresh one costs as much as averaging it
         return model
 
-    def common(self, step: int) -> Tensor | None:
+    def _replicated(self, step: int) -> Tensor | None:
         return self.anchor
 
     def merge_parameters_(self) -> None:
-        torch.sub(self.anchor, self.flat.parameters, out=self._pseudo_gradient)
-        finish_buffers = start_merging_buffers(self.flat, self.buffers, self.topology.world)
-        self._changes.mean_(self._pseudo_gradient, self.topology.world)
+        torch.sub(self.anchor, self._flat.parameters, out=self._pseudo_gradient)
+        finish_buffers = start_merging_buffers(self._flat, self.buffers, self._topology.world)
+        self._changes.mean_(self._pseudo_gradient, self._topology.world)
         finish_buffers()
         self.outer_step_(self._pseudo_gradient)
-        self.flat.parameters.copy_(self.anchor)
+        self._flat.parameters.copy_(self.anchor)
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
-        """Moves the anchor by D, the mean pseudo-gradient (anchor - parameters), which it may overwrite."""
+        """Move the anchor by the mean pseudo-gradient D (anchor - parameters). May overwrite D."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

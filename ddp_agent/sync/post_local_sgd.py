@@ -1,13 +1,14 @@
 """Gradient all-reduce first, periodic parameter averaging later."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.fields import NonNegativeInt
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
@@ -19,39 +20,44 @@ from ddp_agent.sync.local_sgd import LocalSGD
 class PostLocalSGD(LocalSGD):
     """allreduce for the first `switch_step` steps, then local_sgd (Lin et al. 2020, arXiv:1808.07217)."""
 
+    _traits = replace(LocalSGD._traits, averages_in_backward=True, survives_lost_rank=False)
+
     switch_step: NonNegativeInt
 
-    gradients: MeanGradients = field(init=False, repr=False)
+    _gradients: MeanGradients = field(init=False, repr=False)
 
-    @property
-    def reduces_in_backward(self) -> bool:
-        return True
+    def problems(self, run: RunFacts) -> list[Problem]:
+        problems = super().problems(run)
+        if run.total_steps is not None and self.switch_step > run.total_steps:
+            text = f"found {self.switch_step}, expected at most the run's {run.total_steps} steps"
+            problems.append(Problem("sync.switch_step", text))
+        return problems
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.gradients = overlapping(model, self.flat, reducer, topology.world)
-        return self.gradients.module
+        self._gradients = overlapping(model, self._flat, reducer, topology.world)
+        return self._gradients.module
 
     @property
-    def first_step(self) -> int:
+    def _first_step(self) -> int:
         """Periods begin at the switch, so that the first one is as long as the others."""
         return self.switch_step
 
-    def common(self, step: int) -> Tensor | None:
-        return self.flat.parameters if step <= self.switch_step else super().common(step)
+    def _replicated(self, step: int) -> Tensor | None:
+        return self._flat.parameters if step <= self.switch_step else super()._replicated(step)
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
-        return self.gradients.context(last_micro_batch and step <= self.switch_step)
+        return self._gradients.context(last_micro_batch and step <= self.switch_step)
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         if step <= self.switch_step:
-            self.gradients.finish()
-            self.syncs += 1
+            self._gradients.finish()
+            self._syncs += 1
 
     @torch.no_grad()
     def flush(self, step: int) -> None:
         if step > self.switch_step:
             super().flush(step)
         else:
-            merge_buffers_(self.flat, self.buffers, self.topology.world)
+            merge_buffers_(self._flat, self.buffers, self._topology.world)

@@ -1,6 +1,6 @@
 """Slow momentum over periods of local steps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ddp_agent.config.fields import Decay, NonNegativeFloat
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.periodic import Anchored
 
 
@@ -20,26 +21,30 @@ class SlowMo(Anchored):
     slow_lr: NonNegativeFloat = 1.0  # alpha
     slow_momentum: Decay = 0.5  # beta
 
-    momentum: Tensor = field(init=False, repr=False)  # u, a sum of gradients
+    _momentum: Tensor = field(init=False, repr=False)  # u, a sum of gradients
+
+    @property
+    def traits(self) -> SyncTraits:
+        return replace(super().traits, acts_alone=(self.slow_lr, self.slow_momentum) != (1, 0))
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.momentum = torch.zeros_like(self.anchor)
+        self._momentum = torch.zeros_like(self.anchor)
         return model
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
         """u <- beta u + D / g; anchor <- anchor - alpha g u, with g the learning rate of the step just done."""
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self.momentum.mul_(self.slow_momentum)
+        lr = float(self._optimizer.param_groups[0]["lr"])
+        self._momentum.mul_(self.slow_momentum)
         if lr > 0:
-            self.momentum.add_(pseudo_gradient, alpha=1 / lr)
-            self.anchor.sub_(self.momentum, alpha=self.slow_lr * lr)
-        else:  # the limit: the change of the period's earlier steps counts, in what it is no gradient can be read
+            self._momentum.add_(pseudo_gradient, alpha=1 / lr)
+            self.anchor.sub_(self._momentum, alpha=self.slow_lr * lr)
+        else:  # D / g is undefined; what the period's earlier steps changed is applied directly
             self.anchor.sub_(pseudo_gradient, alpha=self.slow_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"momentum": self.momentum.clone()}
+        return super().state_dict() | {"momentum": self._momentum.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.momentum.copy_(state["momentum"])
+        self._momentum.copy_(state["momentum"])

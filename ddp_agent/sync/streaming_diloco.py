@@ -1,7 +1,7 @@
 """DiLoCo in fragments, whose all-reduce goes on while inner steps run."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ddp_agent.config.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.diloco import outer_sgd_
 from ddp_agent.sync.engine.fragments import Stream, by_modules, equal_cuts
 from ddp_agent.sync.engine.state_policies import merge_buffers_, merge_optimizer_state_
@@ -24,7 +25,7 @@ class StreamingDiLoCo(Periodic):
     `delay` steps before; on arrival w <- alpha w + (1 - alpha) anchor, which drops 1 - alpha of those steps.
     """
 
-    sends: ClassVar[Literal["changes"]] = "changes"
+    _traits = replace(Periodic._traits, sends="changes", identical="after_flush", has_anchor=True)
 
     fragments: PositiveInt | tuple[tuple[str, ...], ...] = 2  # P equal cuts, or lists of modules
     delay: NonNegativeInt = 0  # tau
@@ -34,74 +35,77 @@ class StreamingDiLoCo(Periodic):
     nesterov: bool = True
 
     anchor: Tensor = field(init=False, repr=False)
-    momentum: Tensor = field(init=False, repr=False)
+    _momentum: Tensor = field(init=False, repr=False)
     _streams: list[Stream] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1 or self.period % self.count:
-            near = max(1, round(self.period / max(1, self.count))) * max(1, self.count)
+        if self._count < 1 or self.period % self._count:
+            near = max(1, round(self.period / max(1, self._count))) * max(1, self._count)
             raise ValueError(
-                f"fragments: found {self.count} in a period of {self.period} steps, which they do not divide; expected "
-                f"a divisor, or sync.period={near}"
+                f"fragments: found {self._count} in a period of {self.period} steps, which they do not divide; "
+                f"expected a divisor, or sync.period={near}"
             )
-        if self.delay >= self.period // self.count:
+        if self.delay >= self.period // self._count:
             raise ValueError(
-                f"delay: found {self.delay}, expected less than the {self.period // self.count} steps between two "
-                f"fragments (period {self.period} / fragments {self.count})"
+                f"delay: found {self.delay}, expected less than the {self.period // self._count} steps between two "
+                f"fragments (period {self.period} / fragments {self._count})"
             )
 
-    def loss_refusal(self) -> str | None:
-        if self.delay == 0:
-            return super().loss_refusal()
+    @property
+    def traits(self) -> SyncTraits:
+        acts_alone = (self.outer_lr, self.outer_momentum, self.delay) != (1, 0, 0)
+        return replace(super().traits, survives_lost_rank=self.delay == 0, acts_alone=acts_alone)
+
+    def _rank_loss_problem(self) -> str:
         return (
             f"StreamingDiLoCo has an all-reduce under way for {self.delay} steps, which cannot be taken back when a "
             "rank is lost meanwhile; use sync.delay=0 or sync=diloco"
         )
 
-    def meets(self, step: int) -> bool:
+    def _exchanges(self, step: int) -> bool:
         """With delay 0. A step behind the period's end is of a loop that does not begin with step 1."""
-        passed = step - self.synced_step
-        return passed % (self.current_period // self.count) == 0 or passed > self.current_period
+        passed = step - self._synced_step
+        return passed % (self._current_period // self._count) == 0 or passed > self._current_period
 
     @property
-    def count(self) -> int:
+    def _count(self) -> int:
         """P."""
         return self.fragments if isinstance(self.fragments, int) else len(self.fragments)
 
-    def fitting(self, period: int) -> int:
+    def _fitting(self, period: int) -> int:
         """A multiple of P that leaves each all-reduce its `delay` steps."""
-        return self.count * max(self.delay + 1, round(period / self.count))
+        return self._count * max(self.delay + 1, round(period / self._count))
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)
-        self.anchor = self.flat.parameters.clone()
-        self.momentum = torch.zeros_like(self.anchor)
+        self.anchor = self._flat.parameters.clone()
+        self._momentum = torch.zeros_like(self.anchor)
         if isinstance(self.fragments, int):
-            fragments = equal_cuts(self.flat.shapes, self.fragments)
+            fragments = equal_cuts(self._flat.shapes, self.fragments)
         else:
             names = [name for name, _ in model.named_parameters()]
-            fragments = by_modules(names, self.flat.shapes, self.fragments)
-        self._streams = [Stream(fragment, reducer, self.anchor, self.momentum) for fragment in fragments]
+            fragments = by_modules(names, self._flat.shapes, self.fragments)
+        self._streams = [Stream(fragment, reducer, self.anchor, self._momentum) for fragment in fragments]
         return model
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        if step > self.synced_step + self.current_period:  # a loop that does not begin with step 1
+        if step > self._synced_step + self._current_period:  # a loop that does not begin with step 1
             self._begin_period(step - 1)
-        spacing = self.current_period // self.count
-        passed = step - self.synced_step
-        if (passed + self.delay) % spacing == 0 and passed + self.delay <= self.current_period:
-            self._streams[(passed + self.delay) // spacing - 1].start(self.flat.parameters, self.topology.world)
+        spacing = self._current_period // self._count
+        passed = step - self._synced_step
+        if (passed + self.delay) % spacing == 0 and passed + self.delay <= self._current_period:
+            self._streams[(passed + self.delay) // spacing - 1].start(self._flat.parameters, self._topology.world)
         if passed % spacing == 0:
             stream = self._streams[passed // spacing - 1]
             self._apply(stream, step)
-            for own, anchor in zip(stream.fragment.of(self.flat.parameters), stream.anchors, strict=True):
+            for own, anchor in zip(stream.fragment.of(self._flat.parameters), stream.anchors, strict=True):
                 own.mul_(self.alpha).add_(anchor, alpha=1 - self.alpha) if self.alpha else own.copy_(anchor)
-        if passed == self.current_period:
+        if passed == self._current_period:
             self._end_period(step)
 
-    def common(self, step: int) -> Tensor:
+    def _replicated(self, step: int) -> Tensor:
         return self.anchor
 
     @torch.no_grad()
@@ -110,22 +114,22 @@ class StreamingDiLoCo(Periodic):
         changed = [stream for stream in self._streams if stream.applied_step < step]
         for stream in sorted(changed, key=lambda stream: not stream.under_way):
             if not stream.under_way:
-                stream.start(self.flat.parameters, self.topology.world)
+                stream.start(self._flat.parameters, self._topology.world)
             self._apply(stream, step)
-        self.flat.parameters.copy_(self.anchor)
-        if step > self.synced_step:
+        self._flat.parameters.copy_(self.anchor)
+        if step > self._synced_step:
             self._end_period(step)
 
     def _apply(self, stream: Stream, step: int) -> None:
         stream.finish(step)
         for anchor, momentum, change in zip(stream.anchors, stream.momenta, stream.pseudo_gradients, strict=True):
             outer_sgd_(anchor, momentum, change, self.outer_lr, self.outer_momentum, self.nesterov)
-        self.syncs += 1
+        self._syncs += 1
 
     def _end_period(self, step: int) -> None:
-        drift = self._drift() if self.cadence.measures_drift else None
-        merge_buffers_(self.flat, self.buffers, self.topology.world)
-        merge_optimizer_state_(self.optimizer, self.flat, self.optimizer_state, self.topology.world)
+        drift = self._drift() if self.cadence.traits.measures_drift else None
+        merge_buffers_(self._flat, self.buffers, self._topology.world)
+        merge_optimizer_state_(self._optimizer, self._flat, self.optimizer_state, self._topology.world)
         self._begin_period(step, drift)
 
     @torch.no_grad()
@@ -133,13 +137,13 @@ class StreamingDiLoCo(Periodic):
         """Of a fragment under way the mean is saved, once it has arrived: a resume applies it on time."""
         return super().state_dict() | {
             "anchor": self.anchor.clone(),
-            "momentum": self.momentum.clone(),
+            "momentum": self._momentum.clone(),
             "streams": [[stream.applied_step, stream.arrived()] for stream in self._streams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.anchor.copy_(state["anchor"])
-        self.momentum.copy_(state["momentum"])
+        self._momentum.copy_(state["momentum"])
         for stream, (applied_step, arrived) in zip(self._streams, state["streams"], strict=True):
             stream.restore(applied_step, arrived)

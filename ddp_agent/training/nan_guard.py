@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ddp_agent.errors import NonFiniteError
 from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
 
 
 class FiniteCheck(Protocol):
@@ -54,7 +55,7 @@ class FiniteGradients:
 
     def __init__(self, module: nn.Module, sync: SyncStrategy) -> None:
         self._module, self._parameters = module, list(module.parameters())
-        self._world = sync.topology.world
+        self._world = internals(sync).world
         self._averaged = averages_in_backward(sync)
 
     def check_own(self, step: int) -> None:
@@ -109,7 +110,7 @@ class FiniteOneStepLater:
     """
 
     def __init__(self, module: nn.Module, sync: SyncStrategy, loss_sum: Tensor) -> None:
-        self._world, self._averaged, self._loss_sum = sync.topology.world, averages_in_backward(sync), loss_sum
+        self._world, self._averaged, self._loss_sum = internals(sync).world, averages_in_backward(sync), loss_sum
         self._parameters = list(module.parameters())
         self._names = ["the loss", *(f"the gradient of {name}" for name, _ in module.named_parameters())]
         self._pinned = [torch.zeros(len(self._names), pin_memory=loss_sum.is_cuda) for _ in range(2)]
@@ -151,7 +152,7 @@ class FiniteOneStepLater:
 
 
 def averages_in_backward(sync: SyncStrategy) -> bool:
-    return sync.reduces_in_backward and sync.topology.world.size > 1
+    return sync.traits.averages_in_backward and internals(sync).world.size > 1
 
 
 def _sum(gradient: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.sync.base import SyncStrategy, mean_
-from ddp_agent.sync.periodic import Paced
+from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
+from ddp_agent.sync.engine.means import mean_
 from ddp_agent.training.clock import Clock
 
 # A single estimate of the noise scale is a ratio of two noisy numbers: each is averaged first, over some 10 of them.
@@ -84,12 +85,12 @@ class Diagnostics:
         every: int | None,
         per_layer: bool,
     ) -> None:
-        self._paced = sync if isinstance(sync, Paced) else None
-        self.sync, self.clock, self.log, self.samples, self.per_layer = sync, clock, log, samples, per_layer
-        self.every = every if sync.topology.world.size > 1 else None
+        self.sync, self._has_period = internals(sync), sync.traits.has_period
+        self.clock, self.log, self.samples, self.per_layer = clock, log, samples, per_layer
+        self.every = every if self.sync.world.size > 1 else None
         self.latest: dict[str, float] = {}
-        self._trained = {name: p for name, p in sync.flat.named.items() if p.requires_grad}
-        self._names = list(sync.flat.named)
+        self._trained = {name: p for name, p in self.sync.flat.named.items() if p.requires_grad}
+        self._names = list(self.sync.flat.named)
         self._hooks: list[RemovableHandle] = []
         self._squares: dict[nn.Parameter, Tensor] = {}
         self._wanted = False  # parameters, at the next synchronisation
@@ -102,7 +103,7 @@ class Diagnostics:
         if step % self.every == 0:
             self._wanted = True
             self._hooks = [p.register_post_accumulate_grad_hook(self._note) for p in self._trained.values()]
-        if self._wanted and self._paced and self._paced.synced_step == step - 1:
+        if self._wanted and self._has_period and self.sync.period_start == step - 1:
             self._origin = self.sync.flat.parameters.clone()
 
     def _note(self, parameter: Tensor) -> None:
@@ -118,7 +119,7 @@ class Diagnostics:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        world = self.sync.topology.world
+        world = self.sync.world
         zero = torch.zeros((), dtype=torch.float64, device=self.sync.flat.parameters.device)
         own = torch.stack([self._squares.get(p, zero) for p in self._trained.values()]).sum()
         self._squares.clear()
@@ -141,11 +142,11 @@ class Diagnostics:
 
     @torch.no_grad()
     def parameters(self, step: int) -> None:
-        if not self._wanted or not self.sync.due(step) or (self._paced and self._origin is None):
+        if not self._wanted or not self.sync.due(step) or (self._has_period and self._origin is None):
             return
         self.clock.enter("eval")
         self._wanted = False
-        world, flat = self.sync.topology.world, self.sync.flat
+        world, flat = self.sync.world, self.sync.flat
         vectors = [flat.parameters] if self._origin is None else [flat.parameters, flat.parameters - self._origin]
         self._origin = None
         found, *changes = spreads(vectors, world, self._cut)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ddp_agent.config.fields import Fraction, NonNegativeInt, PositiveInt, check_fields
+from ddp_agent.config.problems import Problem, RunFacts
 
 
 @dataclass(kw_only=True)
@@ -17,6 +18,13 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def problems(self, run: RunFacts) -> list[Problem]:
+        """Return what does not fit between this schedule and a run."""
+        if run.total_steps is None or self.warmup_steps <= run.total_steps:
+            return []
+        text = f"found {self.warmup_steps}, expected at most the run's {run.total_steps} steps"
+        return [Problem("schedule.warmup_steps", text)]
 
     def factor(self, step: int, total_steps: int) -> float:
         """For the 1-based `step`. Warm-up is linear and ends at 1 in step `warmup_steps`; the rest follows it.

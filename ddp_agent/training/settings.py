@@ -1,6 +1,5 @@
 """What a whole configuration may hold, and what its parts ask of each other."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from ddp_agent.checkpoint.folder import newest
 from ddp_agent.config.fields import Parameter, coerce, fits, parameters
 from ddp_agent.config.options import UNTRACED_STEPS, Options
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.config.registry import build, problems, schema_problems
 from ddp_agent.data.sample_order import stock_of
 from ddp_agent.data.slicing.base import Slicing
@@ -15,10 +15,8 @@ from ddp_agent.data.slicing.tasks import task_problems
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.reducers import Reducer
-from ddp_agent.sync import PostLocalSGD, SyncStrategy
+from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.cadences.base import Cadence
-from ddp_agent.sync.cadences.fixed import Fixed
-from ddp_agent.sync.periodic import Paced
 from ddp_agent.training.optimizers import SGD, AdamW
 from ddp_agent.training.schedules import Schedule
 
@@ -50,6 +48,15 @@ class Settings:
     def label(self, group: str) -> str:
         return self.choices.get(group, str(self.cfg[group]["name"]))
 
+    def problems(self, world_size: int, total_steps: int | None = None) -> list[Problem]:
+        """Return what the pieces say of a run of these settings, in order of their groups."""
+        built = {group: getattr(self, group) for group in GROUPS}
+        return _said(built, _facts(built, vars(self.options), world_size, total_steps))
+
+    def remarks(self, world_size: int) -> list[Problem]:
+        """Return what the pieces say of a run that may start."""
+        return [problem for problem in self.problems(world_size) if not problem.fatal]
+
     def micro_batch(self, world_size: int) -> int:
         return self.options.global_batch_size // (world_size * self.options.accumulation_steps)
 
@@ -60,11 +67,8 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     found = schema_problems(root, parameters(Options), also_known=GROUPS)
     right = _right(root, parameters(Options))
     built, wrong = _build_groups(cfg, right)
-    found += [*wrong, *_option_problems(right, world_size), *_pair_problems(built, right.get("precision"))]
-    found += _world_problems(built, world_size, right.get("ranks_per_node") or world_size)
-    found += _length_problems(built, right.get("max_steps") or math.inf)
-    if right.get("on_rank_loss") == "continue" and "sync" in built and (refused := built["sync"].loss_refusal()):
-        found.append(f"on_rank_loss: {refused}")
+    found += [*wrong, *_option_problems(right, world_size)]
+    found += [str(problem) for problem in _said(built, _facts(built, right, world_size)) if problem.fatal]
     if targets := list(_targets(cfg)):
         found = [line for line in found if line.partition(":")[0] not in targets]
         found += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
@@ -88,12 +92,11 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         found.append(f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks")
     if task.data.test_count == 0:
         found.append("dataset: found no test samples")
-    built = {"sync": settings.sync, "schedule": settings.schedule}
     total_steps = options.total_steps(samples)
     epochs = -(-total_steps * options.global_batch_size // samples)
     found += settings.slicing.problems(stock_of(task), world_size, options.seed, epochs)
     found += task_problems(settings.slicing, [each.name for each in task.subtasks], world_size)
-    found += _length_problems(built, total_steps)
+    found += [str(problem) for problem in settings.problems(world_size, total_steps) if problem.fatal]
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
         found.append(
             f"profile_steps: found {options.profile_steps} after {UNTRACED_STEPS} that are not traced, expected at "
@@ -146,45 +149,35 @@ def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]
     resume = right.get("resume")
     if resume is not None and not resume.is_dir():
         yield f"resume: found {str(resume)!r}, which is no directory; expected the directory of an earlier run"
-
-
-def _pair_problems(built: Mapping[str, Any], precision: str | None) -> Iterator[str]:
-    cadence, sync = built.get("cadence", Fixed()), built.get("sync")
-    if sync is not None and not isinstance(cadence, Fixed) and not isinstance(sync, Paced):
-        yield f"cadence: found {type(cadence).__name__}, but {type(sync).__name__} has no period: use cadence=fixed"
-    if precision == "fp16" and _steps_together(built):
-        yield (
-            "precision: found fp16 with slicing.tasks=partition, where too large a gradient in a head would stop its "
-            "owners' step only, and ranks that average gradients must all step; use precision=bf16"
-        )
-    if {"sync", "reducer"} <= built.keys() and (refused := built["sync"].refusal(built["reducer"])):
-        yield f"reducer: {refused}"
-
-
-def _steps_together(built: Mapping[str, Any]) -> bool:
-    """Whether ranks train different heads, and average the gradients of all else."""
-    slicing, sync = built.get("slicing"), built.get("sync")
-    parted = slicing is not None and slicing.tasks == "partition"
-    return parted and sync is not None and (sync.sends == "gradients" or sync.reduces_in_backward)
-
-
-def _world_problems(built: Mapping[str, Any], world_size: int, ranks_per_node: int) -> Iterator[str]:
+    ranks_per_node = right.get("ranks_per_node") or world_size
     if world_size % ranks_per_node:
         divisors = [str(count) for count in range(1, world_size + 1) if world_size % count == 0]
         yield (
             f"ranks_per_node: found {ranks_per_node}, expected a divisor of the {world_size} ranks: "
             f"{', '.join(divisors)}"
         )
-    if "sync" in built and (refused := built["sync"].misfit(world_size, ranks_per_node)):
-        yield f"sync.{refused}"
 
 
-def _length_problems(built: Mapping[str, Any], total_steps: float) -> Iterator[str]:
-    sync, schedule = built.get("sync"), built.get("schedule")
-    if isinstance(sync, PostLocalSGD) and sync.switch_step > total_steps:
-        yield f"sync.switch_step: found {sync.switch_step}, expected at most the run's {total_steps} steps"
-    if schedule is not None and schedule.warmup_steps > total_steps:
-        yield f"schedule.warmup_steps: found {schedule.warmup_steps}, expected at most the run's {total_steps} steps"
+def _facts(
+    built: Mapping[str, Any], options: Mapping[str, Any], world_size: int, total_steps: int | None = None
+) -> RunFacts:
+    """Return what is known of the run; `total_steps` defaults to max_steps."""
+    slicing = built.get("slicing")
+    return RunFacts(
+        world_size=world_size,
+        ranks_per_node=options.get("ranks_per_node") or world_size,
+        total_steps=total_steps or options.get("max_steps"),
+        precision=options.get("precision"),
+        on_rank_loss=options.get("on_rank_loss", "stop"),
+        tasks_are_partitioned=slicing is not None and slicing.tasks == "partition",
+        pieces=built,
+    )
+
+
+def _said(built: Mapping[str, Any], run: RunFacts) -> list[Problem]:
+    """Return what the pieces say of a run. The other groups have nothing to say before there is data."""
+    asked = [built[group] for group in ("cadence", "sync", "reducer", "schedule") if group in built]
+    return [problem for piece in asked for problem in piece.problems(run)]
 
 
 def _targets(node: Any, path: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ from ddp_agent.distributed.topology import Topology
 from ddp_agent.errors import CheckpointError
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.clock import Clock
 from ddp_agent.training.link_bytes import Link
 
@@ -63,9 +64,9 @@ class State:
         at, world = self.position, self.topology.world
         return {
             "step": at.step,
-            "ranks": [world.size, not ranks_unlike_rank_0(self.sync.flat.parameters, world)],
-            "weights": [self.sync.flat.everything, *self.sync.flat.others],
-            "syncs": self.sync.syncs,
+            "ranks": [world.size, not ranks_unlike_rank_0(internals(self.sync).flat.parameters, world)],
+            "weights": [internals(self.sync).flat.everything, *internals(self.sync).flat.others],
+            "syncs": internals(self.sync).syncs,
             "comm": asdict(self.topology.settle()),
             "loss_sum": at.loss_sum,
             "logged": [at.logged_step, at.logged_s],
@@ -87,11 +88,11 @@ class State:
     def check_start(self) -> None:
         if self.step == 0:
             world = self.topology.world
-            require_replicated([ReplicatedTensor(self.sync.flat.parameters, range(world.size))], world, 0)
+            require_replicated([ReplicatedTensor(internals(self.sync).flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
         state = self.state_dict()
-        local = getattr(self.sync, "optimizer_state", "local") == "local"
+        local = not self.sync.traits.merges_optimizer_state
         return {key: copied(state[key]) for key in MEETINGS_CHANGE if not (key == "optimizer" and local)}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -114,8 +115,8 @@ class State:
 
     def _load(self, state: Mapping[str, Any], names: Container[str]) -> None:
         """Weights, and the parts of these names."""
-        self.sync.flat.restore(state["weights"])
-        self.sync.syncs = state["syncs"]
+        internals(self.sync).flat.restore(state["weights"])
+        internals(self.sync).syncs = state["syncs"]
         for name, part in self.parts.items():
             if name in names:
                 part.load_state_dict(state[name])

@@ -45,6 +45,7 @@ from ddp_agent.outputs.tracking import NullTracker, Tracker
 from ddp_agent.reducers import Reducer
 from ddp_agent.rng import RandomStreams
 from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.best_so_far import Standing
 from ddp_agent.training.clock import Clock
 from ddp_agent.training.ema import EMA
@@ -102,7 +103,7 @@ class Trainer:
         self.ema = EMA(self.module, options.ema_decay) if options.ema_decay is not None else None
         self.evaluator = Evaluator(self.task, world, self.device)
         self.diagnostics = Diagnostics(
-            self.sync.everywhere,
+            internals(self.sync).shared,
             self.clock,
             lambda step, values: self.tracker.log(step, values),
             samples=self.micro_batch * options.accumulation_steps,
@@ -198,7 +199,7 @@ class Trainer:
             self.end_step(step)
 
     def synchronise(self, step: int) -> None:
-        if self.sync.meets(step):
+        if internals(self.sync).exchanges(step):
             self.replica_group.run_collective(self.state, partial(self.sync.after_step, step), "sync")
         else:
             self.sync.after_step(step)
@@ -276,7 +277,7 @@ class Trainer:
     def clip(self) -> None:
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            for part in self.sync.parts:  # each by itself: ranks that share one must scale it alike
+            for part in internals(self.sync).flats:  # each by itself: ranks that share one must scale it alike
                 torch.nn.utils.clip_grad_norm_(part.named.values(), self.options.clip_norm)
 
     def batches(self, first_step: int) -> Generator[Batch]:
@@ -298,7 +299,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples": step * samples,
             "samples_per_s": steps * samples / max(costs["train_s"] - position.logged_s, 1e-9),
-            **self.sync.measurements(),
+            **internals(self.sync).measurements(),
             **costs,
         }
         position.logged_step, position.logged_s = step, costs["train_s"]
@@ -321,14 +322,14 @@ class Trainer:
         return {
             **self.clock.read(stats.blocked_s),
             "straggler_wait_s": stats.straggler_s,
-            "syncs": self.sync.syncs,
+            "syncs": internals(self.sync).syncs,
             "payload_bytes": stats.payload_bytes,
             "wire_bytes": stats.wire_bytes,
         }
 
     def compare_ranks(self) -> None:
         """Nothing is kept or shown of ranks that should be alike and are not."""
-        require_replicated(self.sync.commons(self.step), self.topology.world, self.step)
+        require_replicated(internals(self.sync).replicated(self.step), self.topology.world, self.step)
 
     def settle_stragglers(self) -> None:
         """A collective: `straggler_wait_s` is as of the last evaluation or checkpoint."""
@@ -356,7 +357,7 @@ class Trainer:
             values |= self.named("test_{}", scores)
             per_class = class_accuracies(scores.confusion, self.task.presentation.class_names)
             if self.ema:
-                with self.ema.eval_weights(self.sync.average_) as averaged:
+                with self.ema.eval_weights(internals(self.sync).mean_) as averaged:
                     values |= self.named("ema_test_{}", self.evaluator(averaged, self.autocast))
             costs = self.costs()
             improved = self.standing.note(
@@ -389,8 +390,8 @@ class Trainer:
         recalibrate_(self.module, (self.task.data.transformed(inputs) for inputs, _ in batches))
         world = self.topology.world
         with world.uncounted():
-            world.all_reduce_(self.sync.flat.buffers)
-        self.sync.flat.buffers.div_(world.size)
+            world.all_reduce_(internals(self.sync).flat.buffers)
+        internals(self.sync).flat.buffers.div_(world.size)
 
     def settle(self) -> None:
         """What the GPU still has to do belongs to the phase that asked for it."""

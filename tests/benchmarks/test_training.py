@@ -19,6 +19,7 @@ from ddp_agent.config.registry import build
 from ddp_agent.data.datasets.article import Article
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.sync import AllReduce, DiLoCo, Independent, LocalSGD, StreamingDiLoCo
+from ddp_agent.sync.engine.internals import internals
 
 MLP_PARAMETERS = 10 * 32 + 32 + 32 * 2 + 2
 
@@ -151,7 +152,7 @@ def rounds_of_overlap() -> tuple[list[int], bool]:
         run = overlap.loop(mode, 2, this_rank())
         run(4)
         run(4)
-    return [mode.syncs for mode in modes], any(stream.under_way for stream in streaming._streams)
+    return [internals(mode).syncs for mode in modes], any(stream.under_way for stream in streaming._streams)
 
 
 def test_a_round_of_overlap_is_a_whole_period(ranks2: RankPool) -> None:

@@ -7,7 +7,7 @@ import model_inputs
 import pytest
 import torch
 from configs import CONF, files, node
-from loops import Loop, mlp, random_batch
+from loops import Loop, mlp, random_batch, refusal
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import build
@@ -28,7 +28,7 @@ def built(group: str, name: str) -> Any:
 ALLOWED = [
     (sync, reducer)
     for sync, reducer in itertools.product(files("sync"), files("reducer"))
-    if built("sync", sync).refusal(built("reducer", reducer)) is None
+    if refusal(built("sync", sync), built("reducer", reducer)) is None
 ]
 
 

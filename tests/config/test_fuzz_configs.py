@@ -12,7 +12,7 @@ import torch
 from configs import CONF, config, files, node
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import Loop
+from loops import Loop, refusal
 from torch.utils.data import TensorDataset
 
 from ddp_agent.cli import relaunch
@@ -104,7 +104,7 @@ def build_all(cfg: dict[str, Any], world_size: int, kind: str) -> None:
 
 
 def step_once(sync: Any, reducer: Any, optimizer: Any) -> None:
-    if sync.misfit(1, 1) is None:
+    if refusal(sync, None, 1) is None:
         Loop(sync, reducer=reducer, optimizer=optimizer).run(2).flush()
 
 

@@ -128,12 +128,12 @@ def test_micro_batch_is_the_ranks_share(world_size: int, accumulation: int, expe
 def test_a_reducer_that_does_not_fit_is_refused_with_a_remedy_that_works(sync: str, reducer: str) -> None:
     exact = parsed(config(sync=sync))
     lossy = parsed(config("sync.combine=mean", sync="parameter_update", reducer=reducer))
-    if exact.sync.sends == "parameters" and (not lossy.reducer.exact or lossy.reducer.needs_zeros):
+    if exact.sync.traits.sends == "parameters" and (not lossy.reducer.traits.exact or lossy.reducer.traits.needs_zeros):
         (problem,) = refusal(sync=sync, reducer=reducer)
         assert problem.startswith(f"reducer: {type(exact.sync).__name__} sends raw parameters")
         assert "use reducer=dense, or sync=parameter_update sync.combine=mean" in problem
         parsed(config(sync=sync, reducer="dense"))
-    elif exact.sync.reduces_in_backward and lossy.reducer.remembers and reducer != "powersgd":
+    elif exact.sync.traits.averages_in_backward and lossy.reducer.traits.remembers and reducer != "powersgd":
         (problem,) = refusal(sync=sync, reducer=reducer)
         assert problem.startswith(f"reducer: {type(exact.sync).__name__} averages DDP's buckets")
         assert "reducer=bf16" in problem

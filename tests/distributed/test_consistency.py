@@ -23,6 +23,7 @@ from ddp_agent.distributed.consistency import (
 )
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import RefusedError
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.trainer import Trainer
 
 COMMON = ("allreduce", "compressed", "diloco", "streaming_diloco", "slowmo", "parameter_update", "local_sgd")
@@ -126,7 +127,7 @@ def with_a_flipped_weight(cfg: dict[str, Any], choices: dict[str, str], path: st
     before = Trainer.compare_ranks
 
     def flip(trainer: Trainer) -> None:
-        common: Tensor | None = trainer.sync.common(trainer.step)
+        common: Tensor | None = internals(trainer.sync).replicated(trainer.step)[0].tensor
         if dist.get_rank() == 1 and trainer.step == 4:
             assert common is not None
             common.view(torch.int32)[3] ^= 1

@@ -15,7 +15,7 @@ pytest.importorskip("torchft", reason="torchft is not installed: pip install 'dd
 
 from elastic_loops import ElasticLoop
 from elastic_runs import keeper
-from loops import Loop, norm_net, sgd
+from loops import Loop, norm_net, refusal, sgd
 from rank_pool import RankPool
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def counted(loop: Loop) -> dict[str, Any]:
 
 def ordinary(name: str) -> tuple[Tensor, dict[str, Any]]:
     loop = Loop(MODES[name][0](), **loop_options(name)).run(STEPS).flush()
-    return loop.sync.flat.everything.clone(), counted(loop)
+    return loop.flat.everything.clone(), counted(loop)
 
 
 # On the ranks.
@@ -90,8 +90,8 @@ def both_ways(addresses: list[str]) -> list[str]:
         loop = ElasticLoop(MODES[name][0](), address, number, count, **loop_options(name))
         loop.run(STEPS).flush().end()
         weights, traffic = expected[name]
-        if not torch.equal(loop.sync.flat.everything, weights):
-            wrong.append(f"{name}: {(loop.sync.flat.everything - weights).abs().max()}")
+        if not torch.equal(loop.flat.everything, weights):
+            wrong.append(f"{name}: {(loop.flat.everything - weights).abs().max()}")
         if counted(loop) != traffic:
             wrong.append(f"{name}: {counted(loop)}, not {traffic}")
     return wrong
@@ -109,8 +109,8 @@ def fails_once(addresses: list[str]) -> list[str]:
         loop = ElasticLoop(MODES[name][0](), address, number, count, **loop_options(name))
         tries = _fail_once(loop, step=8) if number == 1 else []
         loop.run(STEPS).flush().end()
-        if not torch.equal(loop.sync.flat.everything, expected[name][0]):
-            wrong.append(f"{name}: {(loop.sync.flat.everything - expected[name][0]).abs().max()}")
+        if not torch.equal(loop.flat.everything, expected[name][0]):
+            wrong.append(f"{name}: {(loop.flat.everything - expected[name][0]).abs().max()}")
         if tries not in ([], [8, 8]):
             wrong.append(f"{name}: step 8 was synchronised {len(tries)} times")
     return wrong
@@ -172,7 +172,7 @@ def one_comes_back(addresses: dict[str, str]) -> dict[str, Tensor]:
             store.wait(["asking"])
             time.sleep(0.5)  # it imports nothing any more
         loop.run(23 - loop.step).flush().end()
-        ends[name] = loop.sync.flat.everything.clone()
+        ends[name] = loop.flat.everything.clone()
         if number != 2:
             assert loop.replica_group.facts() == {"replicas_at_end": 3, "replicas_lost": 1, "replicas_joined": 1}
     return ends
@@ -222,13 +222,13 @@ def test_one_that_comes_back_joins_with_the_current_state(ranks3: RankPool) -> N
     ],
 )
 def test_modes_that_need_every_rank_are_refused(sync: SyncStrategy, remedy: str) -> None:
-    refused = sync.loss_refusal()
+    refused = refusal(sync, on_rank_loss="continue")
     assert refused and type(sync).__name__ in refused and remedy in refused
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_modes_with_a_period_are_not(name: str) -> None:
-    assert MODES[name][0]().loss_refusal() is None
+    assert refusal(MODES[name][0](), on_rank_loss="continue") is None
 
 
 def test_what_the_owner_of_a_chunk_owes_goes_to_its_residual() -> None:

@@ -144,7 +144,7 @@ def _replica(address: str, number: int, after_s: float, pipe: Connection) -> Non
     torch.set_num_threads(1)
     loop = ElasticLoop(LocalSGD(period=1), address, number, 3, model=_Wide)
     with torch.no_grad():
-        loop.sync.flat.parameters.fill_([1.0, 2.0, 6.0][number])
+        loop.flat.parameters.fill_([1.0, 2.0, 6.0][number])
     loop.step = 1
 
     def averaging() -> None:

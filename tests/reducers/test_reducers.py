@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import apart
+from loops import apart, refusal
 from rank_pool import RankPool
 from torch import Tensor
 
@@ -559,12 +559,12 @@ def test_what_is_not_finite_comes_out_once_and_not_for_ever(name: str, bad: floa
 
 @pytest.mark.parametrize("reducer", [Dense(), Cast(dtype="bf16"), *(make() for make in MAKE.values())])
 def test_who_remembers(reducer: Reducer) -> None:
-    remembers = isinstance(reducer, ErrorFeedback)
-    assert (reducer.remembers, reducer.for_tensor(SHAPES) is reducer) == (remembers, not remembers)
-    refused = AllReduce().refusal(reducer)
-    assert (refused is not None) == (remembers and not isinstance(reducer, PowerSGD))  # see test_sync, resume
+    remembers = reducer.traits.feeds_back
+    assert (reducer.traits.remembers, reducer.for_tensor(SHAPES) is reducer) == (remembers, not remembers)
+    refused = refusal(AllReduce(), reducer)
+    assert (refused is not None) == (remembers and not reducer.traits.works_in_buckets)  # see test_sync, resume
     assert refused is None or ("use sync=compressed" in refused and str(reducer) in refused)
-    assert DiLoCo(period=1).refusal(reducer) is ParameterUpdate(period=1).refusal(reducer) is None
+    assert refusal(DiLoCo(period=1), reducer) is refusal(ParameterUpdate(period=1), reducer) is None
 
 
 @pytest.mark.parametrize(

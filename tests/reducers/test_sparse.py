@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import DTYPE, ROWS, Loop
+from loops import DTYPE, ROWS, Loop, refusal
 from rank_pool import RankPool
 from test_laws import ALL
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ def trained(mode: str, reducer: Reducer) -> tuple[Tensor, int]:
     return loop.flush().weights, loop.topology.world.stats.payload_bytes
 
 
-TAKING = [mode for mode, make in ALL.items() if mode != "independent" and make().refusal(Sparse(block=BLOCK)) is None]
+TAKING = [mode for mode, make in ALL.items() if mode != "independent" and refusal(make(), Sparse(block=BLOCK)) is None]
 
 
 @pytest.mark.parametrize("mode", TAKING)
@@ -154,11 +154,11 @@ def test_who_takes_it() -> None:
     "sync", [LocalSGD(period=2), PostLocalSGD(switch_step=1, period=2), Hierarchical(global_period=2)], ids=repr
 )
 def test_raw_parameters_are_refused_with_what_to_do(sync: Any) -> None:
-    refused = sync.refusal(Sparse(block=BLOCK))
+    refused = refusal(sync, Sparse(block=BLOCK))
     assert refused is not None and "\n" not in refused
     assert "which are never zero" in refused and "sync=parameter_update sync.combine=mean" in refused
-    assert sync.refusal(Dense()) is None
-    assert Gossip(period=1).refusal(Sparse(block=BLOCK)) is not None
+    assert refusal(sync, Dense()) is None
+    assert refusal(Gossip(period=1), Sparse(block=BLOCK)) is not None
 
 
 def test_values_out_of_range() -> None:

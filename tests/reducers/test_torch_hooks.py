@@ -133,7 +133,7 @@ def measure_powersgd(rank: int, our_rank: int) -> tuple[float, float]:
     theirs = Theirs(from_our_basis, torchs, **ONE).run(START)
     exact = Theirs(allreduce_hook, **ONE).run(START + 8).weights
     loop = ours(PowerSGD(rank=our_rank), **ONE).run(1)  # exact, while DDP settles its buckets
-    loop.sync.flat.parameters.copy_(theirs.weights)
+    loop.flat.parameters.copy_(theirs.weights)
     loop.step = START
     theirs.run(8)
     return apart(loop.run(8).weights, theirs.weights), apart(exact, theirs.weights)

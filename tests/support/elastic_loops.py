@@ -13,6 +13,7 @@ from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.quorum import ElasticGroup
 from ddp_agent.sync import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
 
 
 class ElasticLoop(Loop):
@@ -26,7 +27,7 @@ class ElasticLoop(Loop):
     def run(self, steps: int) -> "ElasticLoop":
         for _ in range(steps):
             self.take_step()
-            if self.sync.meets(self.step):
+            if internals(self.sync).exchanges(self.step):
                 self.replica_group.run_collective(self, partial(self.sync.after_step, self.step), "sync")
             else:
                 self.sync.after_step(self.step)
@@ -55,13 +56,13 @@ class ElasticLoop(Loop):
 
     def check_start(self) -> None:
         world = self.topology.world
-        require_replicated([ReplicatedTensor(self.sync.flat.parameters, range(world.size))], world, 0)
+        require_replicated([ReplicatedTensor(self.flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
         return copy.deepcopy(
             {
-                "weights": self.sync.flat.snapshot(),
-                "syncs": self.sync.syncs,
+                "weights": self.flat.snapshot(),
+                "syncs": self.syncs,
                 "sync": self.sync.state_dict(),
                 "reducer": self.reducer.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -69,8 +70,8 @@ class ElasticLoop(Loop):
         )
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        self.sync.flat.restore(snapshot["weights"])
-        self.sync.syncs = snapshot["syncs"]
+        self.flat.restore(snapshot["weights"])
+        internals(self.sync).syncs = snapshot["syncs"]
         for name in ("sync", "reducer", "optimizer"):
             getattr(self, name).load_state_dict(snapshot[name])
 

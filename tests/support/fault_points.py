@@ -17,6 +17,7 @@ import torch
 from ddp_agent.checkpoint import manifest, saving
 from ddp_agent.distributed import comm
 from ddp_agent.elastic import membership
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training import trainer
 
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
@@ -64,7 +65,7 @@ def _overflow(at: trainer.Trainer, *_: Any) -> None:
 
 def _flip(at: trainer.Trainer, *_: Any) -> None:
     with torch.no_grad():
-        at.sync.flat.parameters.view(torch.int32)[3] ^= 4
+        internals(at.sync).flat.parameters.view(torch.int32)[3] ^= 4
 
 
 def _half(file: saving.HashedFile, data: Any) -> None:

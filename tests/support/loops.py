@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from ddp_agent.config.problems import RunFacts
 from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync import AllReduce, SyncStrategy
 from ddp_agent.sync.engine.ddp_hook import OverlappedGradients
+from ddp_agent.sync.engine.flat import Flat
+from ddp_agent.sync.engine.gradients import MeanGradients
+from ddp_agent.sync.engine.internals import internals
 
 Batches = Callable[[int, int], tuple[Tensor, Tensor]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -82,22 +86,37 @@ class Loop:
 
     @property
     def weights(self) -> Tensor:
-        return self.sync.flat.parameters.clone()
+        return self.flat.parameters.clone()
+
+    @property
+    def flat(self) -> Flat:
+        return internals(self.sync).flat
+
+    @property
+    def syncs(self) -> int:
+        return internals(self.sync).syncs
 
 
 @dataclass(kw_only=True, eq=False)
 class InBuckets(AllReduce):
     """allreduce as it treats a model that is larger than one bucket, on models of any size."""
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        super().setup(model, optimizer, topology, reducer)
-        self.gradients = OverlappedGradients(model, reducer, topology.world)
-        return self.gradients.module
+    def _averaging(self, model: nn.Module) -> MeanGradients:
+        return OverlappedGradients(model, self._reducer, self._topology.world)
 
 
 def train(sync: SyncStrategy, steps: int = 8, **options: Any) -> Tensor:
     """The parameters after `steps` steps and the flush, as one vector."""
     return Loop(sync, **options).run(steps).flush().weights
+
+
+def refusal(
+    sync: SyncStrategy, reducer: Reducer | None = None, world_size: int | None = None, **facts: Any
+) -> str | None:
+    """Why a mode cannot work with a reducer, or in such a run; None when it can."""
+    pieces = {} if reducer is None else {"reducer": reducer}
+    problems = sync.problems(RunFacts(world_size=world_size, pieces=pieces, **facts))
+    return next((str(problem) for problem in problems if problem.fatal), None)
 
 
 def alone() -> Topology:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import DTYPE, Loop, apart, random_batch, sgd
+from loops import DTYPE, Loop, apart, random_batch, refusal, sgd
 from rank_pool import RankPool
 from runs import FEW
 from test_laws import ALL, TOLERANCE
@@ -21,6 +21,7 @@ from ddp_agent.models.common.multi_task import MultiTask
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync import Gossip, Independent, LocalSGD, ParameterUpdate, StreamingDiLoCo, SyncStrategy
 from ddp_agent.sync.engine.by_owner import ByOwner
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.sync.engine.uneven_inputs import Weighted
 from ddp_agent.training.ema import EMA
 
@@ -33,7 +34,7 @@ MODES = pytest.mark.parametrize("mode", ALL)
 
 
 def allowed(mode: str) -> list[str]:
-    found = [name for name, make in REDUCERS.items() if ALL[mode]().refusal(make()) is None]
+    found = [name for name, make in REDUCERS.items() if refusal(ALL[mode](), make()) is None]
     return [name for name in found if (mode, name) != ("allreduce in buckets", "powersgd")]
 
 
@@ -184,7 +185,7 @@ def test_a_head_that_is_called_and_not_owned_stays_as_it_was(ranks3: RankPool) -
 def flipped_head(mode: str) -> str:
     """What is said of a head of ranks 0 and 2 after one of its bits has flipped on rank 2; first all is alike."""
     loop = Heads(ALL[mode](), optimizer=sgd(momentum=0.9)).run(9).flush()
-    world, parts = loop.topology.world, loop.sync.commons(loop.step)
+    world, parts = loop.topology.world, internals(loop.sync).replicated(loop.step)
     require_replicated(parts, world, loop.step)
     head = parts[1 + HEADS.index("a")].tensor
     assert (head is None) == (world.rank == 1)
@@ -278,7 +279,7 @@ def traffic(mode: str, reducer: str) -> tuple[int, int, int]:
     loop.sync.consensus_distance()
     with loop.sync.eval_weights():
         pass
-    return loop.topology.world.stats.payload_bytes, loop.topology.world.stats.wire_bytes, loop.sync.syncs
+    return loop.topology.world.stats.payload_bytes, loop.topology.world.stats.wire_bytes, loop.syncs
 
 
 ROUNDS = {"independent": 0, "post_local_sgd": 4, "hierarchical": 6} | dict.fromkeys(
@@ -316,14 +317,14 @@ def test_counted_bytes(ranks3: RankPool, mode: str, reducer: str) -> None:
 def saved(loop: Loop) -> dict[str, Any]:
     parts = {"optimizer": loop.optimizer, "sync": loop.sync, "reducer": loop.reducer}
     state = {name: part.state_dict() for name, part in parts.items()}
-    return copy.deepcopy(state | {"weights": loop.sync.flat.snapshot(), "syncs": loop.sync.syncs})
+    return copy.deepcopy(state | {"weights": loop.flat.snapshot(), "syncs": loop.syncs})
 
 
 def resumed(make: Callable[[], Heads], state: dict[str, Any], step: int) -> Heads:
     loop = make().run(2)  # DDP settles its order of summation in the first passes
     state = copy.deepcopy(state)
-    loop.sync.flat.restore(state["weights"])
-    loop.sync.syncs = state["syncs"]
+    loop.flat.restore(state["weights"])
+    internals(loop.sync).syncs = state["syncs"]
     for name in ("optimizer", "sync", "reducer"):
         getattr(loop, name).load_state_dict(state[name])
     loop.step = step
@@ -346,7 +347,7 @@ def resume_everywhere(mode: str, reducers: list[str]) -> list[str]:
             now = saved(once)
             if not same(now, states[step]):
                 wrong.append(f"{reducer} at {step}")
-        ended, final = (loop.flush().sync.flat.snapshot() for loop in (once, whole))
+        ended, final = (loop.flush().flat.snapshot() for loop in (once, whole))
         if not all(map(torch.equal, ended, final)):
             wrong.append(f"{reducer} at the end")
     return wrong
@@ -386,7 +387,7 @@ def averaged_copies() -> float:
     loop.run(3)
     ema.update(loop.module)
     expected = loop.over_owners(loop.state())
-    with ema.eval_weights(loop.sync.average_) as model:
+    with ema.eval_weights(internals(loop.sync).mean_) as model:
         loop.module = model
         found = loop.state()
     return distance(*({part: state[part][:5] for part in state} for state in (expected, found)))
@@ -398,10 +399,10 @@ def test_a_moving_average_is_averaged_over_owners(ranks3: RankPool) -> None:
 
 def interrupted() -> bool:
     loop = Heads(LocalSGD(period=4)).run(3)
-    before = loop.sync.flat.snapshot()
+    before = loop.flat.snapshot()
     with pytest.raises(RuntimeError), loop.sync.eval_weights():
         raise RuntimeError
-    return all(map(torch.equal, before, loop.sync.flat.snapshot()))
+    return all(map(torch.equal, before, loop.flat.snapshot()))
 
 
 def test_own_weights_are_back_after_an_exception(ranks3: RankPool) -> None:
@@ -428,7 +429,7 @@ def test_owners_know_their_nodes(ranks4: RankPool) -> None:
 
 def misfit(owners: Owners, mode: SyncStrategy | None = None, ranks: int = 3) -> str | None:
     named = {f"heads.{head}": own for head, own in owners.items()}
-    return ByOwner(mode=mode or LocalSGD(period=4), owners=named).misfit(ranks, ranks)
+    return refusal(ByOwner(mode=mode or LocalSGD(period=4), owners=named), None, ranks, ranks_per_node=ranks)
 
 
 def test_owners_that_cannot_be() -> None:
@@ -437,7 +438,7 @@ def test_owners_that_cannot_be() -> None:
     assert "found [0, 3], expected one or more of the 3 ranks" in str(misfit({"a": (0, 3)}))
     assert "found [1, 1], expected" in str(misfit({"a": (1, 1)}))
     found = str(misfit({"a": (0, 1, 2), "b": (3,)}, Gossip(period=1, graph="exponential"), ranks=4))
-    assert found.startswith("graph: found exponential among 3 ranks") and "the ranks that train heads.a" in found
+    assert found.startswith("sync.graph: found exponential among 3 ranks") and "the ranks that train heads.a" in found
 
 
 def refused(owners: dict[str, tuple[int, ...]], mode: SyncStrategy, reducer: Reducer) -> str:

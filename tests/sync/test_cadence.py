@@ -18,9 +18,8 @@ from ddp_agent.sync.cadences.drift import Drift
 from ddp_agent.sync.cadences.fixed import Fixed
 from ddp_agent.sync.cadences.linear import Linear
 from ddp_agent.sync.cadences.qsr import QSR
-from ddp_agent.sync.periodic import Paced
 
-PACED = [mode for mode, make in ALL.items() if isinstance(make(), Paced)]
+PACED = [mode for mode, make in ALL.items() if make().traits.has_period]
 
 
 def at(step: int, **known: Any) -> CadenceContext:
@@ -33,8 +32,8 @@ def sync_steps(sync: SyncStrategy, steps: int, lr: Callable[[int], float] = lamb
     found = []
     for step in range(1, steps + 1):
         loop.optimizer.param_groups[0]["lr"] = lr(step)
-        before = sync.syncs
-        if loop.run(1).sync.syncs > before:
+        before = loop.syncs
+        if loop.run(1).syncs > before:
             found.append(step)
     return found
 
@@ -120,9 +119,9 @@ def hold_drift(target: float) -> tuple[list[float], list[int]]:
     assert isinstance(sync, LocalSGD)
     drifts, periods = [], []
     for _ in range(400):
-        ahead = loop.step + 1 == sync.synced_step + sync.current_period
+        ahead = loop.step + 1 == sync._synced_step + sync._current_period
         if ahead:
-            periods.append(sync.current_period)
+            periods.append(sync._current_period)
         loop.run(1)
         if not ahead:
             mean = loop.weights
@@ -192,4 +191,4 @@ def test_values_out_of_range(make: Any, field: str) -> None:
 
 def test_streaming_keeps_whole_fragments() -> None:
     sync = StreamingDiLoCo(period=8, fragments=4, delay=1)
-    assert [sync.fitting(period) for period in (1, 8, 9, 11, 16)] == [8, 8, 8, 12, 16]
+    assert [sync._fitting(period) for period in (1, 8, 9, 11, 16)] == [8, 8, 8, 12, 16]

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from loops import Loop, apart, sgd, train
+from loops import Loop, apart, refusal, sgd, train
 from rank_pool import RankPool
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def mix(make: Callable[[], SyncStrategy], rounds: int) -> tuple[Tensor, list[flo
     """How far the mean moved, and the distance after each round without training; ranks start far apart."""
     loop = Loop(make(), optimizer=sgd(lr=0.0))
     world = loop.topology.world
-    loop.sync.flat.parameters.mul_((world.rank + 1) * (-1) ** world.rank)
+    loop.flat.parameters.mul_((world.rank + 1) * (-1) ** world.rank)
     started = torch.stack(world.all_gather(loop.weights))
     distances = [loop.sync.consensus_distance()]
     for _ in range(rounds):
@@ -62,7 +62,7 @@ def test_the_mean_is_preserved(ranks4: RankPool, graph: Graph) -> None:
 class Star(Gossip):
     """Rank 0 takes from everybody, everybody from rank 0. Each row of weights sums to 1, the columns do not."""
 
-    def shares(self, rank: int, size: int) -> dict[int, float]:
+    def _shares(self, rank: int, size: int) -> dict[int, float]:
         return dict.fromkeys(range(1, size), 1 / size) if rank == 0 else {0: 1 / 2}
 
 
@@ -105,10 +105,10 @@ def test_each_neighbour_costs_the_model_once(ranks4: RankPool, graph: Graph, pee
 
 @pytest.mark.parametrize("size", [3, 6])
 def test_a_graph_that_does_not_fit_is_refused(size: int) -> None:
-    refused = Gossip(graph="exponential", period=1).misfit(size, 1)
+    refused = refusal(Gossip(graph="exponential", period=1), None, size)
     assert refused is not None
     assert f"found exponential among {size} ranks, expected a power of two such as {size // 3 * 2} or" in refused
-    assert Gossip(graph="ring", period=1).misfit(size, 1) is None
+    assert refusal(Gossip(graph="ring", period=1), None, size) is None
 
 
 def refused_in_a_group() -> str:
@@ -124,8 +124,8 @@ def test_it_never_reaches_an_exchange(ranks3: RankPool) -> None:
 
 
 def test_lossy_reducers_are_refused() -> None:
-    assert "reducer=dense" in str(Gossip(period=1).refusal(Cast(dtype="bf16")))
-    assert Gossip(period=1).refusal(Dense()) is None
+    assert "reducer=dense" in str(refusal(Gossip(period=1), Cast(dtype="bf16")))
+    assert refusal(Gossip(period=1), Dense()) is None
 
 
 def order_of_an_exchange() -> list[str]:

@@ -189,7 +189,7 @@ def measure_against_torch_outer_sgd(momentum: float, nesterov: bool) -> float:
         local.topology.world.all_reduce_(change)
         anchor.grad = change / local.topology.world.size
         outer.step()
-        local.sync.flat.parameters.copy_(anchor.detach())
+        local.flat.parameters.copy_(anchor.detach())
     return apart(loop.weights, anchor.detach())
 
 
@@ -247,7 +247,7 @@ def measure_switch() -> dict[str, float]:
     optimizer = sgd(momentum=0.9)
     two_phases = Loop(AllReduce(), optimizer=optimizer).run(4)
     later = Loop(LocalSGD(period=3), optimizer=optimizer)
-    later.sync.flat.parameters.copy_(two_phases.weights)
+    later.flat.parameters.copy_(two_phases.weights)
     later.optimizer.load_state_dict(two_phases.optimizer.state_dict())
     later.batches = lambda step, rank: random_batch(step + 4, rank)
     return {
@@ -266,8 +266,8 @@ def test_post_local_sgd_is_allreduce_before_its_switch_and_local_sgd_after(ranks
 
 def count_switch_syncs() -> tuple[int, int]:
     loop = Loop(PostLocalSGD(switch_step=4, period=3)).run(9)
-    before_flush = loop.sync.syncs
-    return before_flush, loop.flush().sync.syncs
+    before_flush = loop.syncs
+    return before_flush, loop.flush().syncs
 
 
 def test_syncs_around_the_switch(ranks2: RankPool) -> None:

@@ -6,6 +6,7 @@ from loops import Loop, apart, sgd, train
 from rank_pool import RankPool
 from torch.optim import AdamW
 
+from ddp_agent.config.problems import RunFacts
 from ddp_agent.reducers import Cast
 from ddp_agent.sync import EASGD, AllReduce, Compressed, Independent, LocalSGD, SlowMo
 
@@ -43,7 +44,7 @@ def measure_slowmo_definition(lrs: list[float]) -> float:
         world.all_reduce_(change)
         momentum = 0.6 * momentum + change / world.size / lr
         anchor = anchor - 0.7 * lr * momentum
-        local.sync.flat.parameters.copy_(anchor)
+        local.flat.parameters.copy_(anchor)
     return apart(loop.weights, anchor)
 
 
@@ -59,7 +60,7 @@ def slowmo_without_lr() -> tuple[bool, float]:
     moved = apart(before, loop.sync.anchor)  # type: ignore[attr-defined]
     loop.optimizer.param_groups[0]["lr"] = 0.0
     loop.run(3)
-    return bool(loop.weights.isfinite().all() and loop.sync.momentum.isfinite().all()), moved  # type: ignore[attr-defined]
+    return bool(loop.weights.isfinite().all() and loop.sync._momentum.isfinite().all()), moved  # type: ignore[attr-defined]
 
 
 def test_slowmo_survives_a_learning_rate_of_zero(ranks2: RankPool) -> None:
@@ -80,7 +81,7 @@ def measure_easgd() -> tuple[float, float, bool]:
         own = local.weights - centre
         everybody = own.clone()
         world.all_reduce_(everybody)
-        local.sync.flat.parameters.sub_(0.1 * own)
+        local.flat.parameters.sub_(0.1 * own)
         centre += 0.1 * everybody
     centres = world.all_gather(loop.sync.anchor)  # type: ignore[attr-defined]
     return (
@@ -98,9 +99,9 @@ def test_easgd_is_its_definition_and_all_ranks_keep_one_centre(ranks3: RankPool)
 
 @pytest.mark.parametrize(("alpha", "ranks", "risky"), [(0.1, 4, False), (0.1, 10, True), (0.9, 1, False)])
 def test_easgd_warns_where_its_centre_overshoots(alpha: float, ranks: int, risky: bool) -> None:
-    text, warned = EASGD(period=2, alpha=alpha).stability(ranks)
-    assert warned == risky
-    assert (f"lower sync.alpha to less than {1 / ranks:g}" in text) == risky
+    (remark,) = EASGD(period=2, alpha=alpha).problems(RunFacts(world_size=ranks))
+    assert (remark.fatal, not remark.harmless) == (False, risky)
+    assert (f"lower sync.alpha to less than {1 / ranks:g}" in remark.text) == risky
 
 
 # compressed
@@ -129,7 +130,7 @@ def collects_in_place() -> tuple[bool, bool]:
     with sync.backward_context(1, last_micro_batch=True):
         loop.model(loop.batches(1, 0)[0]).sum().backward()
     gathered = torch.cat([parameter.grad.flatten() for parameter in loop.module.parameters()])  # type: ignore[union-attr]
-    return torch.equal(gathered, sync.gradients.tensor), bool(gathered.abs().sum() > 0)
+    return torch.equal(gathered, sync._gradients.tensor), bool(gathered.abs().sum() > 0)
 
 
 def test_gradients_are_one_tensor_without_packing(ranks1: RankPool) -> None:

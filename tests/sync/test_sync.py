@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from loops import DTYPE, InBuckets, Loop, alone, apart, mlp, norm_net, random_batch, sgd, train
+from loops import DTYPE, InBuckets, Loop, alone, apart, mlp, norm_net, random_batch, refusal, sgd, train
 from rank_pool import RankPool
 from test_laws import ALL, MODES
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.comm import CommStats, LocalComm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
@@ -30,7 +31,6 @@ from ddp_agent.sync import (
     PostLocalSGD,
     StreamingDiLoCo,
 )
-from ddp_agent.sync.periodic import Paced
 
 STEPS = 10
 PARAMETERS = 5 * 4 + 4 + 4 * 3 + 3
@@ -51,7 +51,7 @@ ALLOWED = [
     (mode, reducer)
     for mode, make in ALL.items()
     for reducer, reduce in REDUCERS.items()
-    if make().refusal(reduce()) is None and (mode, reducer) != ("allreduce in buckets", "powersgd")  # allreduce's own
+    if refusal(make(), reduce()) is None and (mode, reducer) != ("allreduce in buckets", "powersgd")  # allreduce's own
 ]
 PAIRS = pytest.mark.parametrize(("mode", "reducer"), ALLOWED)
 
@@ -61,7 +61,7 @@ PAIRS = pytest.mark.parametrize(("mode", "reducer"), ALLOWED)
 
 def saved(loop: Loop) -> dict[str, Any]:
     state = {
-        "weights": loop.sync.flat.snapshot(),
+        "weights": loop.flat.snapshot(),
         "optimizer": loop.optimizer.state_dict(),
         "sync": loop.sync.state_dict(),
         "reducer": loop.reducer.state_dict(),
@@ -78,7 +78,7 @@ def resumed(make: Any, reducer: str, state: dict[str, Any], step: int, ranks_per
     loop = begun(make, reducer, ranks_per_node)
     loop.run(2)  # DDP settles its order of summation in the first passes: the trainer rehearses as well
     state = copy.deepcopy(state)
-    loop.sync.flat.restore(state["weights"])
+    loop.flat.restore(state["weights"])
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.sync.load_state_dict(state["sync"])
     loop.reducer.load_state_dict(state["reducer"])
@@ -105,7 +105,7 @@ def resume_everywhere_with(make: Any, reducer: str, ranks_per_node: int | None =
         now = saved(once)
         if not same(now, states[step]):
             wrong.append(step)
-    ended, final = (loop.flush().sync.flat.snapshot() for loop in (once, whole))
+    ended, final = (loop.flush().flat.snapshot() for loop in (once, whole))
     return wrong if all(map(torch.equal, ended, final)) else [*wrong, 9]
 
 
@@ -190,7 +190,7 @@ def count(mode: str, reducer: str) -> tuple[CommStats, int]:
     with loop.sync.eval_weights():
         pass
     loop.flush()
-    return loop.topology.world.stats, loop.sync.syncs
+    return loop.topology.world.stats, loop.syncs
 
 
 def ring(payload: float, ranks: int) -> tuple[float, float]:
@@ -272,16 +272,16 @@ def buffers_after(mode: str, policy: str) -> dict[str, Any]:
     batches = 2 + world.rank  # ranks have seen different numbers of batches
     for _ in range(batches):
         loop.module(random_batch(1, world.rank)[0])
-    mine = loop.sync.flat.buffers.clone(), int(loop.sync.flat.others[0])
+    mine = loop.flat.buffers.clone(), int(loop.flat.others[0])
     everybody = torch.stack(world.all_gather(mine[0]))
     with loop.sync.eval_weights():
-        evaluated = loop.sync.flat.buffers.clone()
+        evaluated = loop.flat.buffers.clone()
     loop.sync.flush(1)
     return {
         "before": mine,
         "mean": everybody.mean(0),
         "first": everybody[0],
-        "after": (loop.sync.flat.buffers.clone(), int(loop.sync.flat.others[0])),
+        "after": (loop.flat.buffers.clone(), int(loop.flat.others[0])),
         "evaluated": evaluated,
     }
 
@@ -345,7 +345,7 @@ def test_buffers_of_other_types(ranks2: RankPool) -> None:
 # Optimizer state.
 
 
-PACED = {mode: make for mode, make in ALL.items() if isinstance(make(), Paced)}
+PACED = {mode: make for mode, make in ALL.items() if make().traits.has_period}
 STATES = [
     (mode, policy)
     for mode in PACED
@@ -479,20 +479,20 @@ def test_the_remedy_works(ranks2: RankPool) -> None:
 
 def evaluate_and_return(mode: str) -> tuple[bool, bool, float]:
     loop = Loop(ALL[mode](), model=norm_net).run(3)
-    own = loop.sync.flat.snapshot()
+    own = loop.flat.snapshot()
     mean = loop.weights
     loop.topology.world.all_reduce_(mean)
     mean /= loop.topology.world.size
     if isinstance(loop.sync, EASGD):
         mean = loop.sync.anchor.clone()
     with loop.sync.eval_weights():
-        distance = apart(loop.sync.flat.parameters, mean)
-    restored = all(map(torch.equal, loop.sync.flat.snapshot(), own))
+        distance = apart(loop.flat.parameters, mean)
+    restored = all(map(torch.equal, loop.flat.snapshot(), own))
     try:
         with loop.sync.eval_weights():
             raise RuntimeError("evaluation failed")
     except RuntimeError:
-        restored_after_error = all(map(torch.equal, loop.sync.flat.snapshot(), own))
+        restored_after_error = all(map(torch.equal, loop.flat.snapshot(), own))
     return restored, restored_after_error, distance
 
 
@@ -547,7 +547,7 @@ def test_gradients_in_buckets_have_no_place_for_error_feedback(name: str) -> Non
     """DDP regroups its buckets after the first backward: a resumed residual would land on other parameters. PowerSGD
     waits until they stay; see test_traps."""
     model, reducer = mlp(), REDUCERS[name]()
-    if not reducer.remembers or name == "powersgd":
+    if not reducer.traits.remembers or name == "powersgd":
         AllReduce().setup(model, sgd()(model.parameters()), alone(), reducer)
         return
     with pytest.raises(ValueError, match=r"use sync=compressed with it, or reducer=bf16"):
@@ -620,7 +620,7 @@ def test_ranks_that_train_other_parameters_are_named_where_they_would_meet_in_ba
     ranks2: RankPool, mode: str
 ) -> None:
     """DDP's buckets would differ, and gloo ends the process. Elsewhere a frozen parameter is one that stays."""
-    in_backward = ALL[mode]().reduces_in_backward
+    in_backward = ALL[mode]().traits.averages_in_backward
     for message in ranks2.run(frozen_on_rank_1, mode):
         assert ("(requires_grad) differ between ranks: not as on rank 0 are ranks [1]" in message) == in_backward
         assert in_backward or not message
@@ -650,12 +650,17 @@ def test_ranks_per_node(ranks4: RankPool) -> None:
 
 
 def test_the_summed_update_says_what_its_step_is() -> None:
-    text, risky = ParameterUpdate(period=1, combine="sum", outer_lr=1.0).stability(4)
+    def remark(combine: str, outer_lr: float) -> Problem:
+        (found,) = ParameterUpdate(period=1, combine=combine, outer_lr=outer_lr).problems(RunFacts(world_size=4))
+        return found
+
+    text, risky = (found := remark("sum", 1.0)).text, not found.harmless
+    assert not found.fatal
     assert "effective step 4" in text
     assert "50%" in text
     assert risky
-    assert ParameterUpdate(period=1, combine="sum", outer_lr=0.25).stability(4)[1] is False
-    assert ParameterUpdate(period=1, combine="mean", outer_lr=1.0).stability(4)[1] is False
+    assert remark("sum", 0.25).harmless
+    assert remark("mean", 1.0).harmless
 
 
 def unstable(curvature: float) -> float:
@@ -686,7 +691,7 @@ def reducers_alone(reducer: Reducer) -> Tensor:
     return tensor
 
 
-@pytest.mark.parametrize("name", [name for name, make in REDUCERS.items() if not make().remembers])
+@pytest.mark.parametrize("name", [name for name, make in REDUCERS.items() if not make().traits.remembers])
 def test_a_mean_of_one_is_itself_but_for_rounding(name: str) -> None:
     assert apart(reducers_alone(REDUCERS[name]()), torch.tensor([1.0, -2.5, 1e-3])) < 1e-5
 

@@ -29,6 +29,7 @@ from ddp_agent.reducers import Dense, PowerSGD
 from ddp_agent.reducers.base import Finish
 from ddp_agent.sync import AllReduce, LocalSGD, PostLocalSGD, StreamingDiLoCo
 from ddp_agent.sync.engine import ddp_hook as overlap
+from ddp_agent.sync.engine.internals import internals
 
 PERIODIC = ("local_sgd", "parameter_update", "diloco", "slowmo", "gossip", "easgd")
 
@@ -37,7 +38,7 @@ PERIODIC = ("local_sgd", "parameter_update", "diloco", "slowmo", "gossip", "easg
 
 def when_synced(name: str) -> list[int]:
     loop = Loop(ALL[name]())
-    return [loop.run(1).sync.syncs for _ in range(10)] + [loop.flush().sync.syncs]
+    return [loop.run(1).syncs for _ in range(10)] + [loop.flush().syncs]
 
 
 @pytest.mark.parametrize("name", PERIODIC)
@@ -56,7 +57,7 @@ def with_closure() -> bool:
     sync = LocalSGD(period=2)
     sync.setup(model, optimizer, Loop(AllReduce()).topology, Dense())
     for step in range(1, 5):
-        inputs, target = random_batch(step, sync.topology.world.rank)
+        inputs, target = random_batch(step, internals(sync).world.rank)
 
         def closure(inputs: Tensor = inputs, target: Tensor = target) -> Tensor:
             optimizer.zero_grad()
@@ -81,7 +82,7 @@ def keeps_its_place(name: str) -> list[int]:
     second = Loop(ALL[name]())
     second.sync.load_state_dict(first.sync.state_dict())
     second.step = 3
-    return [second.run(1).sync.syncs for _ in range(2)]
+    return [second.run(1).syncs for _ in range(2)]
 
 
 @pytest.mark.parametrize("name", PERIODIC)
@@ -93,7 +94,7 @@ def test_a_resume_in_the_middle_of_a_period_does_not_start_it_again(ranks2: Rank
 def begins_late(name: str) -> list[int]:
     loop = Loop(ALL[name]())
     loop.step = 500
-    return [loop.run(1).sync.syncs for _ in range(9)]
+    return [loop.run(1).syncs for _ in range(9)]
 
 
 @pytest.mark.parametrize("name", [*PERIODIC, "hierarchical", "streaming_diloco"])
@@ -109,7 +110,7 @@ def two_optimizers() -> list[int]:
     for _ in range(6):
         for loop in loops:
             loop.run(1)
-    return [loop.sync.syncs for loop in loops]
+    return [loop.syncs for loop in loops]
 
 
 def test_two_optimizers_do_not_advance_one_counter_twice(ranks2: RankPool) -> None:
@@ -123,7 +124,7 @@ def test_two_optimizers_do_not_advance_one_counter_twice(ranks2: RankPool) -> No
 def statistics_apart(sync: str) -> float:
     make: Any = {"before the switch": partial(PostLocalSGD, switch_step=10, period=4)}.get(sync) or ALL[sync]
     loop = Loop(make(), model=norm_net).run(10).flush()
-    everybody = loop.topology.world.all_gather(loop.sync.flat.buffers)
+    everybody = loop.topology.world.all_gather(loop.flat.buffers)
     return max(apart(other, everybody[0]) for other in everybody)
 
 
@@ -142,10 +143,10 @@ def applied_to_others() -> float:
     sync = loop.sync
     assert isinstance(sync, StreamingDiLoCo)
     second = slice(sync._streams[0].fragment.numel, None)
-    before = sync.anchor[second].clone(), sync.momentum[second].clone()
+    before = sync.anchor[second].clone(), sync._momentum[second].clone()
     loop.run(1)
-    assert sync.syncs == 1
-    return max(apart(sync.anchor[second], before[0]), apart(sync.momentum[second], before[1]))
+    assert loop.syncs == 1
+    return max(apart(sync.anchor[second], before[0]), apart(sync._momentum[second], before[1]))
 
 
 def test_a_fragments_outer_step_touches_no_other(ranks2: RankPool) -> None:
@@ -189,13 +190,13 @@ def resume_buckets() -> tuple[bool, bool]:
         return Loop(AllReduce(), reducer=PowerSGD(rank=1), model=Wide, optimizer=sgd(lr=1e-4))
 
     whole = fresh().run(3)
-    assert len(whole.sync.gradients._parts) > 1  # type: ignore[attr-defined]
+    assert len(whole.sync._gradients._parts) > 1  # type: ignore[attr-defined]
     weights, state = whole.weights, whole.reducer.state_dict()
     expected = whole.run(2).weights
     ended = []
     for residuals in (state, {**state, "parts": []}):
         again = fresh().run(2)  # as Trainer.rehearse: DDP groups its buckets
-        again.sync.flat.parameters.copy_(weights)
+        again.flat.parameters.copy_(weights)
         again.reducer.load_state_dict(residuals)
         again.step = 3
         ended.append(torch.equal(again.run(2).weights, expected))

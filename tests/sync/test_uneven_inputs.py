@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Loop, alone, apart, random_batch, sgd
+from loops import Loop, alone, apart, random_batch, refusal, sgd
 from rank_pool import RankPool
 from test_laws import ALL
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ def resume_weighted() -> bool:
     weights, sync, reducer = whole.weights, whole.sync.state_dict(), whole.reducer.state_dict()
     expected = go_on(whole, 3).weights
     resumed = fresh()
-    resumed.sync.flat.parameters.copy_(weights)
+    resumed.flat.parameters.copy_(weights)
     resumed.sync.load_state_dict(sync)
     resumed.reducer.load_state_dict(reducer)
     resumed.step = 3
@@ -179,7 +179,7 @@ def test_what_a_rank_has_seen_survives_a_resume(ranks2: RankPool) -> None:
 
 
 def test_a_weighted_lossy_reducer_is_lossy() -> None:
-    assert LocalSGD(period=2).refusal(Weighted(Cast(dtype="bf16"))) is not None
+    assert refusal(LocalSGD(period=2), Weighted(Cast(dtype="bf16"))) is not None
 
 
 @pytest.mark.parametrize(
@@ -195,4 +195,4 @@ def test_a_weighted_lossy_reducer_is_lossy() -> None:
 )
 def test_weights_are_refused_where_they_cannot_count(sync: SyncStrategy) -> None:
     """Inside backward the loop has not said yet how many samples there were; for the others see above."""
-    assert "Weighted(Dense())" in str(sync.refusal(Weighted(Dense())))
+    assert "Weighted(Dense())" in str(refusal(sync, Weighted(Dense())))

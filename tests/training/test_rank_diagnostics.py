@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense
 from ddp_agent.sync import AllReduce, DiLoCo, Independent, LocalSGD, PostLocalSGD, SyncStrategy
+from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.clock import Clock
 from ddp_agent.training.rank_diagnostics import DECAY, Diagnostics
 
@@ -35,7 +36,7 @@ class Loop:
         self.step = 0
         self.own: Tensor | None = None  # gradient of the last step
         self.before_sync: list[Tensor] = []  # parameters after each optimizer step
-        self.after_sync = [sync.flat.parameters.clone()]
+        self.after_sync = [internals(sync).flat.parameters.clone()]
 
     def note(self, step: int, values: Any) -> None:
         self.measured[step] = {**self.measured.get(step, {}), **values}
@@ -52,10 +53,10 @@ class Loop:
             self.sync.before_step(self.step)
             self.diagnostics.gradients(self.step)
             self.optimizer.step()
-            self.before_sync.append(self.sync.flat.parameters.clone())
+            self.before_sync.append(internals(self.sync).flat.parameters.clone())
             self.diagnostics.parameters(self.step)
             self.sync.after_step(self.step)
-            self.after_sync.append(self.sync.flat.parameters.clone())
+            self.after_sync.append(internals(self.sync).flat.parameters.clone())
             self.optimizer.zero_grad()
         return self
 
@@ -182,7 +183,7 @@ def disturbed(mode: str) -> list[bool]:
     assert not unwatched.measured
     stats = [loop.topology.world.stats for loop in (watched, unwatched)]
     return [
-        torch.equal(watched.sync.flat.parameters, unwatched.sync.flat.parameters),
+        torch.equal(internals(watched.sync).flat.parameters, internals(unwatched.sync).flat.parameters),
         stats[0].wire_bytes == stats[1].wire_bytes and stats[0].calls == stats[1].calls,
         bool(watched.measured),
     ]
@@ -197,7 +198,7 @@ def resumed(stop: int) -> None:
     whole = Loop(LocalSGD(period=4), every=3).run(17)
     first = Loop(LocalSGD(period=4), every=3).run(stop)
     second = Loop(LocalSGD(period=4), every=3)
-    second.sync.flat.restore(first.sync.flat.snapshot())
+    internals(second.sync).flat.restore(internals(first.sync).flat.snapshot())
     second.sync.load_state_dict(first.sync.state_dict())
     second.diagnostics.load_state_dict(first.diagnostics.state_dict())
     second.step = stop

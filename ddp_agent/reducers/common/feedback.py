@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
 @dataclass(kw_only=True)
@@ -22,8 +22,7 @@ class ErrorFeedback(Reducer, ABC):
     `for_tensor`. One averaging at a time; a state is complete when none is under way.
     """
 
-    exact: ClassVar[bool] = False
-    remembers: ClassVar[bool] = True
+    _traits = ReducerTraits(remembers=True, feeds_back=True)
     kept: ClassVar[tuple[str, ...]] = ("residual",)  # the flat tensors that are saved; None before the first call
     owed: ClassVar[tuple[str, ...]] = ("residual", "second")  # those of them that are a rank's own
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ddp_agent.config.fields import check_fields
+from ddp_agent.config.problems import Problem, RunFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +23,36 @@ class CadenceContext:
     drift: float | None = None  # relative consensus distance just before, where it was measured
 
 
+@dataclass(frozen=True, kw_only=True)
+class CadenceTraits:
+    """Facts about a cadence that other parts of the package rely on.
+
+    `varies`: the period changes, so the mode must have one. `measures_drift`: `next_period` needs
+    `CadenceContext.drift`, which costs a collective of 32 kB per period.
+    """
+
+    varies: bool = True
+    measures_drift: bool = False
+
+
 @dataclass(kw_only=True)
 class Cadence(ABC):
     """`total_steps` is how long training is, where it is known: a run sets it."""
 
-    total_steps: int | None = field(default=None, init=False, repr=False)
+    traits: ClassVar[CadenceTraits] = CadenceTraits()
 
-    measures_drift: ClassVar[bool] = (
-        False  # whether it needs `CadenceContext.drift`, which costs a small collective a period
-    )
+    total_steps: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def problems(self, run: RunFacts) -> list[Problem]:
+        """Return what does not fit between this cadence and a run."""
+        sync = run.pieces.get("sync")
+        if not self.traits.varies or sync is None or sync.traits.has_period:
+            return []
+        text = f"found {type(self).__name__}, but {type(sync).__name__} has no period: use cadence=fixed"
+        return [Problem("cadence", text)]
 
     @abstractmethod
     def next_period(self, now: CadenceContext) -> int:

@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ddp_agent.config.fields import PositiveFloat, PositiveInt
-from ddp_agent.sync.cadences.base import Cadence, CadenceContext
+from ddp_agent.sync.cadences.base import Cadence, CadenceContext, CadenceTraits
 
 
 @dataclass(kw_only=True)
@@ -15,7 +14,7 @@ class Drift(Cadence):
     target: PositiveFloat  # sqrt(mean_k ||w_k - mean w||^2) / ||mean w||, just before a synchronisation
     max_period: PositiveInt = 1024
 
-    measures_drift: ClassVar[bool] = True
+    traits = CadenceTraits(measures_drift=True)
 
     def next_period(self, now: CadenceContext) -> int:
         if now.drift is None or math.isnan(now.drift):

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from ddp_agent.sync.cadences.base import Cadence, CadenceContext
+from ddp_agent.sync.cadences.base import Cadence, CadenceContext, CadenceTraits
 
 
 @dataclass(kw_only=True)
 class Fixed(Cadence):
     """Always sync.period."""
+
+    traits = CadenceTraits(varies=False)
 
     def next_period(self, now: CadenceContext) -> int:
         return now.base

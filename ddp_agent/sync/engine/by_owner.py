@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense, Reducer
-from ddp_agent.sync.base import SyncStrategy, mean_
+from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.engine.flat import Flat, Part
+from ddp_agent.sync.engine.means import mean_
 
 Owners = Mapping[str, tuple[int, ...]]
 """The ranks that train a module, by its name in the model."""
@@ -44,36 +46,40 @@ class ByOwner(SyncStrategy):
     _modes: dict[str, SyncStrategy] = field(init=False, repr=False)  # by own head; "" is what every rank trains
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.buffers = self.mode.buffers
 
-    def refusal(self, reducer: Reducer) -> str | None:
-        if self.mode.sends == "parameters" and reducer.remembers:
-            return f"{type(self.mode).__name__} averages each head by itself, which {reducer} cannot tell apart"
-        return self.mode.refusal(reducer)
+    @property
+    def traits(self) -> SyncTraits:
+        return self.mode.traits
 
-    def misfit(self, world_size: int, ranks_per_node: int) -> str | None:
-        for head, ranks in self.owners.items():
-            if not ranks or not set(ranks) <= set(range(world_size)) or list(ranks) != sorted(set(ranks)):
+    def problems(self, run: RunFacts) -> list[Problem]:
+        """Return those of the mode, among all ranks and among the owners of each head."""
+        problems = list[Problem]()
+        reducer = run.pieces.get("reducer")
+        if reducer is not None and self.traits.sends == "parameters" and reducer.traits.remembers:
+            text = f"{type(self.mode).__name__} averages each head by itself, which {reducer} cannot tell apart"
+            problems.append(Problem("reducer", text))
+        world = 0 if run.world_size is None else run.world_size
+        for head, ranks in self.owners.items() if world else ():
+            if not ranks or not set(ranks) <= set(range(world)) or list(ranks) != sorted(set(ranks)):
                 found = f"found {list(ranks)}" if ranks else "found no rank that trains it"
-                return f"owners: {head}: {found}, expected one or more of the {world_size} ranks, in order"
-            if refused := self.mode.misfit(len(ranks), ranks_per_node):
-                return f"{refused} (these are the ranks that train {head})"
-        return self.mode.misfit(world_size, ranks_per_node)
+                text = f"{head}: {found}, expected one or more of the {world} ranks, in order"
+                problems.append(Problem("owners", text))
+                continue
+            among = RunFacts(world_size=len(ranks), ranks_per_node=run.ranks_per_node)
+            problems += [
+                replace(problem, text=f"{problem.text} (these are the ranks that train {head})")
+                for problem in self.mode.problems(among)
+                if problem.fatal
+            ]
+        return [*problems, *self.mode.problems(run)]
 
-    def stability(self, world_size: int) -> tuple[str, bool] | None:
-        return self.mode.stability(world_size)
-
-    @property
-    def reduces_in_backward(self) -> bool:
-        return self.mode.reduces_in_backward
-
-    @property
-    def everywhere(self) -> SyncStrategy:
+    def _shared(self) -> SyncStrategy:
         return self.mode
 
-    @property
-    def parts(self) -> list[Flat]:
-        return [mode.flat for mode in self._modes.values()]
+    def _flats(self) -> list[Flat]:
+        return [mode._flat for mode in self._modes.values()]
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         super().setup(model, optimizer, topology, reducer)
@@ -81,7 +87,7 @@ class ByOwner(SyncStrategy):
         forward = model
         for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
             with _about(head or "what every rank trains"):
-                part = Part(forward, model, self.flat, partial(self._belongs, head))
+                part = Part(forward, model, self._flat, partial(self._belongs, head))
                 if among := topology.among(ranks):
                     mode = replace(self.mode) if head else self.mode
                     # What does not travel loses nothing. Modes that average inside backward wrap one another.
@@ -101,28 +107,34 @@ class ByOwner(SyncStrategy):
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
         return _inside([mode.backward_context(step, last_micro_batch) for mode in self._modes.values()])
 
-    def due(self, step: int) -> bool:
-        return self.mode.due(step)
+    def _due(self, step: int) -> bool:
+        return self.mode._due(step)
+
+    def _exchanges(self, step: int) -> bool:
+        return any(mode._exchanges(step) for mode in self._modes.values())
+
+    def _period_start(self) -> int | None:
+        return self.mode._period_start()
 
     def before_step(self, step: int) -> None:
         for mode in self._modes.values():
             mode.before_step(step)
-        self.syncs = self.mode.syncs
+        self._syncs = self.mode._syncs
 
     def after_step(self, step: int) -> None:
         for mode in self._modes.values():
             mode.after_step(step)
-        self.syncs = self.mode.syncs
+        self._syncs = self.mode._syncs
 
     def flush(self, step: int) -> None:
         for mode in self._modes.values():
             mode.flush(step)
-        self.syncs = self.mode.syncs
+        self._syncs = self.mode._syncs
 
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
         """A head comes from the first of its owners, who by then have its consensus."""
-        world = self.topology.world
+        world = self._topology.world
         others = [part.flat for head, part in self._heads.items() if world.rank not in self.owners[head]]
         own = [flat.snapshot() for flat in others]
         with _inside([mode.eval_weights() for mode in self._modes.values()]):
@@ -137,43 +149,43 @@ class ByOwner(SyncStrategy):
                     for flat, kept in zip(others, own, strict=True):
                         flat.restore(kept)
 
-    def average_(self, everything: Tensor) -> None:
+    def _mean_(self, everything: Tensor) -> None:
         for head, part in self._heads.items():
-            own = self.topology.world.rank in self.owners[head]
+            own = self._topology.world.rank in self.owners[head]
             for stretch in part.flat.stretches:
                 start = stretch.storage_offset()
                 theirs = everything[start : start + stretch.numel()]
-                theirs.mul_(self.topology.world.size / len(self.owners[head])) if own else theirs.zero_()
-        super().average_(everything)
+                theirs.mul_(self._topology.world.size / len(self.owners[head])) if own else theirs.zero_()
+        super()._mean_(everything)
 
-    def common(self, step: int) -> Tensor | None:
-        return self.mode.common(step)
+    def _replicated(self, step: int) -> Tensor | None:
+        return self.mode._replicated(step)
 
-    def commons(self, step: int) -> list[ReplicatedTensor]:
-        parts = self.mode.commons(step)
+    def _all_replicated(self, step: int) -> list[ReplicatedTensor]:
+        parts = self.mode._all_replicated(step)
         for head, ranks in self.owners.items():
-            own = self._modes[head].common(step) if head in self._modes else None
+            own = self._modes[head]._replicated(step) if head in self._modes else None
             parts.append(ReplicatedTensor(own, ranks, f"the parameters of {head} that its owners share"))
         return parts
 
     @torch.no_grad()
     def consensus_distance(self) -> float:
         """sqrt(mean_k of the squared distance of all that rank k trains), the same on every rank."""
-        world = self.topology.world
+        world = self._topology.world
         squares = sum(mode.consensus_distance() ** 2 for mode in self._modes.values())
         mean = torch.tensor([squares], dtype=torch.float64, device=world.device)
         with world.uncounted():
             mean_(mean, world)
         return math.sqrt(mean.item())
 
-    def measurements(self) -> dict[str, float]:
-        return self.mode.measurements()
+    def _measurements(self) -> dict[str, float]:
+        return self.mode._measurements()
 
     def state_dict(self) -> dict[str, Any]:
         return {"modes": [mode.state_dict() for mode in self._modes.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mode.syncs = self.syncs
+        self.mode._syncs = self._syncs
         for mode, saved in zip(self._modes.values(), state["modes"], strict=True):
             mode.load_state_dict(saved)
 

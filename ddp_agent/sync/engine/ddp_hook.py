@@ -86,7 +86,7 @@ class OverlappedGradients:
     def _of(self, bucket: GradBucket) -> Reducer:
         """What averages this bucket. DDP regroups them after the first backward, so that one is averaged exactly; the
         second finds the groups that stay. A resume must have run both before it loads a state (`Trainer.rehearse`)."""
-        if not self._reducer.remembers:
+        if not self._reducer.traits.remembers:
             return self._reducer
         if not self._settled:
             return Dense()

@@ -63,6 +63,6 @@ class FlatGradients:
 def overlapping(model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> MeanGradients:
     """As DistributedDataParallel averages them, during backward; but a model that is one bucket for DDP, too, is
     averaged without it: the same sums, and a third less work for the host at every step."""
-    if not reducer.remembers and flat.parameters.nbytes <= ONE_BUCKET_BYTES:
+    if not reducer.traits.remembers and flat.parameters.nbytes <= ONE_BUCKET_BYTES:
         return FlatGradients(model, flat, reducer, comm)
     return OverlappedGradients(model, reducer, comm)

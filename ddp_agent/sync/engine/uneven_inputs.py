@@ -16,13 +16,13 @@ In a loop of one's own (torch's `algorithms/join`, for every mode that can):
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers.base import Finish, Reducer
+from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 from ddp_agent.sync.base import SyncStrategy
 
 
@@ -38,17 +38,19 @@ class Weighted(Reducer):
     counts nothing, and where nobody saw any all count alike. Costs 8 bytes a mean, which the host waits for.
     """
 
-    remembers: ClassVar[bool] = True
-
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
-        self.exact = inner.exact  # type: ignore[misc]  # as lossy as what it wraps
         self._seen = _Seen()  # one count for the parts, too
         self._counted = 0.0  # of it, what earlier means have used
         self._parts: list[Weighted] = []
 
     def __repr__(self) -> str:
         return f"Weighted({self.inner})"
+
+    @property
+    def traits(self) -> ReducerTraits:
+        """As lossy as the reducer inside. Each tensor has its own count of samples, so it remembers."""
+        return ReducerTraits(exact=self.inner.traits.exact, remembers=True, rounding=self.inner.traits.rounding)
 
     @property
     def samples(self) -> float:
@@ -93,7 +95,7 @@ def common_steps(sync: SyncStrategy, batches: int, comm: Comm) -> int:
     """
     with comm.uncounted():
         counts = [int(other) for other in torch.cat(comm.all_gather(torch.tensor([batches], device=comm.device)))]
-    if sync.reduces_in_backward and len(set(counts)) > 1:
+    if sync.traits.averages_in_backward and len(set(counts)) > 1:
         raise ValueError(
             f"{type(sync).__name__} averages inside backward, so every rank needs a batch in every step; found "
             f"{counts} batches on ranks 0 to {comm.size - 1}. Cut all to {min(counts)}, or use Compressed or LocalSGD, "

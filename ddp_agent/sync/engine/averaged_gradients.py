@@ -1,0 +1,50 @@
+"""Sync modes that average gradients in every step."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.reducers.base import Reducer
+from ddp_agent.sync.base import SyncStrategy, SyncTraits
+from ddp_agent.sync.engine.gradients import MeanGradients
+from ddp_agent.sync.engine.state_policies import merge_buffers_
+
+
+@dataclass(kw_only=True, eq=False)
+class AveragedGradients(SyncStrategy):
+    """A mode in which all ranks take the same step, along the mean gradient. Buffers are merged at the end only."""
+
+    _traits = SyncTraits(sends="gradients", identical="always")
+
+    _gradients: MeanGradients = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self._gradients = self._averaging(model)
+        return self._gradients.module
+
+    def _averaging(self, model: nn.Module) -> MeanGradients:
+        """Return the means of averaging the gradients of `model`, which is set up."""
+        raise NotImplementedError
+
+    def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
+        return self._gradients.context(last_micro_batch)
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        self._gradients.finish()
+        self._syncs += 1
+
+    @torch.no_grad()
+    def flush(self, step: int) -> None:
+        merge_buffers_(self._flat, self.buffers, self._topology.world)
+
+    def _replicated(self, step: int) -> Tensor:
+        return self._flat.parameters
+
+    def _to_consensus_(self) -> None:
+        """Do nothing: the parameters are the same on every rank."""
