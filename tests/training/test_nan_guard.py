@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from ddp_agent.errors import NonFiniteError
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.training.nan_guard import FiniteGradients, FiniteOneStepLater, Unchecked, finite_check
 
 
 def sync_of_two(*, averaged: bool) -> Any:
     world = SimpleNamespace(size=2, rank=1)
-    return SimpleNamespace(reduces_in_backward=averaged, topology=SimpleNamespace(world=world))
+    traits = SyncTraits(averages_in_backward=averaged)
+    return SimpleNamespace(traits=traits, _flat=None, _topology=SimpleNamespace(world=world))
 
 
 class Steps:
