@@ -1,20 +1,18 @@
-"""From a command line to a run: which of five things the user typed, and what is done about it.
+"""Command lines: each of the five kinds that a user can type, and the module that turns it into a run.
 
-| command                        | module      | what happens                                                       |
-|--------------------------------|-------------|--------------------------------------------------------------------|
+| command                        | module       | what happens                                                       |
+|--------------------------------|--------------|--------------------------------------------------------------------|
 | torchrun … train.py …          | rank_process | every rank: agree on the directory, compose, check, train          |
-| python train.py …              | relaunch    | compose, check, then become torchrun with ranks of `train.py …`    |
-| python train.py -m …           | sweep       | Hydra's sweeper; a job is `python train.py …` in its own directory |
-| torchrun … train.py -m …       | sweep       | rank 0 does the same, the other ranks leave                        |
-| train.py --help, --cfg job, …  | command     | a text, and no ranks                                               |
+| python train.py …              | relaunch     | compose, check, then become torchrun with ranks of `train.py …`    |
+| python train.py -m …           | sweep        | Hydra's sweeper; a job is `python train.py …` in its own directory |
+| torchrun … train.py -m …       | sweep        | rank 0 does the same, the other ranks leave                        |
+| train.py --help, --cfg job, …  | command      | a text, and no ranks                                               |
 
-`train.py` hands over two functions and its folder of configs, and imports torch only inside them:
+`ddp-agent train` stands for `train.py` where the package is installed (`program`). Both call `main` with two functions,
+which import torch only when they are called, and with the folder of configs.
 
-    if __name__ == "__main__":
-        leave(main(train, check=check, conf=Path(__file__).parent / "conf"))
-
-This folder is all that knows of Hydra. Ranks use its compose API, not `hydra.main`: that would let each of them
-choose a directory by its own clock, write the configs and configure the log.
+No other folder uses Hydra. Ranks use its compose API instead of `hydra.main`, with which each rank would choose a
+directory by its own clock, write the configs and configure the log.
 """
 
 from ddp_agent.cli.command import main

@@ -1,4 +1,4 @@
-"""Composes a configuration with Hydra, and explains in one line a key what is wrong with what was typed."""
+"""Composition of a configuration with Hydra, with one line per wrong override or key."""
 
 import difflib
 import os
@@ -25,13 +25,16 @@ from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
 
 VERSION_BASE = "1.3"
-RUN_TIME = "DDP_AGENT_RUN_TIME"  # when the run began, agreed by its ranks: a part of directory names
+RUN_TIME = "DDP_AGENT_RUN_TIME"  # start of the run, agreed by its ranks: a part of directory names
 RUN_DIR = "DDP_AGENT_RUN_DIR"  # set for a job of a sweep. Not an override: such paths contain = and ,
-NPROC_PER_NODE = "DDP_AGENT_NPROC_PER_NODE"  # what a sweep under torchrun hands down to its jobs
+NPROC_PER_NODE = "DDP_AGENT_NPROC_PER_NODE"  # set by a sweep under torchrun for its jobs
 
 
 def run_time() -> str:
-    """The same for this process and those it starts; milliseconds, since two runs may start in one second."""
+    """Return the start of the run, the same for this process and those that it starts.
+
+    It has milliseconds, since two runs may start within one second.
+    """
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
     return os.environ.setdefault(RUN_TIME, now)
 
@@ -43,7 +46,7 @@ OmegaConf.register_new_resolver("run_time", run_time, use_cache=True, replace=Tr
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchContext:
-    """What `check` and `work` are given."""
+    """Argument of `check` and `work`: the configuration, and how the run was started."""
 
     cfg: dict[str, Any]  # resolved, without the `hydra` node
     choices: dict[str, str]  # the file chosen in each config group
@@ -59,29 +62,35 @@ Work = Callable[[LaunchContext, RunDirectory], int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Configs:
-    """Where configurations come from."""
+    """Folders and name of a configuration's files."""
 
     folder: Path
     name: str
     extra_folder: Path | None = None
 
     def compose(self, overrides: Sequence[str]) -> "Composed":
-        """What is wrong with an override is in `problems`, the rest composed. Raises ConfigError for wrong files."""
+        """Return the configuration of all overrides that are right; `problems` has a line for each other one.
+
+        Raises ConfigError when the files themselves are wrong.
+        """
         remember_overrides(overrides)
-        if wild := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
-            raise ConfigError(wild)
+        if refused := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
+            raise ConfigError(refused)
         with hydra.initialize_config_dir(str(self.folder), job_name="train", version_base=VERSION_BASE):
             try:
                 return Composed(self._compose(overrides))
-            except Exception:  # of Hydra, OmegaConf and the parsers below them: whatever is typed, they raise it
-                return self._compose_what_is_right(overrides)
+            except Exception:  # Hydra, OmegaConf and their parsers raise many kinds for what a user can type
+                return self._compose_valid(overrides)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         search = [f"hydra.searchpath=['file://{self.extra_folder}']"] if self.extra_folder else []
         return hydra.compose(self.name, overrides=[*search, *overrides], return_hydra_config=True)
 
-    def _compose_what_is_right(self, overrides: Sequence[str]) -> "Composed":
-        """One override at a time (0.1 s each), to tell all that is wrong at once; groups first, as Hydra has it."""
+    def _compose_valid(self, overrides: Sequence[str]) -> "Composed":
+        """Compose one override at a time (0.1 s each), so that all problems are reported together.
+
+        Groups come first, as Hydra applies them.
+        """
         try:
             cfg = self._compose([])
         except Exception as error:
@@ -101,23 +110,25 @@ class Configs:
 
 @dataclass(frozen=True)
 class Composed:
+    """Configuration as Hydra composed it, with a line in `problems` for each override that was refused."""
+
     cfg: DictConfig
     problems: tuple[str, ...] = ()
     groups_chosen: bool = True
 
     def checked(self, check: Check, ranks: Callable[[Mapping[str, Any]], int], attempt: int = 0) -> LaunchContext:
-        """The context, or ConfigError with what Hydra, OmegaConf and `check` found wrong, all together.
+        """Return the context of the run. Raise ConfigError with the problems of Hydra, OmegaConf and `check` together.
 
-        `ranks` tells the world size that a configuration will have.
+        `ranks` returns the world size that a configuration will have.
         """
         problems = list(self.problems)
-        if self.groups_chosen:  # else what follows from a wrong choice would drown the wrong choice
+        if self.groups_chosen:  # else the problems that follow from a wrong choice would hide it
             try:
                 context = self._context(ranks, attempt)
                 check(context)
             except ConfigError as error:
                 problems += error.problems
-            except RefusedError as refusal:  # a checkpoint, data: said as what it is, unless the command is wrong, too
+            except RefusedError as refusal:  # a checkpoint or data: keeps its kind, unless the command is wrong as well
                 if not problems:
                     raise
                 problems.append(str(refusal))
@@ -151,10 +162,11 @@ class Composed:
         )
 
     def without_hydra(self) -> DictConfig:
+        """Return the configuration without the node `hydra`."""
         return OmegaConf.masked_copy(self.cfg, [str(key) for key in self.cfg if key != "hydra"])
 
     def save(self, run_dir: Path) -> None:
-        """`.hydra/` as `hydra.main` writes it: unresolved, so that it can be composed again; secrets are left out."""
+        """Write `.hydra/` as `hydra.main` does: unresolved, so that it can be composed again. Secrets are left out."""
         task = OmegaConf.to_container(self.without_hydra(), resolve=False)
         node: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
         overrides = node["overrides"]["task"]
@@ -167,13 +179,13 @@ class Composed:
 
 
 def unresolved(overrides: Any) -> list[str]:
-    """As typed: iterated over, ${oc.env:HF_TOKEN} would become what it stands for."""
+    """Return overrides as they were typed. Iterating over them would replace ${oc.env:HF_TOKEN} by its value."""
     plain: Any = OmegaConf.to_container(overrides, resolve=False)
     return list(plain)
 
 
 def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
-    """In a sweep Hydra writes what was typed as it was typed: here again, without secrets."""
+    """Write the files that Hydra saved for a sweep's job again, without the secrets that were typed."""
     for file in [*(run_dir / ".hydra").glob("*.yaml"), sweep_dir / "multirun.yaml"]:
         with suppress(OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
             saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
@@ -182,7 +194,7 @@ def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
 
 
 def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
-    """One line: what was typed, what is wrong with it, what would be right. `cfg` is composed without it."""
+    """Return one line: the override, what is wrong with it, what would be right. `cfg` is composed without it."""
     text, override = str(error), redacted_override(override)
     if isinstance(error, OverrideParseException):
         return f"{override}: expected key=value; quote a value with spaces, = or brackets: key=\\'a b\\'"
@@ -215,12 +227,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages, without the search path, the link to the manual and the types of nodes."""
+    """Return a message of Hydra or OmegaConf without the search path, the link to the manual and the types of nodes."""
     lines = [line.strip() for line in (str(error) or str(error.__cause__)).splitlines()]
     noise = ("See https", "full_key:", "object_type", "reference_type", "provider=", "Config search path")
-    told = "; ".join(line for line in lines if line and not line.startswith(noise))
+    message = "; ".join(line for line in lines if line and not line.startswith(noise))
     explained = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-    return scrubbed(told if explained else f"{type(error).__name__}: {told}")
+    return scrubbed(message if explained else f"{type(error).__name__}: {message}")
 
 
 def _is_value(override: str) -> bool:

@@ -1,4 +1,4 @@
-"""One rank under torchrun."""
+"""One rank that torchrun started: agree on the run, check it, train, and report a failure once for all ranks."""
 
 import hashlib
 import os
@@ -32,14 +32,15 @@ from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, Refus
 from ddp_agent.outputs.restarts import stop_torchrun
 from ddp_agent.outputs.run_directory import RunDirectory, State
 
-# How long a rank waits for rank 0 to say what both found, before it speaks up itself.
+# How long a rank waits for rank 0 to print an error that both raised, before it prints the error itself.
 PATIENCE_S = 5.0
 POLL_S = 0.05
 PROBE_S = 1.0
 
 
-@record  # torchrun prints what the first failing rank left: its number and traceback
+@record  # torchrun prints the number and the traceback of the rank that failed first
 def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) -> int:
+    """Run one rank. Return its exit code; a refusal was printed once for all ranks."""
     rendezvous = connect()
     try:
         os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
@@ -67,13 +68,13 @@ def _world_size(cfg: Mapping[str, Any], place: Place) -> int:
 
 
 def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext) -> RunDirectory:
-    """Rank 0 claims the run directory; the others wait for it, or for torchrun to end them when it is refused."""
+    """Return the run directory after rank 0 has claimed it. Where rank 0 is refused, torchrun ends the other ranks."""
     claimed = f"claimed/{context.attempt}"
     if rendezvous.place.rank != 0:
         rendezvous.store.wait([claimed])
         return RunDirectory(context.run_dir, rank=rendezvous.place.rank)
-    resumed = context.cfg.get("resume")
-    continues = context.attempt > 0 or (resumed and Path(resumed).absolute() == context.run_dir)
+    resume = context.cfg.get("resume")
+    continues = context.attempt > 0 or (resume and Path(resume).absolute() == context.run_dir)
     directory = RunDirectory(context.run_dir, restart=bool(continues))
     if RUN_DIR not in os.environ:  # else the sweep has saved them
         composed.save(directory.path)
@@ -94,45 +95,45 @@ def _work(work: Work, context: LaunchContext, directory: RunDirectory) -> int:
 
 
 def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None) -> None:
-    """Prints what several ranks found as one message, and returns when it is printed. It is news of `of_rank`, or else
-    of whoever prints it.
+    """Print `message` once for all ranks that report it, and return after it was printed.
 
-    torchrun ends all ranks once one has exited: whoever stays silent must wait, or nobody speaks. The memory lasts
-    as long as torchrun, so a restart does not repeat it.
+    The line names `of_rank`; default: the rank that prints. torchrun ends all ranks once one has exited, so the ranks
+    that do not print have to wait. The store lives as long as torchrun, so a restart does not repeat the message.
     """
     rank, store = rendezvous.place.rank, rendezvous.store
     message, named = scrubbed(message), rank or None if of_rank is None else of_rank
     text = message if named is None else f"rank {named}: {message}"
-    if not _answers(store):
+    if not _store_answers(store):
         print(text, file=sys.stderr, flush=True)
         return
-    key = f"said/{hashlib.sha256(message.encode()).hexdigest()}"
-    with suppress(DistError):  # the store is gone, and with it whoever could have spoken
-        if rank != 0 and _said(store, key, 0 if of_rank == 0 else PATIENCE_S):  # news of rank 0 it cannot tell itself
+    key = f"printed/{hashlib.sha256(message.encode()).hexdigest()}"
+    with suppress(DistError):  # the store is gone, and the rank that could have printed with it
+        # Rank 0 is not waited for where the message is about itself: it cannot print it.
+        if rank != 0 and _was_printed(store, key, 0 if of_rank == 0 else PATIENCE_S):
             return
         if store.add(f"{key}/claims", 1) > 1:
-            _said(store, key, PATIENCE_S)
+            _was_printed(store, key, PATIENCE_S)
             return
     print(text, file=sys.stderr, flush=True)
     with suppress(DistError):
         store.set(key, "")
 
 
-def _answers(store: Store) -> bool:
-    """Over a link that is down it would not, for minutes."""
-    probe = threading.Thread(target=_ask, args=(store,), daemon=True)
+def _store_answers(store: Store) -> bool:
+    """Return False within `PROBE_S` where the link to the store is down; a call to the store would take minutes."""
+    probe = threading.Thread(target=_probe, args=(store,), daemon=True)
     probe.start()
     probe.join(PROBE_S)
     return not probe.is_alive()
 
 
-def _ask(store: Store) -> None:
+def _probe(store: Store) -> None:
     with suppress(DistError):
-        store.check(["said"])
+        store.check(["printed"])
 
 
-def _said(store: Store, key: str, patience_s: float) -> bool:
-    """Not by `store.wait`, whose timeout torch reports on the console."""
+def _was_printed(store: Store, key: str, patience_s: float) -> bool:
+    """Poll the store: a timeout of `store.wait` would be reported on the console by torch."""
     deadline = time.monotonic() + patience_s
     while not store.check([key]):
         if time.monotonic() > deadline:

@@ -17,14 +17,14 @@ from ddp_agent.outputs.run_directory import RunDirectory
 if TYPE_CHECKING:
     from ddp_agent.distributed.c10d import TCPStore
 
-ON_NODES = "DDP_AGENT_ON_NODES"  # a command: it runs the one behind it on every node, with PET_NODE_RANK and so on
+ON_NODES = "DDP_AGENT_ON_NODES"  # a command that runs the command behind it on every node, with PET_NODE_RANK set
 NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
 RANKS_ON_CPU = 2
-MOST_RANKS = 1024  # of one machine: a wrong number of processes takes it down
-BACKLOG = 2048  # ranks that knock at the store at once; torch's own
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # Slurm's, and submitit's, before a job's time is over
+MOST_RANKS = 1024  # on one machine: a wrong number of processes takes it down
+BACKLOG = 2048  # connections to the store that may wait to be accepted; torch's own value
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # the last two: Slurm and submitit, near a job's time limit
 PEER_FAILED, PREEMPTED = 4, 75
-SAID_BY_RANK = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have told the user why
+EXPLAINED = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have printed why they ended
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
     try:
         context = configs.compose(overrides).checked(check, lambda cfg: _nproc_per_node(cfg) * _nodes())
     except RefusedError as refusal:
-        _tell_sweep(str(refusal))
+        _record_for_sweep(str(refusal))
         raise
     if on_nodes := os.environ.pop(ON_NODES, None):
         sys.stdout.flush()
@@ -59,10 +59,10 @@ def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
 
 
 def _nodes() -> int:
-    found = os.environ.get(NODES, "1")
-    if not found.isdecimal() or int(found) < 1:
-        raise ConfigError(f"{NODES}: found {found!r}, expected an integer >= 1")
-    return int(found)
+    count = os.environ.get(NODES, "1")
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"{NODES}: found {count!r}, expected an integer >= 1")
+    return int(count)
 
 
 def _gpus(cfg: Mapping[str, Any]) -> int:
@@ -94,18 +94,21 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
         )
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
-        if first.exitcode not in SAID_BY_RANK:
+        if first.exitcode not in EXPLAINED:
             print(failed, file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    except SignalException as stopped:  # the ranks have ended: with everything saved? or was it they who sent it?
+    except SignalException as stopped:  # the ranks have ended; the status says whether everything was saved
         ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
         return ended.get(read_status(context.run_dir).get("status", ""), 128 + stopped.sigval)
     return 0
 
 
 def _store_on_loopback() -> "TCPStore":
-    """The store of a run on one machine. torchrun's own listens on every interface and asks nobody for a password;
-    in the process that holds this one it opens none, since tenants of a process share the store of a port."""
+    """Return a store for a run on one machine. It listens on loopback only.
+
+    torchrun's own store listens on every interface, without a password. In the process that holds this store torchrun
+    opens none, since the tenants of a process share the store of a port.
+    """
     from ddp_agent.distributed.c10d import TCPStore
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
@@ -116,6 +119,7 @@ def _store_on_loopback() -> "TCPStore":
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
+    """Return status.json of a run; empty where it cannot be read."""
     try:
         status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -123,7 +127,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def _tell_sweep(reason: str) -> None:
+def _record_for_sweep(reason: str) -> None:
     if RUN_DIR in os.environ:
         with RunDirectory(Path(os.environ[RUN_DIR]), restart=True) as directory:
             directory.write_status("failed", reason)

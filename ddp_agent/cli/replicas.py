@@ -1,4 +1,4 @@
-"""Runs of one rank each that train together (`on_rank_loss=continue`): how many there are, and who may not be one."""
+"""Checks of a run that is a replica: one rank that trains together with other runs (`on_rank_loss=continue`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from ddp_agent.errors import ConfigError
 
 
 def world_size(cfg: Mapping[str, Any], place: Place | None) -> int | None:
-    """Replicas of this run, None when it is an ordinary one. Raises ConfigError when it is neither."""
+    """Return the number of replicas, or None for an ordinary run. Raise ConfigError for a mixture of the two."""
     replica, wanted = Replica.read(), cfg.get("on_rank_loss") == "continue"
     if not wanted:
         if replica:

@@ -1,10 +1,10 @@
 """`python train.py -m …`: Hydra chooses and starts the jobs; a job is `python train.py …` in its own directory.
 
-Each job has processes of its own, so nothing of one (a process group, a CUDA context, a leak, a crash) meets the
-next, and every Hydra launcher works: what it runs is an ordinary function that starts a program and waits.
+Each job has processes of its own, so that a process group, a CUDA context, a leak or a crash of one job cannot reach
+the next. Every Hydra launcher works: it calls an ordinary function, which starts a program and waits.
 
-A sweep that was interrupted goes on with the same command and `hydra.sweep.dir=<its directory>`: jobs that finished
-are not run again, one that was stopped continues from its newest checkpoint.
+The same command with `hydra.sweep.dir=<its directory>` resumes a sweep that was interrupted: jobs that finished are not
+run again, and a job that was stopped continues from its newest checkpoint.
 """
 
 import json
@@ -44,24 +44,24 @@ from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place, without_
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import write_atomically
 
-GRACE_S = 60.0  # for the ranks of a job that is told to stop: to save, and to be waited for by torchrun
+GRACE_S = 60.0  # for a job that was asked to stop: its ranks save, and torchrun waits for them
 _FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
-JOB_FILE = "job.json"  # what a job was told: with it alone a directory may be taken up again
+JOB_FILE = "job.json"  # the overrides of a job: only the same job may resume in its directory
 _LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
 
 
 class JobFailedError(Exception):
-    """Told to Hydra, which goes on with the other jobs."""
+    """Failure of one job. Hydra goes on with the other jobs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Hydra calls for each job. A plain importable object: submitit pickles it."""
+    """Function that Hydra calls for each job. A plain importable object, since submitit pickles it."""
 
     command: tuple[str, ...]
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """The run's best metric, for a sweeper that optimises: `hydra.sweeper.direction` says which way is better."""
+        """Run the job. Return its best metric, for a sweeper that optimises in `hydra.sweeper.direction`."""
         job = HydraConfig.get()
         run_dir = Path(job.runtime.output_dir)
         typed = unresolved(job.overrides.task)
@@ -83,14 +83,14 @@ class Job:
 
 
 def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> int:
-    """Drives the whole sweep. `command` starts one job when overrides are appended."""
+    """Run the whole sweep. Return 0, or 1 when a job failed. `command` with overrides appended starts one job."""
     _refuse_misspelt(configs, overrides)
     with tempfile.TemporaryDirectory(prefix="ddp_agent-sweep-") as folder, _stoppable():
         failures = Path(folder, "failures")
         os.environ[_FAILURES] = str(failures)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing a traceback and leaving
-        left = _left_to_jobs(overrides)
-        sys.argv[1:] = [left.get(typed, typed) for typed in sys.argv[1:]]
+        deferred = _deferred_to_jobs(overrides)
+        sys.argv[1:] = [deferred.get(typed, typed) for typed in sys.argv[1:]]
         try:
             hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
                 Job(tuple(command))
@@ -102,10 +102,10 @@ def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> i
         return 0
 
 
-def _left_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
-    """Overrides that hold for every job but not before one is chosen, each with the spelling that makes Hydra wait.
+def _deferred_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
+    """Return overrides that apply to the choice of each job, with the spelling that defers them until it is made.
 
-    In `sync=local_sgd,diloco sync.period=16` Hydra would look for `period` in the default mode, and refuse.
+    In `sync=local_sgd,diloco sync.period=16` Hydra would look for `period` in the default mode, and refuse it.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
@@ -118,7 +118,7 @@ def _left_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _refuse_several_tasks(name: str) -> None:
-    """submitit calls a job in each task of its Slurm job; each would train alone, and in the same directory."""
+    """Raise JobFailedError where submitit calls the job in several tasks: each would train alone, in one directory."""
     tasks = os.environ.get("SLURM_NTASKS", "1") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else "1"
     if tasks != "1":
         raise JobFailedError(
@@ -130,10 +130,10 @@ def _refuse_several_tasks(name: str) -> None:
 
 
 def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:
-    """How often this job has been started in its directory. Another job's directory is left as it is."""
+    """Return how often this job was started in its directory. Raise JobFailedError for another job's directory."""
     try:
-        told = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
-        earlier, attempts = list(told["overrides"]), int(told["attempts"])
+        job = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
+        earlier, attempts = list(job["overrides"]), int(job["attempts"])
         if not all(isinstance(override, str) for override in earlier):
             raise ValueError(f"overrides: found {earlier}, expected strings")
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def refuse_several_nodes(place: Place, overrides: Sequence[str], program: str = 
 
 
 def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
-    """Hydra explains a misspelt key badly, and only the first: have ours look at one job beforehand."""
+    """Compose one job beforehand and raise ConfigError: Hydra would explain only the first wrong key, and badly."""
     try:
         first = configs.compose(_first_job(overrides))
         problems = [*first.problems, *trust.hydra_problems(first.cfg.hydra)]
@@ -174,7 +174,7 @@ def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
 
 
 def _first_job(overrides: Sequence[str]) -> list[str]:
-    """Without what only Hydra can expand: intervals and `glob(…)`."""
+    """Return the overrides of the first job, without those that only Hydra can expand: intervals and `glob(…)`."""
     first: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
@@ -185,9 +185,9 @@ def _first_job(overrides: Sequence[str]) -> list[str]:
 
 
 def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
-    """In a process group of its own: Ctrl-C then reaches the job once, from here, as a request to save and stop."""
+    """Run a job in a process group of its own, so that Ctrl-C reaches it once, from here, as a request to stop."""
     environment = {**without_torchrun(os.environ), RUN_DIR: str(run_dir), EARLIER_ATTEMPTS: str(attempts)}
-    environment.pop(RUN_TIME, None)  # the sweep's
+    environment.pop(RUN_TIME, None)  # the start of the sweep
     process = subprocess.Popen(command, env=environment, cwd=cwd, process_group=0)
     try:
         return process.wait()
@@ -202,25 +202,25 @@ def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
 
 def _reason(run_dir: Path, code: int) -> str:
     status = read_status(run_dir)
-    told = status.get("reason") or f"exit code {code}"
-    return f"preempted, {told}" if status.get("status") == "preempted" else str(told)
+    reason = status.get("reason") or f"exit code {code}"
+    return f"preempted, {reason}" if status.get("status") == "preempted" else str(reason)
 
 
 def _report(failure: str) -> str:
     failure = scrubbed(failure)
     print(failure, file=sys.stderr, flush=True)
-    # The file is on the driver's machine, which is not always the job's.
+    # The file is on the machine of the sweep; a job may run on another one.
     with suppress(KeyError, OSError), open(os.environ[_FAILURES], "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")
     return failure
 
 
 def _summarise(failures: Path, first: JobFailedError) -> int:
-    """`failures` is missing when the jobs ran on other machines; Hydra hands the first failure over in any case."""
+    """Print every failure; only the `first`, which Hydra hands over, where the jobs ran on other machines."""
     lines = failures.read_text(encoding="utf-8").splitlines() if failures.exists() else []
-    told = [json.loads(line) for line in lines] or [str(first)]
-    how_many = str(len(told)) if lines else "at least"
-    print(f"\nfailed in this sweep: {how_many}", *told, sep="\n  ", file=sys.stderr)
+    messages = [json.loads(line) for line in lines] or [str(first)]
+    how_many = str(len(messages)) if lines else "at least"
+    print(f"\nfailed in this sweep: {how_many}", *messages, sep="\n  ", file=sys.stderr)
     print("to run what is left: the same command with hydra.sweep.dir=<this sweep's directory>", file=sys.stderr)
     return 1
 
@@ -233,7 +233,7 @@ def _objective(run_dir: Path) -> float | None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C does, so that the job under way is stopped and not left alone."""
+    """Turn SIGTERM and SIGHUP into an exception, as Ctrl-C is one, so that the running job is stopped as well."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

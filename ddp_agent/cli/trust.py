@@ -1,8 +1,8 @@
-"""What a configuration may not do, whoever wrote it: name code to run, grow without bounds, write where it likes.
+"""Checks that a configuration of unknown origin names no code, stays small, and writes below the current directory.
 
-Hydra builds launchers, sweepers, callbacks and handlers of logs from what the configuration names, and any file of the
-folder may be chosen. So all its files are looked through, and what was composed of them and of the command line once
-more, with interpolations resolved, since `${oc.create:…}` makes nodes of text.
+Hydra builds launchers, sweepers, callbacks and log handlers that a configuration names, and a user may choose any file
+of the folder. So every file is checked. The composed configuration is checked again with its interpolations resolved,
+since `${oc.create:…}` makes nodes from text.
 """
 
 import functools
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 TARGET = "_target_"
 DEEPEST = 50
-_CODE = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # of the node `hydra`: what it builds
+_CODE = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # parts of `hydra` that name classes
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _DIRECTORIES = {"run.dir": "the current one", "sweep.dir": "the current one", "sweep.subdir": "the sweep's"}
 
@@ -27,12 +27,16 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where there
 
 
 def file_problems(folders: Iterable[Path]) -> list[str]:
-    """Of all configurations below; a file that is no YAML is told of when it is chosen."""
+    """Return one line per configuration file below `folders` that must not be used.
+
+    A file that is no YAML passes: it is refused when it is chosen.
+    """
     files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     return [f"{file}: {problem}" for file in files if (problem := _problem_of(file))]
 
 
 def _problem_of(file: Path) -> str:
+    """Return why a file must not be used, or an empty string."""
     depth = 0
     try:
         for event in yaml.parse(file.read_bytes(), _Loader):
@@ -49,15 +53,16 @@ def _problem_of(file: Path) -> str:
 
 
 def hydra_problems(hydra: DictConfig) -> list[str]:
-    """Of the composed node `hydra`."""
+    """Return one line per problem of the composed node `hydra`."""
     return [*code_problems(hydra), *directory_problems(hydra)]
 
 
 def code_problems(hydra: DictConfig) -> list[str]:
-    found = [line for part in _CODE for line in _code(_resolved(hydra, part), f"hydra.{part}")]
+    """Return one line per place of the node `hydra` that names code other than Hydra's own plugins."""
+    problems = [line for part in _CODE for line in _code(_resolved(hydra, part), f"hydra.{part}")]
     if OmegaConf.select(hydra, "sweeper.custom_search_space") is not None:
-        found.append("hydra.sweeper.custom_search_space: it names a function, but configurations name no code here")
-    return found
+        problems.append("hydra.sweeper.custom_search_space: it names a function, but configurations name no code here")
+    return problems
 
 
 def _resolved(hydra: DictConfig, part: str) -> Any:
@@ -66,7 +71,7 @@ def _resolved(hydra: DictConfig, part: str) -> Any:
         return node
     try:
         return OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException:  # ${hydra.job.num}, say, which no job has yet
+    except OmegaConfBaseException:  # for example ${hydra.job.num}, before there is a job
         return OmegaConf.to_container(node, resolve=False)
 
 
@@ -91,7 +96,7 @@ def _names_code(key: str, value: Any) -> bool:
 
 @functools.cache
 def _plugins() -> frozenset[str]:
-    """What Hydra and its installed plugins name in the configurations that they bring."""
+    """Return the classes that the configurations of Hydra and of its installed plugins name."""
     Plugins.instance()
     return frozenset(_targets(ConfigStore.instance().repo["hydra"]))
 
@@ -108,7 +113,7 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def directory_problems(hydra: DictConfig) -> list[str]:
-    """A directory outside of the current one must have been typed: a file could choose any that the user may write."""
+    """Return one line per directory outside of the current one that was not typed: a file must not choose it."""
     overrides: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)  # as typed
     typed = " ".join(map(str, overrides))
     return [
@@ -128,6 +133,6 @@ def _text(hydra: DictConfig, key: str) -> str:
 
 
 def _inside(directory: str) -> bool:
-    """By its name: a folder of outputs may be a link to a larger disk."""
+    """Return True by the directory's name alone: a folder of outputs may be a link to a larger disk."""
     path = os.path.normpath(directory)
     return not os.path.isabs(path) and path.partition(os.sep)[0] != os.pardir

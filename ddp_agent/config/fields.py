@@ -1,4 +1,4 @@
-"""What a parameter may hold: its type and range, both written once, in its annotation."""
+"""Types and ranges of parameters, written once, in the annotations of constructors."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included unless `above` excludes `low`, or `below` excludes `high`."""
+    """Range of numbers from `low` to `high`. `above` excludes `low`, `below` excludes `high`."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -35,7 +35,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Strings that a regular expression matches whole; `words` says in a message which these are."""
+    """Strings that a regular expression matches as a whole. `words` describes them in an error message."""
 
     regex: str
     words: str
@@ -49,12 +49,12 @@ class Pattern:
 
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
-Layers = Annotated[int, Range(1, 1000)]  # each takes its time, if no memory
+Layers = Annotated[int, Range(1, 1000)]  # each takes time, if no memory
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 PositiveFraction = Annotated[float, Range(0, 1, above=True)]
-Decay = Annotated[float, Range(0, 1, below=True)]  # of a moving average, which would never move with 1
+Decay = Annotated[float, Range(0, 1, below=True)]  # of a moving average, which 1 would keep from moving
 
 REQUIRED = inspect.Parameter.empty
 
@@ -70,14 +70,14 @@ _WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One keyword of a constructor; `default` is `REQUIRED` when there is none."""
+    """One keyword of a constructor. `default` is `REQUIRED` when there is none."""
 
     annotation: Any
     default: Any
 
 
 def parameters(target: type) -> dict[str, Parameter]:
-    """The keywords that `target(...)` takes, with their annotations (`Annotated` kept)."""
+    """Return the keywords that `target(...)` takes, with their annotations (`Annotated` kept)."""
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
         fields = [field for field in dataclasses.fields(target) if field.init]
@@ -148,19 +148,19 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def _fits_a_word(value: int) -> bool:
-    """A size, step or seed that torch can have: 64 bits with their sign."""
+    """Return True for a size, step or seed that torch can have: 64 bits with sign."""
     return -(2**63) <= value < 2**63
 
 
 def expected(value: Any, annotation: Any) -> str:
-    """What would be right in place of `value`, in the words of an error message."""
+    """Return what would be right in place of `value`, in the words of an error message."""
     words = describe(annotation)
     too_long = isinstance(value, int) and not _fits_a_word(value) and "an integer" in words
     return words + (", of at most 64 bits" if too_long else "")
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """A fitting `value` as the annotated type: list to tuple, int to float, string to Path."""
+    """Return a fitting `value` as the annotated type: a list as tuple, an int as float, a string as Path."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return coerce(value, arguments[0])
@@ -174,7 +174,7 @@ def coerce(value: Any, annotation: Any) -> Any:
 
 
 def check_fields(instance: Any) -> None:
-    """Raises ValueError naming every field of a dataclass whose value does not fit its annotation."""
+    """Raise ValueError, which names every field of a dataclass whose value does not fit its annotation."""
     problems = [
         f"{name}: found {getattr(instance, name)!r}, expected {expected(getattr(instance, name), parameter.annotation)}"
         for name, parameter in parameters(type(instance)).items()

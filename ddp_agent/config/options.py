@@ -1,4 +1,4 @@
-"""The root keys of a configuration."""
+"""Root keys of a configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from ddp_agent.config.fields import Decay, NonNegativeInt, Pattern, PositiveFloat, PositiveInt, Range
 
-# A file name on any system; it cannot leave the folder that it is put into.
+# A file name on any system. It cannot lead out of its folder.
 FileName = Annotated[
     str,
     Pattern(
@@ -14,13 +14,13 @@ FileName = Annotated[
     ),
 ]
 
-# First steps allocate, tune and compile: they are not what a step costs.
+# The first steps allocate, tune and compile, so they do not show what a step costs.
 UNTRACED_STEPS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The root keys; `conf/config.yaml` says what each is for."""
+    """Root keys of a configuration. conf/config.yaml describes each one."""
 
     seed: NonNegativeInt
     epochs: PositiveInt | None
@@ -55,7 +55,7 @@ class Options:
     trusted_packages: list[str]
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer steps of the run: `max_steps`, or as many as `epochs` passes over the data take."""
+        """Return the optimizer steps of the run: `max_steps`, or those of `epochs` passes over `samples` samples."""
         if self.max_steps is not None:
             return self.max_steps
         assert self.epochs is not None

@@ -1,7 +1,7 @@
-"""Secrets: kept out of whatever a run leaves behind.
+"""Redaction of secrets in the files and texts that a run leaves behind.
 
-A secret is told by the name of its key or environment variable. Its value is left out where configurations are written;
-and since an error, perhaps of somebody else's code, may quote it, where texts are: in logs and reasons.
+A secret is recognised by the name of its key or environment variable. Its value is left out of configurations that are
+written. An error, also one of other code, may quote it, so it is left out of logs and reasons as well.
 """
 
 import os
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 HIDDEN = "<redacted>"
-SHORTEST = 6  # a shorter secret is not looked for in texts: it would blot out words that only look like it
+SHORTEST = 6  # characters; a shorter secret is not searched in texts, since it would hide ordinary words
 
 _NAME = re.compile(
     r"secret|passw|passphrase|credential|authorization"
     r"|(^|[_.-]|api|access|auth|private|bearer)(token|key|keys)$",
     re.IGNORECASE,
 )
-_INTERPOLATION = re.compile(r"\$\{[\w.:]*\}")  # names where a value is to be had, and holds none
+_INTERPOLATION = re.compile(r"\$\{[\w.:]*\}")  # names the place of a value, and holds no value
 _VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?(\w+)")
 _IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _PAIR = re.compile(r"""([\w.-]+)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^\s,{}\[\]]+)""")
@@ -27,11 +27,16 @@ _known: set[str] = set()
 
 
 def names_secret(key: object) -> bool:
+    """Return True if the value of `key` is a secret, by the key's name.
+
+    >>> names_secret("api_token"), names_secret("tokens_per_s")
+    (True, False)
+    """
     return _NAME.search(str(key)) is not None
 
 
 def remember(config: Any) -> None:
-    """From now on this process leaves the secrets of `config` out of texts, too; so be it resolved or not."""
+    """Let `scrubbed` leave the secrets of `config` out of texts from now on. `config` may be resolved or not."""
     _known.update(text for text in _secrets(config) if len(text) >= SHORTEST)
 
 
@@ -51,6 +56,7 @@ def _secrets(config: Any, secret: bool = False) -> Iterator[str]:
 
 
 def remember_overrides(overrides: Iterable[str]) -> None:
+    """Let `scrubbed` leave the secrets of overrides as typed out of texts from now on."""
     for override in overrides:
         key, _, value = override.partition("=")
         remember({key: value.strip("'\"")})
@@ -58,14 +64,14 @@ def remember_overrides(overrides: Iterable[str]) -> None:
 
 
 def scrubbed(text: str) -> str:
-    """Without the secrets of configurations that were remembered, and without passwords in addresses."""
+    """Return `text` without the secrets that were remembered, and without passwords in URLs."""
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _IN_URL.sub(HIDDEN, text)
 
 
 def redacted(config: Any) -> Any:
-    """The same tree of mappings and lists, with the value of every key that names a secret replaced."""
+    """Return a copy of a tree of mappings and lists in which the value of every secret is replaced."""
     if isinstance(config, Mapping):
         return {key: _hidden(value) if names_secret(key) else redacted(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -79,7 +85,7 @@ def _hidden(value: Any) -> Any:
 
 
 def redacted_override(text: str) -> str:
-    """An override, as Hydra reads it, or several of them; any other text loses only what `scrubbed` takes."""
+    """Return one or several overrides in Hydra's notation without secrets. Any other text is only scrubbed."""
     override = _OVERRIDE.match(text)
     if override is None:
         return scrubbed(text)

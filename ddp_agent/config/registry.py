@@ -1,8 +1,9 @@
-"""Turns a config node into an object: `name:` finds the class, the constructor's annotations are the schema.
+"""Registry of the classes that a configuration can name, and `build`, which makes an object from a config node.
 
-A class is found by reading source files, so that naming one imports its module and no other: a run that does not
-use torchvision does not import it. Nothing outside this package is reachable, except `module:Name` of a package
-that the user lists as trusted: a config file from someone else must not be code.
+`name:` finds the class, and the annotations of its constructor are the schema. Classes are found by reading source
+files, so that naming a class imports its module and no other: a run without torchvision does not import it. Nothing
+outside this package can be named, except `module:Name` of a package that the user lists as trusted: a config file from
+someone else must not be code.
 """
 
 import ast
@@ -33,14 +34,19 @@ _BASES = ("__init__", "base", "periodic")  # files of a group's folder that hold
 
 
 def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), **runtime: Any) -> Any:
-    """The object that `node` describes.
+    """Return the object that `node` describes. Raise ConfigError with every problem of the node at once.
 
-    `runtime` holds what only the run knows (`input_shape`, `data_root`, …); a constructor takes what it names.
-    Raises ConfigError with every problem of the node at once.
+    `runtime` holds the values that only the run knows (`input_shape`, `data_root`, …); a constructor is given those
+    that it names.
+
+    >>> build("reducer", {"name": "Cast", "dtype": "bf16"})
+    Cast(dtype='bf16')
+    >>> build("reducer", {"name": "Cast", "dtype": "fp8"})
+    Traceback (most recent call last):
+    ddp_agent.errors.ConfigError: reducer.dtype: found 'fp8', expected one of bf16, fp16
     """
-    found = problems(group, node, trusted_packages=trusted_packages, runtime=runtime)
-    if found:
-        raise ConfigError(found)
+    if wrong := problems(group, node, trusted_packages=trusted_packages, runtime=runtime):
+        raise ConfigError(wrong)
     target = locate(group, node["name"], trusted_packages)
     accepted = parameters(target)
     values = {key: coerce(value, accepted[key].annotation) for key, value in node.items() if key != "name"}
@@ -54,7 +60,7 @@ def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str
 def problems(
     group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), runtime: Iterable[str] = ()
 ) -> list[str]:
-    """Everything that is wrong with `node`, one line each; empty when `build` would accept its keys and values."""
+    """Return one line per problem of `node`; none when `build` would accept its keys and values."""
     name = node.get("name")
     if not isinstance(name, str):
         return [f"{group}.name: found {name!r}, expected the name of a class"]
@@ -74,22 +80,22 @@ def schema_problems(
     runtime: Iterable[str] = (),
     also_known: Iterable[str] = (),
 ) -> list[str]:
-    """Keys that are unknown, missing, set twice or of a wrong value, one line each."""
+    """Return one line per key that is unknown, missing, set twice or has a wrong value."""
     runtime, shown = set(runtime), redacted(given)
     known = [*(accepted.keys() - runtime), *also_known]
-    found = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
+    lines = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():
         if key in given and key in runtime:
-            found.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
+            lines.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
         elif key in given and not fits(given[key], parameter.annotation):
-            found.append(f"{prefix}{key}: found {shown[key]!r}, expected {expected(given[key], parameter.annotation)}")
+            lines.append(f"{prefix}{key}: found {shown[key]!r}, expected {expected(given[key], parameter.annotation)}")
         elif key not in given and key not in runtime and parameter.default is REQUIRED:
-            found.append(f"{prefix}{key}: missing, expected {describe(parameter.annotation)}")
-    return found
+            lines.append(f"{prefix}{key}: missing, expected {describe(parameter.annotation)}")
+    return lines
 
 
 def unknown(key: str, accepted: Iterable[str]) -> str:
-    """The rest of the line for a key that nobody takes, with the nearest known one."""
+    """Return the rest of the line for an unknown key, with the nearest known one."""
     known = sorted(accepted)
     near = difflib.get_close_matches(key, known, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
@@ -97,7 +103,7 @@ def unknown(key: str, accepted: Iterable[str]) -> str:
 
 
 def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
-    """The class called `name` in this group, or `module:Name` of a trusted package."""
+    """Return the class called `name` in this group, or `module:Name` of a trusted package. Raise ConfigError."""
     if not is_own(name):
         return _trusted(group, name, trusted_packages)
     known = classes(group)
@@ -109,7 +115,7 @@ def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
 
 
 def is_own(name: str) -> bool:
-    """Whether it is a class of this package."""
+    """Return True if `name` names a class of this package."""
     return ":" not in name
 
 
@@ -127,13 +133,13 @@ def _trusted(group: str, name: str, trusted_packages: Sequence[str]) -> type:
 
 
 def classes(group: str) -> dict[str, str]:
-    """Public classes of a group, by name, each with the module that defines it. Nothing is imported."""
+    """Return the module of each class of a group, by the class's name. Nothing is imported."""
     return {name: module for name, (module, _) in definitions(group).items()}
 
 
 @functools.cache
 def definitions(group: str) -> dict[str, tuple[str, str]]:
-    """Public classes of a group: name to (module, first line of the docstring), read from the source."""
+    """Return (module, first line of the docstring) of each class of a group, by the class's name."""
     place = PACKAGE / PLACES[group]
     files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     found = {}
