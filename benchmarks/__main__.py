@@ -12,12 +12,12 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from ddp_agent.distributed.process import die_with_parent, leave
-from ddp_agent.distributed.torchrun_env import Place
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 
 if __name__ == "__main__":
     # Before torch is imported: all ranks share this machine's cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if Place.read() is not None:
+    if TorchrunEnvironment.read() is not None:
         die_with_parent()
 
 from rich.console import Console
@@ -47,7 +47,7 @@ class Bench(Protocol):
 def main(typed: Sequence[str]) -> int:
     """Run the benchmark that `typed` names and return the exit code."""
     arguments = _parser().parse_args(typed)
-    if Place.read() is None:
+    if TorchrunEnvironment.read() is None:
         return _under_torchrun(arguments.ranks, typed)
     with process_group.start(arguments.device, job="bench") as ranks:
         outcome = _bench(arguments.bench).measure(arguments, ranks)

@@ -34,7 +34,7 @@ class CheckpointError(RefusedError):
 
 
 class CutOffError(RefusedError):
-    """A replica cannot reach the keeper, or the others do not come; alone it must not go on."""
+    """A replica cannot reach the coordinator, or the others do not come; alone it must not go on."""
 
     exit_code = 4
 

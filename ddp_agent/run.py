@@ -30,7 +30,9 @@ from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.torchrun_env import Replica
-from ddp_agent.elastic.quorum import Change, ElasticGroup, OverError, OvertakenError
+from ddp_agent.elastic.group import ElasticGroup, OverError
+from ddp_agent.elastic.quorum import Change
+from ddp_agent.elastic.rounds import OvertakenError
 from ddp_agent.errors import CheckpointError, ConfigError, NoProgressError, PreemptedError
 from ddp_agent.models.common.meta_build import skeleton
 from ddp_agent.models.common.multi_task import with_heads

@@ -18,7 +18,7 @@ from ddp_agent.cli.program import Program
 from ddp_agent.config import help_text
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.process import die_with_parent
-from ddp_agent.distributed.torchrun_env import Place
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 from ddp_agent.errors import ConfigError, RefusedError
 
 INTERRUPTED = 130
@@ -30,14 +30,14 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     `check` raises ConfigError for a wrong configuration. `work` trains on every rank, in a run directory that is
     claimed for it. `program` starts the same command again; default: the script that is running.
     """
-    place = Place.read()
+    environment = TorchrunEnvironment.read()
     program = program or Program.script()
-    if place is not None or RUN_DIR in os.environ:
+    if environment is not None or RUN_DIR in os.environ:
         die_with_parent()
     try:
-        return _dispatch(place, work, check, _CommandLine(program, conf, config_name))
+        return _dispatch(environment, work, check, _CommandLine(program, conf, config_name))
     except RefusedError as refusal:
-        _print_once(str(refusal), place)
+        _print_once(str(refusal), environment)
         return refusal.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -46,10 +46,10 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
         return 1
 
 
-def _print_once(message: str, place: Place | None) -> None:
+def _print_once(message: str, environment: TorchrunEnvironment | None) -> None:
     """Print a refusal; under torchrun once for all ranks."""
     message = scrubbed(message)
-    if place is None:
+    if environment is None:
         print(message, file=sys.stderr)
     else:
         from ddp_agent.cli.rank_process import print_once
@@ -69,16 +69,16 @@ class _CommandLine:
         self.configs = _configs(self.flags, conf, config_name, program.folder)
 
 
-def _dispatch(place: Place | None, work: Work, check: Check, typed: _CommandLine) -> int:
-    first = place is None or place.rank == 0
+def _dispatch(environment: TorchrunEnvironment | None, work: Work, check: Check, typed: _CommandLine) -> int:
+    first = environment is None or environment.rank == 0
     flags, program, configs = typed.flags, typed.program, typed.configs
     if flags.help:
         return help_text.show(configs.folder, program.typed, program.under_torchrun) if first else 0
     if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
         return _show(configs) if first else 0
     if flags.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
-        return _sweep(place, typed)
-    if place is not None:
+        return _sweep(environment, typed)
+    if environment is not None:
         from ddp_agent.cli import rank_process
 
         return rank_process.run(configs, check, work, typed.overrides) or 0
@@ -117,18 +117,18 @@ def _show(configs: Configs) -> int:
     return 0
 
 
-def _sweep(place: Place | None, typed: _CommandLine) -> int:
+def _sweep(environment: TorchrunEnvironment | None, typed: _CommandLine) -> int:
     from ddp_agent.cli import sweep
 
-    if place is not None:
+    if environment is not None:
         # The ranks beside rank 0 leave quietly, so that rank 0 may speak. A node without rank 0 waits for nothing.
-        if place.rank != 0:
-            return 0 if place.node_rank == 0 else ConfigError.exit_code
+        if environment.rank != 0:
+            return 0 if environment.node_rank == 0 else ConfigError.exit_code
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             print("a sweep is not repeated by torchrun's restarts", file=sys.stderr)
             return 1
-        sweep.refuse_several_nodes(place, typed.overrides, typed.program.typed)
-        os.environ[NPROC_PER_NODE] = str(place.local_world_size)
+        sweep.refuse_several_nodes(environment, typed.overrides, typed.program.typed)
+        os.environ[NPROC_PER_NODE] = str(environment.local_world_size)
     values = {f"--config-{name}": getattr(typed.flags, f"config_{name}") for name in ("name", "path", "dir")}
     given = [part for name, value in values.items() if value for part in (name, value)]
     return sweep.run(typed.configs, [sys.executable, *typed.program.words, *given], typed.overrides)

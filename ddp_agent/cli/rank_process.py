@@ -27,7 +27,7 @@ from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.rendezvous import Rendezvous, connect
-from ddp_agent.distributed.torchrun_env import Place
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError
 from ddp_agent.outputs.restarts import stop_torchrun
 from ddp_agent.outputs.run_directory import RunDirectory, State
@@ -45,34 +45,34 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
     try:
         os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
         composed = configs.compose(overrides)
-        context = composed.checked(check, lambda cfg: _world_size(cfg, rendezvous.place), rendezvous.attempt)
+        context = composed.checked(check, lambda cfg: _world_size(cfg, rendezvous.environment), rendezvous.attempt)
         with _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:
         print_once(rendezvous, str(refusal), refusal.rank)
-        if isinstance(refusal, NoProgressError) and rendezvous.place.local_rank == 0:
+        if isinstance(refusal, NoProgressError) and rendezvous.environment.local_rank == 0:
             stop_torchrun()
         return refusal.exit_code
 
 
-def _world_size(cfg: Mapping[str, Any], place: Place) -> int:
-    if replicas := replicas_of(cfg, place):
+def _world_size(cfg: Mapping[str, Any], environment: TorchrunEnvironment) -> int:
+    if replicas := replicas_of(cfg, environment):
         return replicas
     wanted = cfg.get("nproc_per_node")
-    if isinstance(wanted, int) and wanted != place.local_world_size:
+    if isinstance(wanted, int) and wanted != environment.local_world_size:
         raise ConfigError(
-            f"nproc_per_node: found {wanted} under a torchrun that started {place.local_world_size} ranks on this "
-            f"node, expected {place.local_world_size}, or null: torchrun's --nproc_per_node decides"
+            f"nproc_per_node: found {wanted} under a torchrun that started {environment.local_world_size} ranks on "
+            f"this node, expected {environment.local_world_size}, or null: torchrun's --nproc_per_node decides"
         )
-    return place.world_size
+    return environment.world_size
 
 
 def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext) -> RunDirectory:
     """Return the run directory after rank 0 has claimed it. Where rank 0 is refused, torchrun ends the other ranks."""
     claimed = f"claimed/{context.attempt}"
-    if rendezvous.place.rank != 0:
+    if rendezvous.environment.rank != 0:
         rendezvous.store.wait([claimed])
-        return RunDirectory(context.run_dir, rank=rendezvous.place.rank)
+        return RunDirectory(context.run_dir, rank=rendezvous.environment.rank)
     resume = context.cfg.get("resume")
     continues = context.attempt > 0 or (resume and Path(resume).absolute() == context.run_dir)
     directory = RunDirectory(context.run_dir, restart=bool(continues))
@@ -100,7 +100,7 @@ def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None)
     The line names `of_rank`; default: the rank that prints. torchrun ends all ranks once one has exited, so the ranks
     that do not print have to wait. The store lives as long as torchrun, so a restart does not repeat the message.
     """
-    rank, store = rendezvous.place.rank, rendezvous.store
+    rank, store = rendezvous.environment.rank, rendezvous.store
     message, named = scrubbed(message), rank or None if of_rank is None else of_rank
     text = message if named is None else f"rank {named}: {message}"
     if not _store_answers(store):

@@ -40,7 +40,7 @@ from ddp_agent.cli.composition import (
 )
 from ddp_agent.cli.relaunch import read_status
 from ddp_agent.config.redaction import redacted_override, scrubbed
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place, without_torchrun
+from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import write_atomically
 
@@ -150,14 +150,16 @@ def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int
     return attempts
 
 
-def refuse_several_nodes(place: Place, overrides: Sequence[str], program: str = "python train.py") -> None:
+def refuse_several_nodes(
+    environment: TorchrunEnvironment, overrides: Sequence[str], program: str = "python train.py"
+) -> None:
     """Raise ConfigError, with the command to use instead, where torchrun started ranks on more than one node."""
-    if not place.single_node:
+    if not environment.single_node:
         typed = shlex.join(overrides)
-        nodes = place.world_size // place.local_world_size
+        nodes = environment.world_size // environment.local_world_size
         raise ConfigError(
             f"-m under torchrun: found {nodes} nodes, but a sweep is driven from one. Sweep on one node with\n"
-            f"  {program} -m nproc_per_node={place.local_world_size} {typed}\n"
+            f"  {program} -m nproc_per_node={environment.local_world_size} {typed}\n"
             "or start torchrun on all nodes for each job, without -m"
         )
 

@@ -22,7 +22,7 @@ from ddp_agent.distributed.c10d import PrefixStore, Store
 from ddp_agent.distributed.comm import CommError
 from ddp_agent.distributed.failure_detector import NullWatch, Watch
 from ddp_agent.distributed.rendezvous import connect
-from ddp_agent.distributed.torchrun_env import Place
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError, PreemptedError, RefusedError
 
 LEAVE_TIMEOUT_S = 30.0
@@ -104,32 +104,32 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
     ConfigError when it asks for a GPU that is not there. A collective fails after `timeout_s`.
     """
     rendezvous = connect()
-    place = rendezvous.place
+    environment = rendezvous.environment
     _starts[job] += 1  # every rank starts the same groups in the same order
     store = PrefixStore(f"group/{rendezvous.attempt}/{job}/{_starts[job]}", rendezvous.store)
-    chosen = _device(device, place)
-    backend = _backend(chosen, place, store)
-    if place.single_node:
+    chosen = _device(device, environment)
+    backend = _backend(chosen, environment, store)
+    if environment.single_node:
         _stay_on_loopback()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     watched = PrefixStore("watch", store.clone())  # a connection of its own: the main thread may wait on the other
-    watch = Watch(watched, rank=place.rank, world_size=place.world_size, timeout_s=timeout_s)
+    watch = Watch(watched, rank=environment.rank, world_size=environment.world_size, timeout_s=timeout_s)
     dist.init_process_group(
         backend,
         store=store,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=environment.rank,
+        world_size=environment.world_size,
         timeout=timedelta(seconds=timeout_s),
         device_id=chosen if backend == "nccl" else None,
     )
     watch.start()
     return Runtime(
-        rank=place.rank,
-        local_rank=place.local_rank,
-        world_size=place.world_size,
-        local_world_size=place.local_world_size,
-        node_rank=place.node_rank,
+        rank=environment.rank,
+        local_rank=environment.local_rank,
+        world_size=environment.world_size,
+        local_world_size=environment.local_world_size,
+        node_rank=environment.node_rank,
         attempt=rendezvous.attempt,
         device=chosen,
         backend=backend,
@@ -138,22 +138,22 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
     )
 
 
-def _device(wanted: str, place: Place) -> torch.device:
+def _device(wanted: str, environment: TorchrunEnvironment) -> torch.device:
     gpus = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cuda" and gpus == 0:
         raise ConfigError("device: found 'cuda', but torch sees no GPU; use device=cpu or device=auto")
-    return torch.device("cuda", place.local_rank % gpus) if gpus else torch.device("cpu")
+    return torch.device("cuda", environment.local_rank % gpus) if gpus else torch.device("cpu")
 
 
-def _backend(device: torch.device, place: Place, store: Store) -> str:
+def _backend(device: torch.device, environment: TorchrunEnvironment, store: Store) -> str:
     """NCCL refuses two ranks on one GPU, so ranks compare GPUs first. Gloo takes a detour through host memory."""
-    store.set(f"gpu/{place.rank}", _identity(device))
-    gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(place.world_size)])]
-    if "" not in gpus and len(set(gpus)) == place.world_size:
+    store.set(f"gpu/{environment.rank}", _identity(device))
+    gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(environment.world_size)])]
+    if "" not in gpus and len(set(gpus)) == environment.world_size:
         return "nccl"
-    if any(gpus) and place.rank == 0:
+    if any(gpus) and environment.rank == 0:
         shared = len(set(gpus) - {""})
-        log.warning("%d ranks on %d GPUs: gloo instead of NCCL, slower", place.world_size, shared)
+        log.warning("%d ranks on %d GPUs: gloo instead of NCCL, slower", environment.world_size, shared)
     return "gloo"
 
 

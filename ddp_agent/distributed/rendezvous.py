@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place
+from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment
 
 # Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
@@ -22,7 +22,7 @@ class Rendezvous:
     """The store that all ranks of a run reach before there is a process group."""
 
     store: Store
-    place: Place
+    environment: TorchrunEnvironment
 
     def agree(self, key: str, proposal: str) -> str:
         """The same answer on every rank, and on every attempt of one torchrun: the first proposal wins."""
@@ -35,19 +35,19 @@ class Rendezvous:
         TORCHELASTIC_RESTART_COUNT does not do: on several nodes only the node that failed counts. So rank 0
         counts, and answers each rank under a key that only this process of that rank can have asked for.
         """
-        if self.place.rank == 0:
+        if self.environment.rank == 0:
             attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
             self._answer_others(attempt)
             return attempt
         question = uuid.uuid4().hex
-        self.store.set(f"question/{self.place.rank}", question)
+        self.store.set(f"question/{self.environment.rank}", question)
         self.store.wait([f"answer/{question}"], timedelta(seconds=ARRIVAL_TIMEOUT_S))
         attempt = int(self.store.get(f"answer/{question}"))
-        self.store.set(f"arrived/{attempt}/{self.place.rank}", "")
+        self.store.set(f"arrived/{attempt}/{self.environment.rank}", "")
         return attempt
 
     def _answer_others(self, attempt: int) -> None:
-        missing = set(range(1, self.place.world_size))
+        missing = set(range(1, self.environment.world_size))
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
         while missing:
             for rank in sorted(missing):
@@ -63,16 +63,16 @@ class Rendezvous:
 @functools.cache
 def connect() -> Rendezvous:
     """Joins the store that torchrun opened; without torchrun's, rank 0 opens it; without ranks, it is local."""
-    place = Place.read()
-    if place is None:
-        return Rendezvous(HashStore(), Place())
+    environment = TorchrunEnvironment.read()
+    if environment is None:
+        return Rendezvous(HashStore(), TorchrunEnvironment())
     served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        place.world_size,
-        is_master=place.rank == 0 and not served_by_torchrun,
+        environment.world_size,
+        is_master=environment.rank == 0 and not served_by_torchrun,
         timeout=timedelta(seconds=ARRIVAL_TIMEOUT_S),
         wait_for_workers=False,
     )
-    return Rendezvous(PrefixStore("ddp_agent", store), place)
+    return Rendezvous(PrefixStore("ddp_agent", store), environment)

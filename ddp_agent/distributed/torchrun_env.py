@@ -11,12 +11,12 @@ _REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TORCHRUN = (*_REQUIRED, "LOCAL_WORLD_SIZE")
 _TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
 
-REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_KEEPER")
+REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_COORDINATOR")
 EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep or a cluster that goes on with it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TorchrunEnvironment:
     """`local_rank` chooses the GPU and nothing else."""
 
     rank: int = 0
@@ -26,7 +26,7 @@ class Place:
     node_rank: int = 0
 
     @classmethod
-    def read(cls, environment: Mapping[str, str] = os.environ) -> "Place | None":
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "TorchrunEnvironment | None":
         """None when the process was not started by torchrun (or by a scheduler that sets the same variables)."""
         if any(name not in environment for name in _REQUIRED):
             return None
@@ -51,15 +51,15 @@ class Replica:
 
     number: int
     count: int
-    keeper: str  # HOST:PORT
+    coordinator: str  # HOST:PORT
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> "Replica | None":
         """None for a run that is none."""
         if any(name not in environment for name in REPLICA):
             return None
-        number, count, keeper = (environment[name] for name in REPLICA)
-        return cls(number=int(number), count=int(count), keeper=keeper)
+        number, count, coordinator = (environment[name] for name in REPLICA)
+        return cls(number=int(number), count=int(count), coordinator=coordinator)
 
 
 def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:

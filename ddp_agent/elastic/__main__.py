@@ -1,4 +1,4 @@
-"""`python -m ddp_agent.elastic`: what launch/elastic.sh starts."""
+"""The command `python -m ddp_agent.elastic`, which launch/elastic.sh starts."""
 
 import argparse
 import os
@@ -12,69 +12,74 @@ from ddp_agent.elastic.supervisor import Supervisor
 EXAMPLES = """examples:
   launch/elastic.sh --replicas 4 -- sync=diloco sync.period=50 max_steps=5000
   launch/elastic.sh --replicas 4 --dir outputs/night --max-restarts 10 -- sync=local_sgd resume=…
-two machines, of which 10.0.0.1 keeps (a private network: keeper and gloo listen without authentication):
+two machines, with the coordinator on 10.0.0.1 (on a private network: coordinator and gloo listen without a password):
   GLOO_SOCKET_IFNAME=eth0 launch/elastic.sh --replicas 4 --only 0,1 --listen 10.0.0.1:29600 -- sync=diloco
-  GLOO_SOCKET_IFNAME=eth0 launch/elastic.sh --replicas 4 --only 2,3 --keeper 10.0.0.1:29600 -- sync=diloco
+  GLOO_SOCKET_IFNAME=eth0 launch/elastic.sh --replicas 4 --only 2,3 --coordinator 10.0.0.1:29600 -- sync=diloco
 """
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return the options. Exits with code 2 and a message when one is wrong."""
     parser = argparse.ArgumentParser(
         prog="launch/elastic.sh",
-        description="Replicas that train together and go on without those that are lost.",
+        description="Start replicas that train together and continue without those that are lost.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--replicas", type=int, required=True, help="in all, each a torchrun with one rank")
-    parser.add_argument("--only", help="the numbers of those to start here (default: all)")
-    parser.add_argument("--max-restarts", type=int, default=3, help="of each that is lost (default: 3)")
-    parser.add_argument("--dir", type=Path, help="run directories go there (default: outputs/<time>)")
-    parser.add_argument("--listen", default="127.0.0.1:0", help="where the keeper listens (default: a loopback port)")
-    parser.add_argument("--keeper", help="HOST:PORT of one that is there already")
-    parser.add_argument("--lost-after-s", type=float, default=5.0, help="without a sign of life (default: 5)")
-    parser.add_argument("--patience-s", type=float, default=600.0, help="for one that lives but is late (default: 600)")
-    parser.add_argument("train", nargs="*", help="train.py's arguments, behind --")
-    told = parser.parse_args(arguments)
-    if told.replicas < 1:
-        parser.error(f"--replicas: found {told.replicas}, expected at least 1")
-    told.numbers = [int(it) for it in told.only.split(",")] if told.only else list(range(told.replicas))
-    if not all(0 <= number < told.replicas for number in told.numbers):
-        parser.error(f"--only: found {told.only}, expected numbers from 0 to {told.replicas - 1}")
-    return told
+    parser.add_argument("--replicas", type=int, required=True, help="how many in all, each a torchrun with one rank")
+    parser.add_argument("--only", help="numbers of the replicas to start here (default: all)")
+    parser.add_argument("--max-restarts", type=int, default=3, help="restarts per lost replica (default: 3)")
+    parser.add_argument("--dir", type=Path, help="folder of the run directories (default: outputs/<time>)")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="where a new coordinator listens (default: loopback)")
+    parser.add_argument("--coordinator", help="HOST:PORT of one that runs already")
+    parser.add_argument("--keeper", dest="coordinator", help=argparse.SUPPRESS)  # the option's name until version 0.1
+    parser.add_argument("--lost-after-s", type=float, default=5.0, help="without a heartbeat (default: 5)")
+    parser.add_argument("--patience-s", type=float, default=600.0, help="for a live but late replica (default: 600)")
+    parser.add_argument("train", nargs="*", help="arguments of train.py, behind --")
+    options = parser.parse_args(arguments)
+    if options.replicas < 1:
+        parser.error(f"--replicas: found {options.replicas}, expected at least 1")
+    options.numbers = [int(it) for it in options.only.split(",")] if options.only else list(range(options.replicas))
+    if not all(0 <= number < options.replicas for number in options.numbers):
+        parser.error(f"--only: found {options.only}, expected numbers from 0 to {options.replicas - 1}")
+    return options
 
 
 def main(arguments: list[str]) -> int:
-    told = parsed(arguments)
+    """Start a coordinator, unless one is named, and the replicas. Return the exit code."""
+    options = parsed(arguments)
     _silence_the_lighthouse()
-    keeper = None
-    if told.keeper is None:
-        from ddp_agent.elastic.coordinator import Keeper
+    coordinator = None
+    if options.coordinator is None:
+        from ddp_agent.elastic.coordinator import Coordinator
 
-        host, _, port = told.listen.rpartition(":")
+        host, _, port = options.listen.rpartition(":")
         try:
-            keeper = Keeper.start(host, int(port), lost_after_s=told.lost_after_s, patience_s=told.patience_s)
+            coordinator = Coordinator.start(
+                host, int(port), lost_after_s=options.lost_after_s, patience_s=options.patience_s
+            )
         except ImportError as error:
             print(f"{error}; replicas need torchft: pip install 'ddp_agent[elastic]'", file=sys.stderr)
             return 2
-        print(f"keeper at {keeper.address}", file=sys.stderr, flush=True)
+        print(f"coordinator at {coordinator.address}", file=sys.stderr, flush=True)
     supervisor = Supervisor(
         program=MODULE,
-        arguments=told.train,
-        folder=told.dir or Path("outputs") / run_time(),
-        numbers=told.numbers,
-        count=told.replicas,
-        keeper=keeper.address if keeper else told.keeper,
-        max_restarts=told.max_restarts,
+        arguments=options.train,
+        folder=options.dir or Path("outputs") / run_time(),
+        numbers=options.numbers,
+        count=options.replicas,
+        coordinator=coordinator.address if coordinator else options.coordinator,
+        max_restarts=options.max_restarts,
     )
     try:
         return supervisor.run()
     finally:
-        if keeper:
-            keeper.close()
+        if coordinator:
+            coordinator.close()
 
 
 def _silence_the_lighthouse() -> None:
-    """It writes some lines a meeting to descriptor 2, whatever it is told."""
+    """It writes some lines a meeting to descriptor 2, whatever it is options."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

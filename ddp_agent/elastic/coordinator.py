@@ -1,7 +1,7 @@
-"""The one process that all replicas know: torchft's lighthouse, which says who is there, and a store.
+"""The process that all replicas know: torchft's lighthouse, which knows who is alive, and a store.
 
-It is trusted and must outlive the run, like torchrun's store. Both listen on one address alone, the loopback unless
-told otherwise: torch's store would listen on every interface, so it is given a socket that does not.
+The coordinator is trusted and must outlive the run, like torchrun's store. Lighthouse and store listen on one address
+alone, by default the loopback. Torch's store by itself would listen on every interface, so it is given a socket.
 """
 
 import socket
@@ -15,19 +15,20 @@ PATIENCE_S = "patience_s"
 
 
 @dataclass(frozen=True)
-class Keeper:
-    """Serves until `close`.
-
-    `lost_after_s`: how long a replica may show no sign of life; `patience_s`: how long one that is alive may let the
-    others wait in a meeting.
-    """
+class Coordinator:
+    """A lighthouse and a store that serve until `close`. `address` is HOST:PORT of the store."""
 
     store: TCPStore
     lighthouse: object
     address: str
 
     @classmethod
-    def start(cls, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> "Keeper":
+    def start(cls, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> "Coordinator":
+        """Start to serve.
+
+        `lost_after_s`: how long a replica may send no heartbeat. `patience_s`: how long a replica that is alive may let
+        the others wait in a round. Raises ImportError without torchft.
+        """
         from torchft.coordination import LighthouseServer  # an extra, and slow to import
 
         store, port = _store(host, port)
@@ -44,6 +45,7 @@ class Keeper:
         return cls(store, lighthouse, f"{host}:{port}")
 
     def close(self) -> None:
+        """Stop the lighthouse. The store ends with its last reference."""
         self.lighthouse.shutdown()  # type: ignore[attr-defined]
 
 

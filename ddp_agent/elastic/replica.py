@@ -1,4 +1,4 @@
-"""One replica: a torchrun with one rank, in this process, that ends when whoever started it does."""
+"""One replica: a torchrun with one rank, in this process. It ends when the process that started it ends."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Starts a keeper and the replicas of one machine, starts a lost one again, and leaves no process behind."""
+"""The supervisor of one machine's replicas: it starts them, restarts a lost one, and leaves no process behind."""
 
 import os
 import signal
@@ -15,33 +15,35 @@ from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, REPLICA, withou
 
 POLL_S = 0.1
 GRACE_S = 45.0  # torchrun gives its rank 30 s to save
-NOT_AGAIN = (2, 3, 75)  # exit codes that another try would not change: config, data; told to stop
+FINAL = (2, 3, 75)  # exit codes that a restart would not change: configuration, data, asked to stop
 
 
 @dataclass
 class Child:
+    """One replica's process."""
+
     number: int
     starts: int = 0
     process: "subprocess.Popen[bytes] | None" = None
-    code: int | None = None  # the last one's, once no other will be started
+    code: int | None = None  # exit code of the last start, once there will be no other
 
 
 @dataclass
 class Supervisor:
-    """`numbers`: the replicas to start here, of `count` in all; each writes into `folder`/replica-<number>."""
+    """The replicas `numbers` of `count`. Each writes into `folder`/replica-<number>."""
 
     program: Sequence[str]  # what trains, behind the interpreter: a script, or -m and a module
     arguments: Sequence[str]
     folder: Path
     numbers: Sequence[int]
     count: int
-    keeper: str
+    coordinator: str
     max_restarts: int
     children: list[Child] = field(init=False)
     stopping: bool = field(default=False, init=False)
 
     def run(self) -> int:
-        """Returns when all have ended: 0 when one of them has finished the run."""
+        """Run until all replicas have ended. Return 0 if one finished the run, else the first replica's exit code."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.children = [Child(number) for number in self.numbers]
         handlers = {it: signal.signal(it, self._stop) for it in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -49,7 +51,7 @@ class Supervisor:
             for child in self.children:
                 self._start(child)
             while any(child.code is None for child in self.children):
-                self._look()
+                self._check_children()
                 time.sleep(POLL_S)
         finally:
             self._end()
@@ -74,36 +76,36 @@ class Supervisor:
     def _environment(self, child: Child) -> Mapping[str, str]:
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-        told = dict(zip(REPLICA, (str(child.number), str(self.count), self.keeper), strict=True))
+        identity = dict(zip(REPLICA, (str(child.number), str(self.count), self.coordinator), strict=True))
         return {
             **without_torchrun(os.environ),
-            **told,
+            **identity,
             "PYTHONPATH": path,
             EARLIER_ATTEMPTS: str(child.starts),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 
     def _output(self, number: int) -> IO[bytes]:
-        """The first one's is seen, the others' are in files beside their directories."""
+        """Show the output of the first replica. Those of the others are files beside their run directories."""
         if number == self.numbers[0]:
             return os.fdopen(os.dup(sys.stderr.fileno()), "wb")
         return open(self.folder / f"replica-{number}.txt", "ab")
 
-    def _look(self) -> None:
+    def _check_children(self) -> None:
         for child in self.children:
             code = child.process.poll() if child.process else None
             if code is None or child.code is not None:
                 continue
             finished = any(other.code == 0 for other in self.children)
-            if code == 0 or self.stopping or finished or code in NOT_AGAIN or child.starts > self.max_restarts:
+            if code == 0 or self.stopping or finished or code in FINAL or child.starts > self.max_restarts:
                 child.code = code
                 if code:
-                    self._say(child, f"ended with code {code} and is not started again")
+                    self._report(child, f"ended with code {code} and is not started again")
             else:
-                self._say(child, f"ended with code {code}; started again ({child.starts} of {self.max_restarts})")
+                self._report(child, f"ended with code {code}; started again ({child.starts} of {self.max_restarts})")
                 self._start(child)
 
-    def _say(self, child: Child, text: str) -> None:
+    def _report(self, child: Child, text: str) -> None:
         print(f"replica {child.number} {text}", file=sys.stderr, flush=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

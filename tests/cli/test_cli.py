@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from ddp_agent.cli import LaunchContext, rank_process, relaunch, sweep
 from ddp_agent.cli.command import main
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, Place
+from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment
 from ddp_agent.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -258,11 +258,11 @@ def test_a_wrong_number_of_ranks_is_refused(wrong: object) -> None:
 
 
 def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
-    place = Place(rank=1, local_rank=1, world_size=4, local_world_size=2, node_rank=0)
-    assert rank_process._world_size({"nproc_per_node": 2}, place) == 4
-    assert rank_process._world_size({"nproc_per_node": None}, place) == 4
+    environment = TorchrunEnvironment(rank=1, local_rank=1, world_size=4, local_world_size=2, node_rank=0)
+    assert rank_process._world_size({"nproc_per_node": 2}, environment) == 4
+    assert rank_process._world_size({"nproc_per_node": None}, environment) == 4
     with pytest.raises(ConfigError, match="nproc_per_node: found 3 under a torchrun that started 2 ranks"):
-        rank_process._world_size({"nproc_per_node": 3}, place)
+        rank_process._world_size({"nproc_per_node": 3}, environment)
 
 
 @pytest.mark.parametrize(
@@ -404,18 +404,22 @@ def test_a_sweep_under_torchrun_uses_as_many_ranks(project: Path, tmp_path: Path
 
 
 def test_a_sweep_on_several_nodes_is_refused_with_the_command_to_use() -> None:
-    place = Place(world_size=8, local_world_size=4)
+    environment = TorchrunEnvironment(world_size=8, local_world_size=4)
     with pytest.raises(ConfigError, match=r"found 2 nodes") as refused:
-        sweep.refuse_several_nodes(place, ["seed=0,1", "run_name=a b"])
+        sweep.refuse_several_nodes(environment, ["seed=0,1", "run_name=a b"])
     assert "python train.py -m nproc_per_node=4 seed=0,1 'run_name=a b'" in str(refused.value)
-    sweep.refuse_several_nodes(Place(world_size=4, local_world_size=4), [])
+    sweep.refuse_several_nodes(TorchrunEnvironment(world_size=4, local_world_size=4), [])
 
 
 @pytest.mark.parametrize(("node_rank", "code"), [(0, 0), (1, 2)])
 def test_only_rank_0_drives_a_sweep(
     node_rank: int, code: int, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Place, "read", lambda: Place(rank=1, world_size=4, local_world_size=2, node_rank=node_rank))
+    monkeypatch.setattr(
+        TorchrunEnvironment,
+        "read",
+        lambda: TorchrunEnvironment(rank=1, world_size=4, local_world_size=2, node_rank=node_rank),
+    )
     monkeypatch.setattr("ddp_agent.cli.command.die_with_parent", lambda: None)
     assert type_in(monkeypatch, project, "-m", "seed=0,1") == code
     assert [file.name for file in tmp_path.iterdir()] == ["project"]

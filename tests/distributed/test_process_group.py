@@ -24,7 +24,7 @@ from ddp_agent.cli import rank_process
 from ddp_agent.distributed import process_group as runtime
 from ddp_agent.distributed import rendezvous
 from ddp_agent.distributed.c10d import HashStore, TCPStore
-from ddp_agent.distributed.torchrun_env import Place, without_torchrun
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs import log
 
@@ -167,8 +167,8 @@ def test_one_process_without_torchrun_has_a_group(ranks1: RankPool) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="device: found 'cuda'"):
-        runtime._device("cuda", Place())
-    assert runtime._device("auto", Place()).type == "cpu"
+        runtime._device("cuda", TorchrunEnvironment())
+    assert runtime._device("auto", TorchrunEnvironment()).type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_nccl_needs_a_gpu_for_each_rank(
     monkeypatch.setattr(runtime, "_identity", lambda device: gpus[0])
     others = HashStore()
     others.set("gpu/1", gpus[1])
-    assert runtime._backend(torch.device("cpu"), Place(world_size=2), others) == backend
+    assert runtime._backend(torch.device("cpu"), TorchrunEnvironment(world_size=2), others) == backend
     assert ("gloo instead of NCCL" in caplog.text) == (backend == "gloo" and any(gpus))
 
 
@@ -246,13 +246,15 @@ def test_other_ranks_log_warnings_only(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
-def test_place_is_read_from_torchrun_s_variables() -> None:
+def test_the_environment_is_read_from_torchrun_s_variables() -> None:
     variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    place = Place.read(variables | {"LOCAL_WORLD_SIZE": "4"})
-    assert place == Place(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=1)
-    assert not place.single_node
-    assert Place.read(variables) == Place(rank=5, local_rank=1, world_size=8, local_world_size=8)
-    assert Place.read({"RANK": "5"}) is None
+    environment = TorchrunEnvironment.read(variables | {"LOCAL_WORLD_SIZE": "4"})
+    assert environment == TorchrunEnvironment(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=1)
+    assert not environment.single_node
+    assert TorchrunEnvironment.read(variables) == TorchrunEnvironment(
+        rank=5, local_rank=1, world_size=8, local_world_size=8
+    )
+    assert TorchrunEnvironment.read({"RANK": "5"}) is None
 
 
 def test_a_nested_torchrun_inherits_nothing_of_the_outer_one() -> None:

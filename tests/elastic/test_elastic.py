@@ -14,7 +14,7 @@ import torch.distributed as dist
 pytest.importorskip("torchft", reason="torchft is not installed: pip install 'ddp_agent[elastic]'")
 
 from elastic_loops import ElasticLoop
-from elastic_runs import keeper
+from elastic_runs import coordinator
 from loops import Loop, norm_net, refusal, sgd
 from rank_pool import RankPool
 from torch import Tensor
@@ -58,9 +58,9 @@ MODES: dict[str, Make] = {
 
 
 @contextlib.contextmanager
-def keepers(count: int) -> Iterator[list[str]]:
+def coordinators(count: int) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(keeper(lost_after_s=1.0)).address for _ in range(count)]
+        yield [stack.enter_context(coordinator(lost_after_s=1.0)).address for _ in range(count)]
 
 
 def loop_options(name: str) -> dict[str, Any]:
@@ -182,17 +182,17 @@ def one_comes_back(addresses: dict[str, str]) -> dict[str, Tensor]:
 
 
 def test_with_nobody_lost_replicas_are_ranks_bit_for_bit(ranks3: RankPool) -> None:
-    with keepers(len(MODES)) as addresses:
+    with coordinators(len(MODES)) as addresses:
         assert ranks3.run(both_ways, addresses, timeout_s=120) == [[]] * 3
 
 
 def test_what_one_could_not_finish_is_undone_by_all_and_done_again(ranks3: RankPool) -> None:
-    with keepers(len(MODES)) as addresses:
+    with coordinators(len(MODES)) as addresses:
         assert ranks3.run(fails_once, addresses, timeout_s=120) == [[]] * 3
 
 
 def test_the_others_average_among_themselves(ranks3: RankPool) -> None:
-    with keepers(1) as (address,):
+    with coordinators(1) as (address,):
         first, _, last = ranks3.run(one_leaves, address, timeout_s=60)
     assert first == last
     right, facts, last_seen, _ = first
@@ -203,7 +203,7 @@ def test_the_others_average_among_themselves(ranks3: RankPool) -> None:
 
 def test_one_that_comes_back_joins_with_the_current_state(ranks3: RankPool) -> None:
     names = ["local_sgd", "diloco", "diloco int8", "diloco powersgd", "slowmo", "streaming_diloco"]
-    with keepers(len(names)) as addresses:
+    with coordinators(len(names)) as addresses:
         first, *others = ranks3.run(one_comes_back, dict(zip(names, addresses, strict=True)), timeout_s=120)
     for name in names:
         assert first[name].isfinite().all()
@@ -242,9 +242,9 @@ def test_what_the_owner_of_a_chunk_owes_goes_to_its_residual() -> None:
     assert (common["residual"], common["second"]) == (None, None)
 
 
-def test_the_keeper_listens_on_the_loopback_alone() -> None:
+def test_the_coordinator_listens_on_the_loopback_alone() -> None:
     """torch's store, started as it comes, listens on every interface."""
-    with keeper() as kept:
+    with coordinator() as kept:
         ports = {int(kept.address.rpartition(":")[2]), int(kept.store.get("lighthouse").decode().rpartition(":")[2])}
         found = {}
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):

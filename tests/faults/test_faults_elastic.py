@@ -20,7 +20,7 @@ pytest.importorskip("torchft", reason="torchft is not installed: pip install 'dd
 
 import rank_pool
 from elastic_loops import ElasticLoop
-from elastic_runs import SMALL, keeper, run, same, signal_file, summary, weights
+from elastic_runs import SMALL, coordinator, run, same, signal_file, summary, weights
 from fault_points import Fault
 from forked_torchrun import Outcome
 from torch import nn
@@ -117,7 +117,7 @@ def _pid(run_dir: Path) -> int:
 
 
 def _processes_of(address: str) -> Iterator[int]:
-    """Those that were started to ask this keeper."""
+    """Those that were started to ask this coordinator."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -161,7 +161,7 @@ def _replica(address: str, number: int, after_s: float, pipe: Connection) -> Non
 def test_killed_in_an_averaging_nothing_torn_is_kept(after_s: float) -> None:
     """The mean of three, if all had it whole, or of the two that are left, all through and on both."""
     context = rank_pool.forking()
-    with keeper() as kept:
+    with coordinator() as kept:
         pipes, processes = [], []
         for number in range(3):
             ours, theirs = context.Pipe()
@@ -206,7 +206,7 @@ def test_the_launcher_starts_a_killed_replica_again_and_leaves_nothing(tmp_path:
 
     try:
         _wait_for(lambda: (out / "replica-1" / "metrics.jsonl").exists(), text())
-        address = re.findall(r"keeper at ([\d.:]+)", text())[0]
+        address = re.findall(r"coordinator at ([\d.:]+)", text())[0]
         assert address.startswith("127.0.0.1:")
         os.kill(_pid(out / "replica-1"), signal.SIGKILL)
         _wait_for(lambda: told("replica 1 was lost", 0), text())

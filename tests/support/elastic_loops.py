@@ -11,16 +11,16 @@ from torch import nn
 from ddp_agent.distributed.consistency import ReplicatedTensor, require_replicated
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.torchrun_env import Replica
-from ddp_agent.elastic.quorum import ElasticGroup
+from ddp_agent.elastic.group import ElasticGroup
 from ddp_agent.sync import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
 
 
 class ElasticLoop(Loop):
-    """`address` is the keeper's. Begins at once."""
+    """`address` is the coordinator's. Begins at once."""
 
     def __init__(self, sync: SyncStrategy, address: str, number: int, count: int, **options: Any) -> None:
-        self.replica_group = ElasticGroup(Replica(number=number, count=count, keeper=address), timeout_s=20)
+        self.replica_group = ElasticGroup(Replica(number=number, count=count, coordinator=address), timeout_s=20)
         super().__init__(sync, topology=Topology(world=self.replica_group.comm, ranks_per_node=1), **options)
         self.joined = self.replica_group.begin(self)
 

@@ -1,4 +1,4 @@
-"""Runs of replicas: a keeper in this process, and each replica what a torchrun of one rank would start."""
+"""Runs of replicas: a coordinator in this process, and each replica what a torchrun of one rank would start."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from forked_torchrun import Outcome, Torchrun
 from safetensors.torch import load_file
 
 from ddp_agent.distributed.torchrun_env import REPLICA
-from ddp_agent.elastic.coordinator import Keeper
+from ddp_agent.elastic.coordinator import Coordinator
 
 LOST_AFTER_S = 2.0
 SMALL = ("max_steps=40", "global_batch_size=48", "model.hidden=[32]", "device=cpu", "log_every=8", "eval_every=20")
@@ -21,15 +21,15 @@ ELASTIC = ("on_rank_loss=continue", "timeout_s=20")
 
 
 @contextlib.contextmanager
-def keeper(lost_after_s: float = LOST_AFTER_S, patience_s: float = 60.0) -> Iterator[Keeper]:
-    kept = Keeper.start(lost_after_s=lost_after_s, patience_s=patience_s)
+def coordinator(lost_after_s: float = LOST_AFTER_S, patience_s: float = 60.0) -> Iterator[Coordinator]:
+    kept = Coordinator.start(lost_after_s=lost_after_s, patience_s=patience_s)
     try:
         yield kept
     finally:
         kept.close()
 
 
-def environment(kept: Keeper, number: int, count: int) -> dict[str, str]:
+def environment(kept: Coordinator, number: int, count: int) -> dict[str, str]:
     return dict(zip(REPLICA, (str(number), str(count), kept.address), strict=True))
 
 
@@ -49,7 +49,7 @@ def run(
     """Of each replica, by number. `faults` and `restarts` are by number, too."""
     faults, restarts = faults or {}, restarts or {}
     outcomes: dict[int, Outcome] = {}
-    with keeper() as kept, contextlib.ExitStack() as stack:
+    with coordinator() as kept, contextlib.ExitStack() as stack:
         threads = []
         for number in range(count):
             mine = [Fault(**{**vars(it), "rank": 0}) for it in faults.get(number, ())]  # rank 0 of its own torchrun

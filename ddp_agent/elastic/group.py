@@ -1,0 +1,184 @@
+"""The group of replicas as a run sees it: it starts, loses replicas and takes back those that return."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar, cast
+
+from torch.distributed import DistError
+
+from ddp_agent.distributed.comm import Comm, CommError
+from ddp_agent.distributed.replica_group import Participant, Purpose
+from ddp_agent.distributed.torchrun_env import Replica
+from ddp_agent.elastic import join
+from ddp_agent.elastic.comm import ElasticComm
+from ddp_agent.elastic.membership import Membership
+from ddp_agent.elastic.quorum import Change, Member, Quorum, change_between, rank_of
+from ddp_agent.elastic.rounds import Rounds
+from ddp_agent.errors import ConfigError, CutOffError
+
+ADMITTING = ("start", "sync")
+REDUCING = ("sync", "flush")  # the purposes in which the mode's reducer works
+START_POLL_S = 0.1
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class OverError(Exception):
+    """The others have finished the run."""
+
+
+class ElasticGroup:
+    """A `ReplicaGroup` whose replicas may be lost and come back. `world` is alone outside of rounds.
+
+    A replica takes its own share of the samples, number `slot` of the `slots` with which the run began, no matter who
+    else is there: the samples of a lost replica are not seen. `on_change` is called after every change of the group.
+    `interrupted` is called while this replica waits to join, and raises when the waiting must end.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        timeout_s: float,
+        *,
+        on_change: Callable[[Change], None] = lambda change: None,
+        interrupted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.comm = ElasticComm(timeout_s)
+        self.world: Comm = self.comm
+        self.slot, self.slots = replica.number, replica.count
+        self.changes: list[Change] = []
+        self._on_change, self._interrupted = on_change, interrupted
+        self._participant: Participant | None = None
+        self._membership = Membership(replica, timeout_s, step=self._step)
+        self._rounds = Rounds(self.comm, self._membership)
+
+    def require_identical(self, sha256_of: Mapping[str, str]) -> None:
+        first = json.loads(self._membership.agree("identical", json.dumps(dict(sha256_of))))
+        if wrong := [name for name in sha256_of if first.get(name) != sha256_of[name]]:
+            raise ConfigError([f"replicas differ: {name} of this one is not that of the first" for name in wrong])
+
+    def begin(self, participant: Participant) -> bool:
+        """Wait for all replicas at the start of a run, later for the next synchronisation of those that train.
+
+        Return True if the state was received from another replica. Raises OverError when the others have finished,
+        CutOffError when too few come within the timeout.
+        """
+        self._participant, self._rounds.running = participant, False
+        deadline = time.monotonic() + self._membership.timeout_s
+        with self._coordinator_reachable():
+            while True:
+                quorum = self._ask("start", participant.step, self._stop_waiting)
+                active = quorum.active() or quorum.founders(self.slots)
+                if self._membership.name in [member.name for member in active]:
+                    if self._start(quorum, active, participant):
+                        return False
+                elif active:
+                    deadline = time.monotonic() + self._membership.timeout_s
+                    if self._join(quorum, active, participant):
+                        return True
+                elif time.monotonic() > deadline:
+                    count = len(quorum.members)
+                    raise CutOffError(f"{count} of {self.slots} replicas came, expected all at the start")
+                else:
+                    time.sleep(START_POLL_S)
+
+    def run_collective(self, participant: Participant, work: Callable[[], T], purpose: Purpose) -> T:
+        """See `ReplicaGroup`. Raises OvertakenError when the others continued without this replica."""
+        reduces = purpose in REDUCING
+        with self._coordinator_reachable():
+            while True:
+                with self.comm.ledger.blocked() if reduces else nullcontext():
+                    quorum = self._ask(purpose, participant.step, lambda: None)
+                active = self._rounds.active_in(quorum)
+                saved = participant.snapshot()
+                kept, result = self._rounds.attempt(quorum, active, work, participant if reduces else None)
+                if kept:
+                    self._report_change(active)
+                    self._rounds.record(quorum, active)
+                    if purpose in ADMITTING:
+                        self._admit(quorum, active, participant)
+                    return cast(T, result)
+                participant.restore(saved)
+
+    def end(self) -> None:
+        self._membership.store.set("over", "")
+        self._membership.close()
+        self.comm.close()
+
+    def facts(self) -> dict[str, int]:
+        return {
+            "replicas_at_end": len(self._rounds.active),
+            "replicas_lost": sum(len(change.lost) for change in self.changes),
+            "replicas_joined": sum(len(change.joined) for change in self.changes),
+        }
+
+    def _step(self) -> int:
+        return self._participant.step if self._participant else 0
+
+    def _stop_waiting(self) -> None:
+        self._interrupted()
+        if self._membership.store.check(["over"]):
+            raise OverError
+
+    def _start(self, quorum: Quorum, active: list[Member], participant: Participant) -> bool:
+        kept, _ = self._rounds.attempt(quorum, active, participant.check_start)
+        if kept:
+            self._report_change(active)
+            self._rounds.record(quorum, active)
+            self._rounds.running = True
+            self._admit(quorum, active, participant)
+        return kept
+
+    def _join(self, quorum: Quorum, active: list[Member], participant: Participant) -> bool:
+        """Return True when this replica has reached the step of the active ones."""
+        if not self._membership.votes.verdict(quorum, active) or active[0].purpose not in ADMITTING:
+            return False
+        # An active replica with this number has just voted, so it is not one that died a moment ago.
+        if self.slot in [member.number for member in active]:
+            raise ConfigError(f"DDP_AGENT_REPLICA: found {self.slot}, which another replica is already")
+        newcomers = quorum.newcomers(active)
+        try:
+            self._rounds.forget_connection()
+            rank = 1 + rank_of(self._membership.name, newcomers)
+            state = join.receive(self.comm, self._membership.join_store(quorum.key), rank, 1 + len(newcomers))
+        except CommError as error:
+            _log.warning("the state of the others did not arrive (%s); asking again", error)
+            return False
+        participant.load_join_state(state)
+        self._rounds.record_join(quorum, active)
+        numbers = [member.number for member in active]
+        _log.warning("joined after step %d, beside replicas %s", participant.step, numbers)
+        return True
+
+    def _admit(self, quorum: Quorum, active: list[Member], participant: Participant) -> None:
+        """Send newcomers the state that was just kept, from the first active replica. If that fails they ask again."""
+        newcomers = quorum.newcomers(active)
+        if active[0].name != self._membership.name or not newcomers:
+            return
+        self._rounds.forget_connection()
+        try:
+            join.send(self.comm, self._membership.join_store(quorum.key), participant.join_state(), 1 + len(newcomers))
+        except CommError as error:
+            _log.warning("a replica that wanted to join was lost: %s", error)
+
+    @contextmanager
+    def _coordinator_reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except DistError as error:  # of the store: errors of collectives have become CommErrors
+            raise CutOffError(f"the coordinator at {self._membership.replica.coordinator} is gone: {error}") from error
+
+    def _ask(self, purpose: Purpose, step: int, interrupted: Callable[[], None]) -> Quorum:
+        with self._coordinator_reachable():  # inside `blocked`, which would make a CommError of it
+            return self._rounds.ask(purpose, step, interrupted)
+
+    def _report_change(self, active: list[Member]) -> None:
+        if change := change_between(self._rounds.active, active, self._step(), self._membership.last_step):
+            self.changes.append(change)
+            _log.warning("%s", change)
+            self._on_change(change)
