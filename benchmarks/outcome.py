@@ -1,5 +1,6 @@
 """The outcome of a benchmark: a table for people, and JSON for programs."""
 
+import itertools
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -61,15 +62,16 @@ class Outcome:
     rows: Sequence[Row]
 
     def table(self) -> Table:
-        """Return the table for the terminal, with a line between groups of equal first cells."""
+        """Return the table for the terminal, with a line between groups of rows that share their first cell."""
         table = Table(title=self.title, caption=f"{self.how}\n{self.machine}", caption_justify="left")
         for key in self.rows[0]:
             number = any(isinstance(row[key], int | float) for row in self.rows)
             table.add_column(key.replace("_", " "), justify="right" if number else "left")
-        for before, row in zip([None, *self.rows], self.rows, strict=False):
-            if before and next(iter(before.values())) != next(iter(row.values())):
-                table.add_section()
-            table.add_row(*(_cell(key, value) for key, value in row.items()))
+        groups = [list(rows) for _, rows in itertools.groupby(self.rows, key=lambda row: next(iter(row.values())))]
+        for group in groups:
+            for row in group:
+                last = len(group) > 1 and row is group[-1]
+                table.add_row(*(_cell(key, value) for key, value in row.items()), end_section=last)
         return table
 
     def write(self, path: Path) -> None:
