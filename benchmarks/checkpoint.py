@@ -24,12 +24,14 @@ from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.cnn import CNN
-from ddp_agent.outputs.console import NullProgress
+from ddp_agent.outputs.observer import Observer
 from ddp_agent.reducers import Dense
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync import AllReduce
+from ddp_agent.training.checkpoints import Checkpoints
 from ddp_agent.training.optimizers import SGD
 from ddp_agent.training.schedules import Constant
+from ddp_agent.training.session import Session, TrainSetup
 from ddp_agent.training.trainer import Trainer
 
 SUMMARY = "checkpoints of the cnn every 50 steps, written before training continues and beside it, against none"
@@ -56,7 +58,7 @@ def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
     """
     steps = arguments.steps
     with _shared_directory(arguments.directory) as directory:
-        timings = _timings(trainer(ranks), writers(directory), steps, arguments.repeats)
+        timings = _timings(new_session(ranks), writers(directory), steps, arguments.repeats)
     none = timings["none"]
     return Outcome(
         title=f"A training step of a CNN on {SHAPE[1]} x {SHAPE[2]} images, {BATCH} per rank, saved every {EVERY}",
@@ -87,14 +89,13 @@ def writers(directory: Path) -> dict[str, Writer | None]:
     return {"none": None, "before training continues": before, "beside training": beside}
 
 
-def trainer(ranks: Runtime) -> Trainer:
-    """Return the one trainer of all turns: of several in one process the last is some 15 % slower, whatever it does."""
+def new_session(ranks: Runtime) -> Session:
+    """Return the one session of all turns: of several in one process the last is some 15 % slower, whatever it does."""
     seed_everything(0)
     task = _random_images(ranks.world_size)
     model = CNN(input_shape=SHAPE, outputs=OUTPUTS, channels=(32, 64), hidden=HIDDEN).to(ranks.device)
-    return Trainer(
+    setup = TrainSetup(
         options=replace(step.options_for(BATCH * ranks.world_size), checkpoint_every=EVERY),
-        total_steps=0,
         task=task,
         module=model,
         optimizer=SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters()),
@@ -103,9 +104,8 @@ def trainer(ranks: Runtime) -> Trainer:
         reducer=Dense(),
         topology=Topology.create(),
         device=ranks.device,
-        fingerprint={},
-        run_dir=None,
     )
+    return Session(setup)
 
 
 def _random_images(ranks: int) -> Task:
@@ -113,29 +113,34 @@ def _random_images(ranks: int) -> Task:
     return classification(Data.resident(train, test), outputs=OUTPUTS, loss="cross_entropy")
 
 
-def train_for_ever(trainer: Trainer, after_step: Callable[[], None]) -> None:
-    """Train, and call `after_step` after every step."""
-    trainer.total_steps = step.NEVER
-    trainer.progress = _AfterStep(after_step)
-    trainer.fit()
-
-
-class _AfterStep(NullProgress):
+class _AfterStep(Observer):
     def __init__(self, after_step: Callable[[], None]) -> None:
         self._after_step = after_step
 
-    def advance(self, step: int) -> None:
+    def stepped(self, step: int) -> None:
         self._after_step()
 
 
-def _timings(trainer: Trainer, writers: Mapping[str, Writer | None], steps: int, rounds: int) -> dict[str, Timing]:
-    loop = Paused(functools.partial(train_for_ever, trainer), trainer.device)
+class _Turns(Checkpoints):
+    """Checkpoints by the writer whose turn it is."""
+
+    def take_turn(self, writer: Writer | None) -> None:
+        self.writer = writer
+
+
+def _timings(session: Session, writers: Mapping[str, Writer | None], steps: int, rounds: int) -> dict[str, Timing]:
+    checkpoints, device = _Turns(session, None), session.setup.device
+
+    def train_for_ever(after_step: Callable[[], None]) -> None:
+        Trainer(session, [_AfterStep(after_step)], checkpoints).fit()
+
+    loop = Paused(train_for_ever, device)
     with closing(loop):
         loop(EVERY // 2)  # a round ends between two saves
 
         def turn(writer: Writer | None) -> float:
-            trainer.writer = writer
-            return stopwatch(functools.partial(loop, steps), trainer.device)
+            checkpoints.take_turn(writer)
+            return stopwatch(functools.partial(loop, steps), device)
 
         timings = take_turns(
             {name: functools.partial(turn, writer) for name, writer in writers.items()}, rounds, world_comm()

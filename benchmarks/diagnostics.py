@@ -53,7 +53,8 @@ def _rows(steps: int, repeats: int, ranks: Runtime) -> Iterator[Row]:
 
 def contenders(setting: Setting, workload: Workload, steps: int) -> dict[str, Timed]:
     """Return the two ways to train, the yardstick first."""
-    trainers = {every: workload.trainer(setting.sync(), consensus_every=every) for every in (NEVER, MEASURE_EVERY)}
+    sessions = {every: workload.session(setting.sync(), consensus_every=every) for every in (NEVER, MEASURE_EVERY)}
+    trainers = {every: Trainer(session) for every, session in sessions.items()}
     return {
         "without": lambda: fit(trainers[NEVER], steps),
         "measuring": lambda: fit(trainers[MEASURE_EVERY], steps),
@@ -62,7 +63,6 @@ def contenders(setting: Setting, workload: Workload, steps: int) -> dict[str, Ti
 
 def fit(trainer: Trainer, steps: int) -> float:
     """Train `steps` more steps. Return their seconds of wall-clock, measurements and the evaluation included."""
-    trainer.total_steps += steps
     started = time.perf_counter()
-    trainer.fit()
+    trainer.fit(until=trainer.session.step + steps)
     return time.perf_counter() - started

@@ -4,7 +4,6 @@ import argparse
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,12 +23,14 @@ from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.models.mlp import MLP
 from ddp_agent.outputs.console import ConsoleProgress
+from ddp_agent.outputs.observer import Observer
 from ddp_agent.outputs.run_directory import RunDirectory
-from ddp_agent.outputs.tracking import NullTracker, Tracker
+from ddp_agent.outputs.tracking import MetricsLog, TensorBoard
 from ddp_agent.reducers import Dense
 from ddp_agent.sync import AllReduce, Independent, LocalSGD, SyncStrategy
 from ddp_agent.training.optimizers import SGD
 from ddp_agent.training.schedules import Constant
+from ddp_agent.training.session import Session, TrainSetup
 from ddp_agent.training.trainer import Trainer
 
 SUMMARY = "a training step of the trainer, and of a bare hand-written loop, with and without communication"
@@ -89,12 +90,11 @@ def _rows(steps: int, repeats: int, ranks: Runtime, directory: Path) -> Iterator
             continue  # this rank waits for rank 0 at the next setting's first collective
         topology = Topology(world=LocalComm(), ranks_per_node=1) if setting.alone else Topology.create()
         workload = Workload(task, topology, ranks.device)
-        with (
-            RunDirectory(directory / str(number), rank=workload.world.rank) as run,
-            closing(workload.tracker(run)) as tracker,
-        ):
-            turns = contenders(setting, workload, tracker, steps)
-            timings = take_turns(turns, repeats, workload.world)
+        with RunDirectory(directory / str(number), rank=workload.world.rank) as run:
+            recorders = workload.recorders(run)
+            timings = take_turns(contenders(setting, workload, recorders, steps), repeats, workload.world)
+            for recorder in recorders:
+                recorder.close()
         for name, timing in timings.items():
             yield _row(setting, name, timing, steps)
 
@@ -124,18 +124,20 @@ class Workload:
         inputs, targets = (tensor[rank::size].to(self.device) for tensor in self.task.data.train.tensors)
         return bare.Data(inputs, targets, BATCH)
 
-    def tracker(self, run: RunDirectory) -> Tracker | NullTracker:
-        """Return the tracker that a run of `train.py` has on this rank."""
-        return Tracker(run, self.task.objective.metric_name) if run.rank == 0 else NullTracker()
+    def recorders(self, run: RunDirectory) -> list[Observer]:
+        """Return the observers that write and print what a run of `train.py` does on this rank."""
+        if run.rank != 0:
+            return []
+        console = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
+        return [MetricsLog(run), TensorBoard(run, self.task.objective.metric_name), console]
 
-    def trainer(self, sync: SyncStrategy, consensus_every: int | None = None) -> Trainer:
-        """Return a trainer of the 10-32-2 MLP."""
+    def session(self, sync: SyncStrategy, consensus_every: int | None = None) -> Session:
+        """Return a session of the 10-32-2 MLP."""
         task = self.task
         model = MLP(input_shape=task.data.input_shape, outputs=task.objective.outputs, hidden=(32,)).to(self.device)
         optimizer = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).create(model.parameters())
-        return Trainer(
+        setup = TrainSetup(
             options=replace(options_for(BATCH * self.world.size), consensus_every=consensus_every),
-            total_steps=0,
             task=task,
             module=model,
             optimizer=optimizer,
@@ -144,16 +146,14 @@ class Workload:
             reducer=Dense(),
             topology=self.topology,
             device=self.device,
-            fingerprint={},
         )
+        return Session(setup)
 
 
-def contenders(setting: Setting, workload: Workload, tracker: Tracker | NullTracker, steps: int) -> dict[str, Timed]:
+def contenders(setting: Setting, workload: Workload, recorders: list[Observer], steps: int) -> dict[str, Timed]:
     """Return the three loops, the yardstick first."""
     by_hand = setting.by_hand(workload.share())
-    silent, recording = (workload.trainer(setting.sync()) for _ in range(2))
-    recording.tracker = tracker
-    recording.progress = ConsoleProgress(NEVER, console=Console(file=io.StringIO()))
+    silent, recording = (Trainer(workload.session(setting.sync()), observers) for observers in ([], recorders))
     return {
         YARDSTICK: lambda: stopwatch(lambda: by_hand(steps), workload.device),
         "trainer": lambda: fit(silent, steps),
@@ -163,10 +163,10 @@ def contenders(setting: Setting, workload: Workload, tracker: Tracker | NullTrac
 
 def fit(trainer: Trainer, steps: int) -> float:
     """Train `steps` more steps. Return their seconds by the trainer's clock, which leaves out evaluation."""
-    before_s = trainer.costs()["train_s"]
-    trainer.total_steps += steps
-    trainer.fit()
-    return trainer.costs()["train_s"] - before_s
+    session = trainer.session
+    before_s = session.costs()["train_s"]
+    trainer.fit(until=session.step + steps)
+    return session.costs()["train_s"] - before_s
 
 
 def options_for(global_batch_size: int) -> Options:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ddp_agent.distributed.regions import region
 from ddp_agent.distributed.timers import HostTimer, Timer
 
 # Between two straggler reports a group keeps at most 65,536 records (10 MB). Later collectives are not attributed.
@@ -108,17 +109,20 @@ class Blocked:
     """Time in which this rank's compute stands still for communication. A class, since a generator costs twice as
     much per collective."""
 
-    __slots__ = ("_began", "_ledger", "_wait")
+    __slots__ = ("_began", "_ledger", "_region", "_wait")
 
     def __init__(self, ledger: Ledger, wait: Wait | None) -> None:
         self._ledger, self._wait = ledger, wait
+        self._region = region("communication")
 
     def __enter__(self) -> None:
+        self._region.__enter__()
         self._began = self._ledger.timer.now() if self._ledger.counting else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._region.__exit__(kind, error, trace)
         if isinstance(error, RuntimeError):
             raise CommError(str(error)) from error
         ledger = self._ledger

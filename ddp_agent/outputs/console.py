@@ -1,40 +1,23 @@
-"""What a person sees of a run on rank 0: a bar in a terminal, plain lines elsewhere, a table at the end."""
+"""Progress of a run on rank 0's console: a bar in a terminal, plain lines elsewhere, a table at the end."""
 
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
+
+from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 
 _SHOWN = ("train_loss", "samples_per_s")
 
 
-class NullProgress:
-    """What the ranks other than 0 use in place of a ConsoleProgress."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def advance(self, step: int) -> None: ...
-
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any], run: Path) -> None: ...
-
-
-class ConsoleProgress:
-    """Towards `steps`, from `first_step` on when resumed. A context, so that the terminal is left tidy."""
+class ConsoleProgress(Observer):
+    """Progress towards `steps` optimizer steps, counted from `first_step` when the run is resumed."""
 
     def __init__(
         self,
@@ -50,30 +33,25 @@ class ConsoleProgress:
         self._clock = clock
         self._start_s = clock()
         self._bar = _bar(self.console) if self.console.is_terminal else None
-        # rich's own refresh is a thread that would take the interpreter from training 10 times a second.
+        # rich's own refresh is a thread that would take the interpreter from training 10 times per second.
         self._every_s = 0.5 if self._bar else 5.0
         self._due_s = self._start_s + self._every_s
         if self._bar:
             self._task = self._bar.add_task("", total=steps, completed=first_step, shown="", speed="")
 
-    def __enter__(self) -> Self:
+    def begin(self, start: Start) -> None:
         if self._bar:
             self._bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self, step: int) -> None:
-        """Every step: nothing without a terminal, a look at the clock with one."""
+    def stepped(self, step: int) -> None:
+        """Move the bar every half second. Without a terminal this costs nothing."""
         if self._bar and self._is_due():
             self._bar.update(self._task, completed=step, refresh=True)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers the trainer has on the host anyway; shown every few seconds."""
+    def logged(self, step: int, values: Values) -> None:
+        """Show loss and speed. They are on the host already, so showing them makes no GPU wait."""
+        if not values.keys() & _SHOWN:
+            return
         if self._bar:
             loss, speed = values.get("train_loss"), values.get("samples_per_s")
             self._bar.update(
@@ -85,17 +63,25 @@ class ConsoleProgress:
         elif self._is_due():
             self._line(step, {key: values[key] for key in _SHOWN if key in values})
 
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Always shown; above the bar where there is one."""
-        self._line(step, {key: value for key, value in values.items() if key.startswith("test_")})
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Print a line for every evaluation, above the bar where there is one."""
+        scores = {key: value for key, value in evaluation.values.items() if key.startswith("test_")}
+        self._line(evaluation.step, scores)
 
-    def finish(self, summary: Mapping[str, Any], run: Path) -> None:
+    def finished(self, result: Result) -> None:
+        """Print the result table and the commands that show more."""
         if self._bar:
-            self._bar.update(self._task, completed=summary["steps"], refresh=True)
+            self._bar.update(self._task, completed=result.summary["steps"], refresh=True)
             self._bar.stop()
-        self.console.print(result_table(summary))
-        for command in (f"tensorboard --logdir {_quoted(run)}", f"python -m ddp_agent.report {_quoted(run)}"):
+        self.console.print(result_table(result.summary))
+        run = _quoted(result.run_dir)
+        for command in (f"tensorboard --logdir {run}", f"python -m ddp_agent.report {run}"):
             self._print(f"  {command}")
+
+    def close(self) -> None:
+        """Leave the terminal tidy: the cursor is shown again."""
+        if self._bar:
+            self._bar.stop()
 
     def _is_due(self) -> bool:
         now_s = self._clock()
@@ -104,7 +90,7 @@ class ConsoleProgress:
         self._due_s = now_s + self._every_s
         return True
 
-    def _line(self, step: int, values: Mapping[str, float]) -> None:
+    def _line(self, step: int, values: Values) -> None:
         shown = "  ".join(f"{key} {_number(key, value)}" for key, value in values.items())
         self._print(f"step {step:,}/{self._steps:,}  {shown}  {self._time_left(step)}".rstrip())
 
@@ -115,7 +101,7 @@ class ConsoleProgress:
         return f"{human_seconds((self._clock() - self._start_s) / done * left)} left"
 
     def _print(self, line: str) -> None:
-        """As it is: no wrapping at 80 columns in a log file, no markup in a path."""
+        """Print without wrapping at 80 columns, which would break a log file, and without markup in a path."""
         self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -133,6 +119,7 @@ def _bar(console: Console) -> Progress:
 
 
 def result_table(summary: Mapping[str, Any]) -> Table:
+    """Return the table with a run's score and costs. Keys are those of `summary.json`."""
     ranks = summary["world_size"]
     table = Table(title=f"{summary['sync']} · {summary['reducer']} · {ranks} rank{'s' * (ranks != 1)}")
     row = {
@@ -151,7 +138,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
 
 
 def human_bytes(count: float) -> str:
-    """Decimal units, as networks count."""
+    """Return a count in decimal units, as networks count."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -160,6 +147,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
+    """Return a duration with two units at most, such as 3 min 05 s."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -169,7 +157,7 @@ def human_seconds(seconds: float) -> str:
     return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _number(key: str, value: float) -> str:
+def _number(key: str, value: float | Tensor | None) -> str:
     return f"{value:,.0f}" if key == "samples_per_s" else f"{value:.4g}"
 
 

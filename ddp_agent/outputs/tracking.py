@@ -1,117 +1,104 @@
-"""What a run measures, as it happens: `metrics.jsonl` is the truth, TensorBoard mirrors it.
+"""The two records of a run on rank 0: `metrics.jsonl`, which is the truth, and TensorBoard, which mirrors it.
 
-One flat JSON object a step, units in the names: `step`, `unix_s` (wall clock), then what was measured.
-An evaluation has `test_<metric>` and, for the other two axes, `train_s` and `payload_bytes`. The keys are
-TensorBoard's tags, too. A full disk costs metrics, never the training.
+`metrics.jsonl` has one flat JSON object per step, with units in the names: `step`, `unix_s` (wall clock), then the
+measurements. An evaluation has `test_<metric>` and, for the other two axes, `train_s` and `payload_bytes`. The keys
+are TensorBoard's tags, too.
+
+A resumed run brings the history of the run that it continues, in its own directory or another. Records after the
+checkpoint belong to a branch that was given up, and are left out.
 """
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddp_agent.errors import DataError
 from ddp_agent.outputs.metrics_file import MetricsFile, Record
+from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History, TensorBoardMirror, finite_or_none
-
-Values = Mapping[str, float | Tensor | None]
 
 _log = logging.getLogger(__name__)
 
 
-class NullTracker:
-    """What the ranks other than 0 use in place of a Tracker."""
+class MetricsLog(Observer):
+    """Writes `metrics.jsonl`. On a full disk lines are lost and counted in `lost_lines`; training continues.
 
-    lost_lines = 0
-
-    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None = None) -> None: ...
-
-    def log(self, step: int, values: Values) -> None: ...
-
-    def evaluation(
-        self, step: int, values: Values, *, train_s: float, payload_bytes: int, model: nn.Module | None = None
-    ) -> None: ...
-
-    def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None: ...
-
-    def text(self, tag: str, text: str, step: int) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Tracker:
-    """Rank 0's record of a run.
-
-    A resumed run brings the history of the one it continues, in its own directory or another; what came after
-    the checkpoint happened on a branch that was given up.
+    Raises DataError when the file cannot be created.
     """
 
-    def __init__(self, directory: RunDirectory, metric_name: str, *, history: History | None = None) -> None:
+    def __init__(self, directory: RunDirectory, history: History | None = None) -> None:
         self.lost_lines = 0
         try:
             self._file = MetricsFile(directory.metrics, history.records if history else [])
-            mirror = TensorBoardMirror(directory.tensorboard, f"test_{metric_name}")
-            if history:
-                mirror.replay(history)
         except OSError as error:
-            raise DataError(f"{directory.path}: metrics cannot be written ({error.strerror})") from error
-        self._mirror: TensorBoardMirror | None = mirror
+            raise _cannot_be_written(directory, error) from error
 
-    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None = None) -> None:
-        """Once, when `model` holds the weights that training starts from: updates are counted from them.
-
-        With a `specimen` [1, ...] of what the model gets, layers are shown with shapes and FLOPs.
-        """
-        self._reflect(lambda mirror: mirror.describe(model, config, specimen))
-
-    def log(self, step: int, values: Values) -> None:
-        """Steps may be logged and then evaluated, or the other way round, but never go back."""
-        measured = {key: finite_or_none(value) for key, value in values.items()}
-        record = {"step": step, "unix_s": round(time.time(), 3), **measured}
-        self._write(record)
-        self._reflect(lambda mirror: mirror.record(record))
-
-    def evaluation(
-        self, step: int, values: Values, *, train_s: float, payload_bytes: int, model: nn.Module | None = None
-    ) -> None:
-        """`train_s` and `payload_bytes` so far; `model` as tested (inside `eval_weights`), for histograms."""
-        self.log(step, {**values, "train_s": train_s, "payload_bytes": payload_bytes})
-        if model is not None:
-            self._reflect(lambda mirror: mirror.histograms(model, step))
-
-    def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None:
-        """`draw` gives uint8 [height, width, 3], or None where there is nothing to see."""
-        if self._mirror is not None and (pixels := draw()) is not None:
-            self._reflect(lambda mirror: mirror.picture(tag, pixels, step))
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Shown as it is, line by line."""
-        self._reflect(lambda mirror: mirror.text(tag, text, step))
-
-    def finish(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-        self._reflect(lambda mirror: mirror.compare(summary, hparams))
-        self.close()
-
-    def close(self) -> None:
-        self._reflect(TensorBoardMirror.close)
-        self._mirror = None
-        self._file.close()
-
-    def _write(self, record: Record) -> None:
+    def logged(self, step: int, values: Values) -> None:
+        """Write a line. Values that are not finite become null."""
         try:
-            self._file.put(record)
+            self._file.put(_record(step, values))
         except OSError as error:
             self.lost_lines += 1
             if self.lost_lines == 1:
                 _log.warning("%s: %s; training goes on without", self._file.path, error.strerror or error)
 
-    def _reflect(self, action: Callable[["TensorBoardMirror"], None]) -> None:
-        """TensorBoard's writer does not recover from an error in its thread, so the first ends the mirror."""
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.logged(evaluation.step, evaluation.values)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard(Observer):
+    """Mirrors the metrics in TensorBoard. Its first OSError ends the mirror; training continues.
+
+    TensorBoard's writer does not recover from an error in its thread. Raises DataError when the folder cannot be
+    written.
+    """
+
+    def __init__(self, directory: RunDirectory, metric_name: str, *, history: History | None = None) -> None:
+        try:
+            mirror = TensorBoardMirror(directory.tensorboard, f"test_{metric_name}")
+            if history:
+                mirror.replay(history)
+        except OSError as error:
+            raise _cannot_be_written(directory, error) from error
+        self._mirror: TensorBoardMirror | None = mirror
+
+    def begin(self, start: Start) -> None:
+        """Describe the model and the configuration. Updates are counted from the weights of `start`."""
+        self._mirrored(lambda mirror: mirror.describe(start.model, start.config, start.inputs))
+
+    def logged(self, step: int, values: Values) -> None:
+        self._mirrored(lambda mirror: mirror.record(_record(step, values)))
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.logged(evaluation.step, evaluation.values)
+        self._mirrored(lambda mirror: mirror.histograms(evaluation.model, evaluation.step))
+
+    def picture(self, tag: str, draw: Callable[[], Tensor | None], step: int) -> None:
+        """Show the image that `draw` returns, uint8 [height, width, 3]. With None there is nothing to show."""
+        if self._mirror is not None and (pixels := draw()) is not None:
+            self._mirrored(lambda mirror: mirror.picture(tag, pixels, step))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Show a text as it is, line by line."""
+        self._mirrored(lambda mirror: mirror.text(tag, text, step))
+
+    def finished(self, result: Result) -> None:
+        steps = result.summary["steps"]
+        if result.sample is not None:
+            self.text("sample", result.sample, steps)
+        self._mirrored(lambda mirror: mirror.compare(result.summary, result.hparams))
+
+    def close(self) -> None:
+        self._mirrored(TensorBoardMirror.close)
+        self._mirror = None
+
+    def _mirrored(self, action: Callable[[TensorBoardMirror], None]) -> None:
         if self._mirror is None:
             return
         try:
@@ -119,3 +106,12 @@ class Tracker:
         except OSError as error:
             _log.warning("%s: %s; TensorBoard stops here", self._mirror.directory, error.strerror or error)
             self._mirror = None
+
+
+def _record(step: int, values: Values) -> Record:
+    measured: dict[str, Any] = {key: finite_or_none(value) for key, value in values.items()}
+    return {"step": step, **measured}
+
+
+def _cannot_be_written(directory: RunDirectory, error: OSError) -> DataError:
+    return DataError(f"{directory.path}: metrics cannot be written ({error.strerror})")

@@ -1,38 +1,69 @@
-"""Where the time goes: every moment belongs to exactly one phase, so the parts sum to the whole."""
+"""The time of a run, by phase: every moment belongs to exactly one phase, so the parts sum to the whole."""
 
 import time
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, Protocol, TypeVar
 
 Phase = Literal["data", "compute", "eval", "checkpoint"]
+TRAINING: tuple[Phase | None, ...] = ("data", "compute")
+"""The phases that count as training."""
+
+T = TypeVar("T")
 
 
 class Meter(Protocol):
-    """Measures something over the training phases alone; told at every change of phase whether training goes on."""
+    """A measurement that depends on the phase: bytes on the network, regions of a trace."""
 
-    def measure(self, training: bool) -> None: ...
+    def measure(self, phase: Phase | None) -> None:
+        """Attribute everything from now on to `phase`. None: the clock stands."""
 
 
 class Clock:
-    """Seconds spent in each phase, evaluation and checkpoints apart from training. `enter` costs about 0.2 us."""
+    """Seconds spent in each phase. The clock stands outside of all phases."""
 
-    def __init__(self, meter: Meter | None = None) -> None:
-        self._meter = meter
+    def __init__(self, *meters: Meter) -> None:
+        self._meters = meters
         self.seconds: dict[str, float] = dict.fromkeys(("data", "compute", "eval", "checkpoint"), 0.0)
         self._phase: Phase | None = None
         self._since = 0.0
 
-    def enter(self, phase: Phase | None) -> None:
-        """From now on time belongs to `phase`; None stops the clock."""
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Count the time inside as `phase`. The phase before is restored after, also on an exception."""
+        before = self._switch(phase)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def timed(self, phase: Phase, items: Iterator[T]) -> Iterator[T]:
+        """Yield `items`, and count the time that each of them takes to arrive as `phase`.
+
+        Twice as fast as `phase` (1 us instead of 2): for the training loop.
+        """
+        while True:
+            before = self._switch(phase)
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._switch(before)
+            yield item
+
+    def _switch(self, phase: Phase | None) -> Phase | None:
         now = time.perf_counter()
-        if self._phase is not None:
-            self.seconds[self._phase] += now - self._since
-        self._phase, self._since = phase, now
-        if self._meter:
-            self._meter.measure(phase in ("data", "compute"))
+        before, self._phase = self._phase, phase
+        if before is not None:
+            self.seconds[before] += now - self._since
+        self._since = now
+        for meter in self._meters:
+            meter.measure(phase)
+        return before
 
     def read(self, blocked_s: float) -> dict[str, float]:
-        """Seconds so far. Communication happens within the compute phase, `blocked_s` of it is exposed.
+        """Return the seconds so far. Communication is part of the compute phase; `blocked_s` of it is exposed.
 
         train_s = data_s + compute_s + exposed_comm_s; wall_s = train_s + eval_s + checkpoint_s.
         """
@@ -49,10 +80,10 @@ class Clock:
         }
 
     def state_dict(self) -> dict[str, float]:
-        """Seconds of each phase up to now."""
-        self.enter(self._phase)
+        """Return the seconds of each phase up to now."""
+        self._switch(self._phase)
         return dict(self.seconds)
 
     def load_state_dict(self, seconds: Mapping[str, float]) -> None:
-        """Goes on from the seconds of a run that is resumed."""
+        """Continue from the seconds of the run that is resumed."""
         self.seconds.update(seconds)

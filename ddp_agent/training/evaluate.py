@@ -1,8 +1,8 @@
-"""Exact evaluation over all ranks."""
+"""Exact evaluation of a model, shared among the ranks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,25 +14,56 @@ from ddp_agent.data.task import Task
 from ddp_agent.distributed.comm import Comm
 
 BATCH = 512  # samples of one forward pass
-MOST_CLASSES = 1024  # whose confusion is counted: 8 MB for the most
+MOST_CLASSES = 1024  # with more, confusion is not counted: its table would take more than 8 MB
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Over the test set: the mean loss, the metric, and more of them by name."""
+    """The mean loss over the test set, the metric, and further metrics by name."""
 
     loss: float
     metric: float
     more: Mapping[str, float]
     confusion: Tensor | None = field(default=None, compare=False)
-    """Samples by class and by guess, int64 [classes, classes]; None for data without classes, or with too many."""
+    """Samples by class and by guess, int64 [classes, classes]. None for data without classes or with too many."""
+
+
+@dataclass
+class BestScore:
+    """The best metric so far, and what it took to reach the target. Not reached is None, never a large number."""
+
+    best_metric: float | None = None
+    time_to_target_s: float | None = None
+    bytes_to_target: int | None = None
+    steps_to_target: int | None = None
+
+    def note(
+        self, metric: float, target: float | None, *, higher_is_better: bool, step: int, costs: Mapping[str, float]
+    ) -> bool:
+        """Take in the evaluation after `step`, which cost `train_s` and `payload_bytes`. Return whether it is best."""
+        better = max if higher_is_better else min
+        improved = self.best_metric is None or better(self.best_metric, metric) != self.best_metric
+        self.best_metric = metric if improved else self.best_metric
+        if self.steps_to_target is None and target is not None and better(metric, target) == metric:
+            self.steps_to_target = step
+            self.time_to_target_s, self.bytes_to_target = costs["train_s"], int(costs["payload_bytes"])
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class Evaluator:
-    """Scores a model on a task's test set, every sample once, shared among the ranks.
+    """Scorer of models on a task's test set. Every sample is evaluated once, on one of the ranks.
 
-    The set is cut into batches of fixed content; rank r takes batches r, r + K, … and their sums are added in batch
-    order in fp64. So the result is the same number for any number of ranks K.
+    The set is cut into batches of fixed content. Rank r takes batches r, r + K, … and their sums are added in batch
+    order in fp64, so the result is the same number for any number of ranks K.
     """
 
     def __init__(self, task: Task, comm: Comm, device: torch.device) -> None:
@@ -51,7 +82,10 @@ class Evaluator:
     def __call__(
         self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]], *, alone: bool = False
     ) -> Scores:
-        """A collective, not counted. `alone`: this rank scores its own model on the whole set."""
+        """Return the scores of `model`. A collective that is not counted.
+
+        With `alone` this rank scores its own model on the whole set, without a collective.
+        """
         first, stride = (0, 1) if alone else (self._comm.rank, self._comm.size)
         mine = list(range(first, len(self._starts), stride))
         task = self._task
@@ -63,8 +97,8 @@ class Evaluator:
                 inputs = task.data.transformed(inputs)  # not under autocast
                 with autocast():
                     output = model(inputs).float()
-                found = [task.objective.loss(output, target).double() * len(output)]
-                sums[batch] = torch.stack([*found, *(metric(output, target).double().sum() for metric in metrics)])
+                loss_sum = task.objective.loss(output, target).double() * len(output)
+                sums[batch] = torch.stack([loss_sum, *(metric(output, target).double().sum() for metric in metrics)])
                 self._count_(counts, output, target)
         sums, counts = sums.to(self._comm.device), counts.to(self._comm.device)
         if not alone:
@@ -93,7 +127,7 @@ class Evaluator:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is put back after."""
+    """Switch to evaluation mode without gradients. The mode before is restored after."""
     training = model.training
     model.eval()
     try:
@@ -104,7 +138,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def recalibrate_(model: nn.Module, inputs: Iterator[Tensor]) -> None:
-    """Estimates BatchNorm statistics anew as plain averages over `inputs`; torch's random streams stay as they were."""
+    """Estimate BatchNorm statistics from scratch as plain averages over `inputs`. torch's random streams are kept."""
     devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
         torch.optim.swa_utils.update_bn(inputs, model)

@@ -1,4 +1,4 @@
-"""What the network interface of a rank's node sends while the rank trains: the kernel's word beside `Comm`'s count."""
+"""The kernel's count of bytes that a node's network interface sends during training, to check `Comm`'s count."""
 
 import os
 import time
@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from ddp_agent.errors import ConfigError
+from ddp_agent.training.clock import TRAINING, Phase
 
-INTERFACE = "DDP_AGENT_LINK"  # its name
-RATE = "DDP_AGENT_LINK_RATE"  # bits a second, as far as known
-QUIET_S = 0.02  # without a byte sent: what training handed to the kernel has left. 2.5 kB at 1 Mbit/s
-_COUNTERS = Path("/proc/self/net/dev")  # of this process's network namespace; /sys is of whoever mounted it
+INTERFACE = "DDP_AGENT_LINK"  # environment variable: the interface's name
+RATE = "DDP_AGENT_LINK_RATE"  # environment variable: its bits per second, where they are known
+QUIET_S = 0.02  # without a byte sent, all that training handed to the kernel has left. 2.5 kB at 1 Mbit/s
+_COUNTERS = Path("/proc/self/net/dev")  # of this process's network namespace; /sys shows the one it was mounted in
 
 
 @dataclass
 class Link:
-    """Everything that leaves the node counts: of all its ranks, headers, acknowledgements and what is sent again."""
+    """Counter of everything that leaves the node while it trains.
+
+    It includes the bytes of all ranks of the node, headers, acknowledgements and retransmissions.
+    """
 
     interface: str
     rate_bits_per_s: int | None = None
@@ -25,7 +29,7 @@ class Link:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """None when no interface is named. Raises ConfigError for one that is not there."""
+        """Return the link that the environment names, or None. Raises ConfigError if the interface does not exist."""
         if not (interface := os.environ.get(INTERFACE)):
             return None
         rate = os.environ.get(RATE, "")
@@ -39,26 +43,28 @@ class Link:
         return link
 
     def sent_bytes(self) -> int:
+        """Return the kernel's counter of sent bytes."""
         lines = _COUNTERS.read_text().splitlines()[2:]
         counters = {name.strip(): numbers.split() for name, _, numbers in (line.partition(":") for line in lines)}
-        return int(counters[self.interface][8])  # after eight of what was received
+        return int(counters[self.interface][8])  # after eight fields about what was received
 
-    def measure(self, training: bool) -> None:
-        """From now on bytes belong to training, or do not.
+    def measure(self, phase: Phase | None) -> None:
+        """Count bytes from now on if `phase` is part of training.
 
-        An exchange is over for its sender when the kernel has the bytes: at the end of training, wait until they left.
+        An exchange is over for its sender as soon as the kernel has the bytes. So at the end of training this waits
+        until they have left.
         """
-        if training == (self._since is not None):
+        if (phase in TRAINING) == (self._since is not None):
             return
         if self._since is None:
             self._since = self.sent_bytes()
             return
-        sent = self._sent_in_the_end()
+        sent = self._sent_when_quiet()
         if self.training_bytes is not None:
             self.training_bytes += sent - self._since
         self._since = None
 
-    def _sent_in_the_end(self) -> int:
+    def _sent_when_quiet(self) -> int:
         sent = self.sent_bytes()
         while True:
             time.sleep(QUIET_S)
@@ -68,6 +74,7 @@ class Link:
 
 
 def summary(link: Link | None) -> dict[str, Any]:
+    """Return the link's keys of `summary.json`."""
     return {
         "link_bytes": link.training_bytes if link else None,
         "link_rate_bits_per_s": link.rate_bits_per_s if link else None,

@@ -1,7 +1,4 @@
-"""What rank 0 shows of the consensus model at every evaluation, for people to look at in TensorBoard.
-
-A picture of predictions, or a text of them; which classes are taken for which; what the model writes or recommends.
-"""
+"""Previews of the consensus model for people who look at TensorBoard: predictions, confusions, samples, shards."""
 
 import logging
 from collections.abc import Iterator
@@ -11,57 +8,62 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.data.loader import Batch, stream
+from ddp_agent.data.shard_stats import Census
 from ddp_agent.data.task import Task
 from ddp_agent.outputs.confusion import Confusion
 from ddp_agent.outputs.images.confusion import confusion
 from ddp_agent.outputs.images.pixels import pixels, visible
 from ddp_agent.outputs.images.predictions import lines, sheet
-from ddp_agent.outputs.tracking import Tracker
-from ddp_agent.training.evaluate import Scores, inference
+from ddp_agent.outputs.images.shards import shards
+from ddp_agent.outputs.observer import Evaluation, Observer, Start
+from ddp_agent.outputs.tracking import TensorBoard
+from ddp_agent.training.evaluate import inference
 
 SHOWN = 24  # test samples, the same ones every time
 
 _log = logging.getLogger(__name__)
 
 
-class NullExhibition:
-    """What the ranks other than 0 use in place of an Exhibition."""
+class Previews(Observer):
+    """Writer of prediction previews to TensorBoard.
 
-    def specimen(self) -> Tensor | None:
-        return None
+    An exception disables previews for the rest of the run and is logged; training continues. The text that the model
+    writes after `last_step` is not shown here: `TensorBoard.finished` shows it together with its file.
+    """
 
-    def show(self, step: int, model: nn.Module, scores: Scores) -> None: ...
-
-
-class Exhibition:
-    """Whatever fails here costs what is shown, once and for all, never the training."""
-
-    def __init__(self, task: Task, tracker: Tracker, device: torch.device, *, last_step: int) -> None:
-        """What the model makes after `last_step` is shown by whoever writes it to a file."""
-        self._task, self._tracker, self._last_step = task, tracker, last_step
-        self._open = True
-        self._places = spread(task.data.test_count)
+    def __init__(
+        self, task: Task, board: TensorBoard, device: torch.device, *, last_step: int, census: Census | None = None
+    ) -> None:
+        self._task, self._board, self._last_step, self._census = task, board, last_step, census
+        self._enabled = True
+        self._indices = spread(len(task.data.test))  # type: ignore[arg-type]
         self._inputs, self._labels = torch.empty(0), torch.empty(0)
         with self._harmless():
-            self._inputs, self._labels = chosen(task, self._places, device)
+            self._inputs, self._labels = samples_at(task, self._indices, device)
 
-    def specimen(self) -> Tensor | None:
-        """One sample [1, ...] as the model gets it; None where none could be had."""
-        return self._inputs[:1] if self._open else None
+    @property
+    def example(self) -> Tensor | None:
+        """One sample [1, ...] as the model gets it. None if none could be loaded."""
+        return self._inputs[:1] if self._enabled else None
 
-    def show(self, step: int, model: nn.Module, scores: Scores) -> None:
-        """`model` as tested (inside `eval_weights`)."""
-        if not self._open:
+    def begin(self, start: Start) -> None:
+        """Draw the shards of a new run."""
+        if (census := self._census) and start.step == 0:
+            self._board.picture("shards", lambda: shards(census, self._task.presentation.class_names), 0)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        if not self._enabled:
             return
+        task, step, model = self._task, evaluation.step, evaluation.model
         with self._harmless():
-            if scores.confusion is not None:
-                found = Confusion(scores.confusion, self._task.presentation.class_names)
-                self._tracker.picture("confusion", lambda: confusion(found), step)
-                self._tracker.text("classes", found.words(), step)
-            with inference(model), torch.compiler.set_stance("force_eager"):  # another batch size would compile anew
+            if evaluation.confusion is not None:
+                table = Confusion(evaluation.confusion, task.presentation.class_names)
+                self._board.picture("confusion", lambda: confusion(table), step)
+                self._board.text("classes", table.words(), step)
+            with inference(model), torch.compiler.set_stance("force_eager"):  # a new batch size would compile again
                 self._show_predictions(step, model)
-                if self._task.presentation.sample is not None and step < self._last_step:
-                    self._tracker.text("sample", self._task.presentation.sample(model), step)
+                if task.presentation.sample is not None and step < self._last_step:
+                    self._board.text("sample", task.presentation.sample(model), step)
 
     def _show_predictions(self, step: int, model: nn.Module) -> None:
         guess, shown = self._task.objective.guess, self._task.presentation
@@ -70,9 +72,9 @@ class Exhibition:
             return
         labels, guesses = self._names(self._labels), self._names(guess(model(self._inputs).float()))
         if drawn:
-            self._tracker.picture("predictions", lambda: sheet(pixels(self._inputs, shown.look), labels, guesses), step)
+            self._board.picture("predictions", lambda: sheet(pixels(self._inputs, shown.look), labels, guesses), step)
         else:
-            self._tracker.text("predictions", lines([shown.test_texts[i] for i in self._places], labels, guesses), step)
+            self._board.text("predictions", lines([shown.test_texts[i] for i in self._indices], labels, guesses), step)
 
     def _names(self, classes: Tensor) -> list[str]:
         names = self._task.presentation.class_names
@@ -83,17 +85,17 @@ class Exhibition:
         try:
             yield
         except Exception as error:
-            self._open = False
+            self._enabled = False
             _log.warning("no more pictures and texts: %s: %s; training goes on", type(error).__name__, error)
 
 
 def spread(count: int) -> list[int]:
-    """Evenly over a test set, which may be sorted by class."""
+    """Return up to `SHOWN` indices, spread evenly over a test set of `count` samples, which may be sorted by class."""
     shown = min(SHOWN, count)
-    return [place * count // shown for place in range(shown)]
+    return [index * count // shown for index in range(shown)]
 
 
-def chosen(task: Task, places: list[int], device: torch.device) -> Batch:
-    """The test samples at `places`, as the model gets them, and their targets."""
-    inputs, target = next(stream(task.data.test, [places], device=device, workers=0))
+def samples_at(task: Task, indices: list[int], device: torch.device) -> Batch:
+    """Return the test samples at `indices`, as the model gets them, and their targets."""
+    inputs, target = next(stream(task.data.test, [indices], device=device, workers=0))
     return task.data.transformed(inputs), target

@@ -1,6 +1,7 @@
-"""All that a rank goes on from: what a checkpoint holds, and what a meeting of replicas may change."""
+"""The state of a rank: the content of a checkpoint, and what an exchange between replicas may change."""
 
 import logging
+import math
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -9,8 +10,7 @@ from torch import Tensor
 
 from ddp_agent.checkpoint.writer import copied
 from ddp_agent.distributed.consistency import ReplicatedTensor, ranks_unlike_rank_0, require_replicated
-from ddp_agent.distributed.topology import Topology
-from ddp_agent.errors import CheckpointError
+from ddp_agent.errors import CheckpointError, NonFiniteError
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
@@ -19,55 +19,70 @@ from ddp_agent.training.link_bytes import Link
 
 log = logging.getLogger(__name__)
 
-# What every rank has of its own, also where all have the same parameters.
+# Parts that differ between ranks, also where all ranks have the same parameters.
 OWN = ("optimizer", "reducer", "diagnostics", "random")
 MEETINGS_CHANGE = ("weights", "syncs", "sync", "reducer", "standing", "optimizer")
 
 
 class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
+    """A part that saves and loads itself."""
 
-    def load_state_dict(self, state_dict: Any) -> object: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data: numbers, strings, tensors, lists and dicts of them."""
+
+    def load_state_dict(self, state_dict: Any) -> object:
+        """Continue from a `state_dict`."""
 
 
 @dataclass(kw_only=True)
 class Position:
-    """How far a rank has come, and what it has not logged yet."""
+    """The progress of a rank, and what it has not logged yet."""
 
-    loss_sum: Tensor  # of its own micro-batches since the last log
+    loss_sum: Tensor
+    """The sum of this rank's micro-batch losses since the last log, a scalar on the device."""
     step: int = 0
     logged_step: int = 0
-    logged_s: float = 0.0  # the training time then
+    logged_s: float = 0.0
+    """Training time at the last log."""
+
+    def finite_loss(self, rank: int) -> float:
+        """Return the loss sum. Raises NonFiniteError if it is not finite, so that no such state is saved."""
+        loss = self.loss_sum.item()
+        if not math.isfinite(loss):
+            first = self.logged_step + 1
+            raise NonFiniteError(f"train_loss is {loss} between steps {first} and {self.step}", rank, self.step)
+        return loss
 
 
 @dataclass(kw_only=True)
 class State:
-    """A rank's: a run that is resumed from it continues bit for bit. It is a `Participant`.
+    """The state of one rank. A run that is resumed from it continues bit for bit.
 
-    `parts` save and load themselves, in this order; random streams come last, since to build and to rehearse draws
-    from them.
+    `parts` save and load themselves, in this order. Random streams come last, since building the other parts and
+    rehearsing a step draw from them. `snapshot` and the methods after it are those of a `replica_group.Participant`.
     """
 
     position: Position
     sync: SyncStrategy
     reducer: Reducer
-    topology: Topology
     clock: Clock
     link: Link | None
     parts: Mapping[str, Stateful]
 
     @property
     def step(self) -> int:
+        """Optimizer steps that were taken."""
         return self.position.step
 
     def state_dict(self) -> dict[str, Any]:
-        at, world = self.position, self.topology.world
+        """Return the content of this rank's file in a checkpoint."""
+        at, world = self.position, internals(self.sync).world
         return {
             "step": at.step,
             "ranks": [world.size, not ranks_unlike_rank_0(internals(self.sync).flat.parameters, world)],
             "weights": [internals(self.sync).flat.everything, *internals(self.sync).flat.others],
             "syncs": internals(self.sync).syncs,
-            "comm": asdict(self.topology.settle()),
+            "comm": asdict(world.ledger.settle()),
             "loss_sum": at.loss_sum,
             "logged": [at.logged_step, at.logged_s],
             "link_bytes": self.link.training_bytes if self.link else None,
@@ -75,10 +90,14 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint of this rank, or from rank 0's of another number of ranks.
+
+        Raises CheckpointError if ranks had parameters of their own there and their number has changed.
+        """
         other_ranks = self._of_other_ranks(state)
         self.position.step = state["step"]
         for name, value in state["comm"].items():
-            setattr(self.topology.world.stats, name, value)
+            setattr(internals(self.sync).world.stats, name, value)
         self.position.loss_sum.copy_(state["loss_sum"])
         self.position.logged_step, self.position.logged_s = state["logged"]
         if self.link:
@@ -87,7 +106,7 @@ class State:
 
     def check_start(self) -> None:
         if self.step == 0:
-            world = self.topology.world
+            world = internals(self.sync).world
             require_replicated([ReplicatedTensor(internals(self.sync).flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
@@ -123,7 +142,7 @@ class State:
 
     def _of_other_ranks(self, state: Mapping[str, Any]) -> bool:
         """Whether it is rank 0's of another number of ranks. Raises CheckpointError when these were not alike."""
-        here = self.topology.world.size
+        here = internals(self.sync).world.size
         size, alike = state.get("ranks", (here, True))
         if size == here:
             return False

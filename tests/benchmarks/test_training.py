@@ -20,6 +20,7 @@ from ddp_agent.data.datasets.article import Article
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.sync import AllReduce, DiLoCo, Independent, LocalSGD, StreamingDiLoCo
 from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training.trainer import Trainer
 
 MLP_PARAMETERS = 10 * 32 + 32 + 32 * 2 + 2
 
@@ -55,9 +56,9 @@ def test_diagnostics_are_measured_where_there_are_several_ranks(ranks2: RankPool
 
 
 def measurements(every: int) -> int:
-    trainer = workload().trainer(LocalSGD(period=8), consensus_every=every)
+    trainer = Trainer(workload().session(LocalSGD(period=8), consensus_every=every))
     step.fit(trainer, 33)
-    return len(trainer.diagnostics.latest)
+    return len(trainer.session.diagnostics.latest)
 
 
 def test_only_one_of_the_two_measures(ranks2: RankPool) -> None:
@@ -103,9 +104,10 @@ def traffic_of_16_steps(number: int) -> tuple[int, int, int, int]:
     counter = yardsticks.CollectiveCounter()
     with counter:
         by_hand(16)
-    trainer = workload().trainer(setting.sync())
+    trainer = Trainer(workload().session(setting.sync()))
     step.fit(trainer, 16)
-    return len(taken), counter.payload_bytes, trainer.step, trainer.topology.world.stats.payload_bytes
+    sent = trainer.session.setup.topology.world.stats.payload_bytes
+    return len(taken), counter.payload_bytes, trainer.session.step, sent
 
 
 def test_both_loops_do_the_same_work(ranks2: RankPool) -> None:

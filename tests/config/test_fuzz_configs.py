@@ -22,10 +22,11 @@ from ddp_agent.data.classification import accuracy
 from ddp_agent.data.task import Data, Objective, Task
 from ddp_agent.distributed.consistency import config_sha256
 from ddp_agent.errors import ConfigError, RefusedError
-from ddp_agent.run import create_model, hparams
 from ddp_agent.sync.cadences.base import CadenceContext
+from ddp_agent.training.model import create_model
+from ddp_agent.training.resume import load_state
 from ddp_agent.training.settings import GROUPS, check_against_data, parse
-from ddp_agent.training.trainer import Trainer
+from ddp_agent.training.summarise import hparams
 
 SAMPLES = 90
 
@@ -194,10 +195,10 @@ def test_a_model_that_memory_cannot_hold_is_refused(typed: str, monkeypatch: pyt
 
 
 def test_a_state_that_does_not_fit_is_refused_when_a_run_is_resumed(tmp_path: Path) -> None:
-    trainer = mock.MagicMock()
-    trainer.state.load_state_dict.side_effect = KeyError("weights")
+    session = mock.MagicMock()
+    session.state.load_state_dict.side_effect = KeyError("weights")
     with (
-        mock.patch("ddp_agent.training.trainer.load", return_value=(7, {})),
+        mock.patch("ddp_agent.training.resume.load", return_value=(7, {})),
         pytest.raises(RefusedError, match="of step 7 holds"),
     ):
-        Trainer.resume(trainer, tmp_path)
+        load_state(session, tmp_path, {})

@@ -24,6 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from idx_files import idx, pixels
+from records import Records
 from report_cases import make_sweep, result_of, told
 from test_archive import GOOD, as_tar
 from torch import nn
@@ -46,7 +47,6 @@ from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History, TensorBoardMirror
-from ddp_agent.outputs.tracking import Tracker
 from ddp_agent.plan.__main__ import main as plan
 from ddp_agent.report.document import document
 from ddp_agent.report.folder import check_free
@@ -235,12 +235,12 @@ STATES = {
 
 def write_history(path: Path) -> None:
     directory = RunDirectory(path)
-    tracker = Tracker(directory, "accuracy")
-    tracker.describe(nn.Linear(2, 2), {})
+    records = Records(directory, "accuracy")
+    records.begin(nn.Linear(2, 2), {})
     for step in range(1, 5):
-        tracker.log(step, {"train_loss": 1 / step})
-        tracker.evaluation(step, {"test_accuracy": 0.5}, train_s=step, payload_bytes=100, model=nn.Linear(2, 2))
-    tracker.close()
+        records.log(step, {"train_loss": 1 / step})
+        records.evaluation(step, {"test_accuracy": 0.5}, train_s=step, payload_bytes=100, model=nn.Linear(2, 2))
+    records.close()
     (event_file,) = (path / "tensorboard").iterdir()
     event_file.rename(path / "tensorboard" / "events.out.tfevents.1")
     directory.write_status("failed", "tired")

@@ -24,7 +24,7 @@ from ddp_agent.distributed.consistency import (
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import RefusedError
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training.trainer import Trainer
+from ddp_agent.training.session import Session
 
 COMMON = ("allreduce", "compressed", "diloco", "streaming_diloco", "slowmo", "parameter_update", "local_sgd")
 
@@ -124,16 +124,16 @@ def test_a_run_of_ranks_that_differ_does_not_begin(ranks3: RankPool, tmp_path: P
 
 def with_a_flipped_weight(cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
     """After step 4, on rank 1: in what the mode has alike on all ranks then, as a broken memory would do it."""
-    before = Trainer.compare_ranks
+    before = Session.compare_ranks
 
-    def flip(trainer: Trainer) -> None:
-        common: Tensor | None = internals(trainer.sync).replicated(trainer.step)[0].tensor
-        if dist.get_rank() == 1 and trainer.step == 4:
+    def flip(session: Session) -> None:
+        common: Tensor | None = internals(session.setup.sync).replicated(session.step)[0].tensor
+        if dist.get_rank() == 1 and session.step == 4:
             assert common is not None
             common.view(torch.int32)[3] ^= 1
-        before(trainer)
+        before(session)
 
-    with mock.patch.object(Trainer, "compare_ranks", flip):
+    with mock.patch.object(Session, "compare_ranks", flip):
         return run(cfg, choices, path)
 
 

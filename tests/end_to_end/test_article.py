@@ -14,7 +14,7 @@ from ddp_agent.data.classification import half_squared_error
 from ddp_agent.data.sample_order import order_of, stock_of
 from ddp_agent.data.task import Task
 from ddp_agent.models.linear import Linear
-from ddp_agent.run import create_model
+from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import parse
 
 NODES, STEPS, BATCH, LR = 2, 8, 24, 0.003  # a node's batch

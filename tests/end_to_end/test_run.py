@@ -18,7 +18,7 @@ from ddp_agent.checkpoint import export
 from ddp_agent.checkpoint.manifest import Manifest
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.metrics_file import read_metrics
-from ddp_agent.run import create_model
+from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import parse
 
 ALL_MODES = pytest.mark.parametrize("name", MODES)

@@ -30,7 +30,7 @@ from ddp_agent.cli import leave, main
 real = runpy.run_path({str(ROOT / "train.py")!r}, run_name="real")
 if "RANK" in os.environ:
     sys.path.insert(0, {str(ROOT / "tests" / "support")!r})
-    from ddp_agent.training import trainer
+    from ddp_agent.training.session import Session
     from fault_points import Fault, arm, patch
     steps = dict(enumerate(map(int, os.environ.get("HELD_STEPS", "").split())))
     attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -38,9 +38,9 @@ if "RANK" in os.environ:
         if step == steps.get(attempt):
             Path(f"held.{{attempt}}.{{os.environ['RANK']}}").touch()
             end = time.monotonic() + {HELD_S}
-            while not at.watch.asked and time.monotonic() < end:
+            while not at.setup.watch.asked and time.monotonic() < end:
                 time.sleep(0.02)
-    patch(trainer.Trainer, "set_lr", hold)
+    patch(Session, "set_lr", hold)
     if "BUG" in os.environ:
         arm([Fault("step", "raise", 1, 9)], int(os.environ["RANK"]), 0)
 leave(main(real["train"], check=real["check"], conf=Path({str(ROOT / "conf")!r})))

@@ -1,14 +1,17 @@
 """What a person sees: in a terminal, in a log file, and at the end."""
 
-import inspect
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
-from ddp_agent.outputs.console import ConsoleProgress, NullProgress, human_bytes, human_seconds, result_table
+from ddp_agent.outputs.console import ConsoleProgress, human_bytes, human_seconds, result_table
+from ddp_agent.outputs.observer import Evaluation, Result, Start
 
 SUMMARY: dict[str, Any] = {
     "steps": 100, "sync": "diloco", "reducer": "bf16", "world_size": 4, "metric_name": "accuracy",
@@ -34,6 +37,20 @@ def output(progress: ConsoleProgress) -> str:
     return file.getvalue()
 
 
+@contextmanager
+def shown(progress: ConsoleProgress) -> Iterator[None]:
+    """As a run calls it: `close` comes after an exception, too."""
+    progress.begin(Start(model=nn.ReLU(), config={}, step=0))
+    try:
+        yield
+    finally:
+        progress.close()
+
+
+def evaluate(progress: ConsoleProgress, step: int, values: dict[str, float]) -> None:
+    progress.evaluated(Evaluation(step=step, values=values, model=nn.ReLU()))
+
+
 def plain(clock: Clock, **options: Any) -> ConsoleProgress:
     return ConsoleProgress(1000, console=console(terminal=False), clock=clock, **options)
 
@@ -41,12 +58,12 @@ def plain(clock: Clock, **options: Any) -> ConsoleProgress:
 def test_plain_lines_are_rate_limited_and_carry_the_numbers() -> None:
     clock = Clock()
     progress = plain(clock)
-    with progress:
+    with shown(progress):
         for step in range(1, 1001):
             clock.now = step / 32
-            progress.advance(step)
+            progress.stepped(step)
             if step % 10 == 0:
-                progress.log(step, {"train_loss": 0.12345678, "lr": 0.1, "samples_per_s": 25600.4})
+                progress.logged(step, {"train_loss": 0.12345678, "lr": 0.1, "samples_per_s": 25600.4})
     lines = output(progress).splitlines()
     assert len(lines) == 6  # 31 seconds, one line every five
     assert lines[0] == "step 160/1,000  train_loss 0.1235  samples_per_s 25,600  26 s left"
@@ -54,9 +71,9 @@ def test_plain_lines_are_rate_limited_and_carry_the_numbers() -> None:
 
 def test_every_evaluation_is_a_line() -> None:
     progress = plain(Clock())
-    with progress:
+    with shown(progress):
         for step in (1, 2, 3):
-            progress.evaluation(step, {"test_accuracy": 0.9612, "test_loss": 0.125, "lr": 0.1})
+            evaluate(progress, step, {"test_accuracy": 0.9612, "test_loss": 0.125, "lr": 0.1})
     assert output(progress).splitlines()[1] == "step 2/1,000  test_accuracy 0.9612  test_loss 0.125  0.0 s left"
 
 
@@ -64,18 +81,18 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps_alone() -> None:
     clock = Clock()
     progress = plain(clock, first_step=800)
     clock.now = 100.0
-    progress.evaluation(900, {"test_loss": 1.0})
+    evaluate(progress, 900, {"test_loss": 1.0})
     assert output(progress).endswith("1 min 40 s left\n")
 
 
 def test_a_terminal_gets_a_bar_with_step_loss_speed_and_time() -> None:
     clock = Clock()
     progress = ConsoleProgress(1000, console=console(terminal=True), clock=clock)
-    with progress:
-        progress.log(500, {"train_loss": 0.25, "samples_per_s": 1000.0})
+    with shown(progress):
+        progress.logged(500, {"train_loss": 0.25, "samples_per_s": 1000.0})
         clock.now = 1.0
-        progress.advance(501)
-        progress.evaluation(501, {"test_accuracy": 0.5})
+        progress.stepped(501)
+        evaluate(progress, 501, {"test_accuracy": 0.5})
     text = output(progress)
     for expected in (
         "step 501/1,000",
@@ -93,19 +110,19 @@ def test_a_terminal_gets_a_bar_with_step_loss_speed_and_time() -> None:
 def test_a_step_draws_nothing_until_something_is_due(terminal: bool) -> None:
     clock = Clock()
     progress = ConsoleProgress(1000, console=console(terminal=terminal), clock=clock)
-    with progress:
+    with shown(progress):
         before = output(progress)
         for step in range(1, 100):
-            progress.advance(step)
+            progress.stepped(step)
         assert output(progress) == before
         clock.now = 0.6
-        progress.advance(100)
+        progress.stepped(100)
         assert (output(progress) != before) is terminal
 
 
 def test_an_exception_gives_the_cursor_back() -> None:
     progress = ConsoleProgress(10, console=console(terminal=True))
-    with pytest.raises(RuntimeError), progress:
+    with pytest.raises(RuntimeError), shown(progress):
         raise RuntimeError
     assert output(progress).rstrip("\n").endswith("\x1b[?25h")  # "show cursor"
 
@@ -114,8 +131,8 @@ def test_an_exception_gives_the_cursor_back() -> None:
 def test_the_end_says_what_was_reached_at_what_cost_and_what_to_do_next(terminal: bool) -> None:
     run = Path("multirun/x y/[bold]sync=diloco," + "seed=0," * 20)
     progress = ConsoleProgress(100, console=console(terminal=terminal))
-    with progress:
-        progress.finish(SUMMARY, run)
+    with shown(progress):
+        progress.finished(Result(summary=SUMMARY, hparams={}, run_dir=run))
     text = output(progress)
     for expected in ("diloco · bf16 · 4 ranks", "accuracy", "0.9877", "1 min 15 s", "12.3 MB", "1,234"):
         assert expected in text
@@ -164,13 +181,14 @@ def test_human_seconds(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 
-def test_the_null_progress_takes_the_same_calls_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    public = [name for name in vars(ConsoleProgress) if not name.startswith("_")]
-    for name in public:
-        assert inspect.signature(getattr(NullProgress, name)) == inspect.signature(getattr(ConsoleProgress, name))
-    with NullProgress() as progress:
-        progress.advance(1)
-        progress.log(1, {"train_loss": 1.0})
-        progress.evaluation(1, {"test_accuracy": 1.0})
-        progress.finish(SUMMARY, Path("run"))
-    assert capfd.readouterr() == ("", "")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_measurements_that_it_does_not_show_leave_the_last_ones(terminal: bool) -> None:
+    clock = Clock()
+    progress = ConsoleProgress(1000, console=console(terminal=terminal), clock=clock)
+    with shown(progress):
+        progress.logged(5, {"train_loss": 0.25, "samples_per_s": 10.0})
+        clock.now = 6.0
+        progress.logged(6, {"gradient_cosine": 0.5})  # and uses up no turn of the rate limit
+        progress.logged(7, {"train_loss": 0.5, "samples_per_s": 20.0})
+    assert ("loss 0.5" if terminal else "step 7/1,000") in output(progress)
+    assert "cosine" not in output(progress) and "step 6" not in output(progress)

@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from records import Records
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 from ddp_agent.outputs import tracking
+from ddp_agent.outputs.console import ConsoleProgress
+from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History
-from ddp_agent.outputs.tracking import NullTracker, Tracker
+from ddp_agent.outputs.tracking import MetricsLog, TensorBoard
+from ddp_agent.training.previews import Previews
+from ddp_agent.training.profiling import Trace
 
 SUMMARY = {"steps": 30, "test_metric": 0.9, "train_s": 2.5, "target": 0.99, "time_to_target_s": None}
 
@@ -53,7 +58,7 @@ def text(reader: Any, tag: str) -> str:
     return str(event.tensor_proto.string_val[0].decode())
 
 
-def run_steps(tracker: Tracker, first: int, last: int, model: nn.Module) -> None:
+def run_steps(tracker: Records, first: int, last: int, model: nn.Module) -> None:
     """Five seconds a step, 40 MB a step; logged every step, evaluated every second one."""
     for step in range(first, last + 1):
         with torch.no_grad():
@@ -62,7 +67,7 @@ def run_steps(tracker: Tracker, first: int, last: int, model: nn.Module) -> None
         if step % 2 == 0:
             values = {"test_accuracy": step / 100, "test_loss": 2 / step}
             tracker.evaluation(step, values, train_s=5.0 * step, payload_bytes=40_000_000 * step, model=model)
-            tracker.text("sample", f"after {step}", step)
+            tracker.board.text("sample", f"after {step}", step)
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def disk_full_beyond(size: int) -> Iterator[None]:
 
 def test_a_step_is_one_object_on_disk_at_once(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         tracker.log(10, {"train_loss": torch.tensor(0.5), "lr": 0.1})
         assert [record["train_loss"] for record in records(tmp_path)] == [0.5]
         tracker.evaluation(10, {"test_accuracy": 0.9}, train_s=1.5, payload_bytes=2000)
@@ -94,7 +99,7 @@ def test_a_step_is_one_object_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_a_shorter_second_version_of_a_step_leaves_no_rest(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         tracker.log(1, {"loss": 0.123456789012345})
         tracker.log(1, {"loss": 1.0})
         tracker.close()
@@ -103,7 +108,7 @@ def test_a_shorter_second_version_of_a_step_leaves_no_rest(tmp_path: Path) -> No
 
 def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         tracker.log(1, {"train_loss": float("nan"), "norm": torch.tensor(float("inf")), "lr": 0.1})
         tracker.close()
     assert "NaN" not in run.metrics.read_text()
@@ -119,7 +124,7 @@ def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
 
 def test_tensorboard_mirrors_every_number_and_draws_the_metric_three_ways(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         run_steps(tracker, 1, 6, small_model())
         tracker.close()
     reader, lines = tensorboard(tmp_path), records(tmp_path)
@@ -133,7 +138,7 @@ def test_tensorboard_mirrors_every_number_and_draws_the_metric_three_ways(tmp_pa
 
 def test_the_relative_axis_is_training_time_exactly(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         for step, train_s in enumerate((0.25, 1.5, 4.125)):
             tracker.evaluation(step, {"test_accuracy": 0.5}, train_s=train_s, payload_bytes=0)
         tracker.close()
@@ -144,12 +149,12 @@ def test_the_relative_axis_is_training_time_exactly(tmp_path: Path) -> None:
 def test_histograms_show_parameters_and_what_changed_since_the_last_evaluation(tmp_path: Path) -> None:
     model = nn.Linear(2, 1, bias=False)
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         for step, weight in enumerate((1.0, 1.5, -2.0)):
             with torch.no_grad():
                 model.weight.fill_(weight)
             if step == 0:
-                tracker.describe(model, {})
+                tracker.begin(model, {})
             else:
                 tracker.evaluation(step, {}, train_s=0.0, payload_bytes=0, model=model)
         tracker.close()
@@ -165,8 +170,8 @@ def test_histograms_show_parameters_and_what_changed_since_the_last_evaluation(t
 def test_large_parameters_are_sampled_and_the_same_places_compared(tmp_path: Path) -> None:
     model = nn.Embedding(30_011, 1)
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
-        tracker.describe(model, {})
+        tracker = Records(run, "accuracy")
+        tracker.begin(model, {})
         with torch.no_grad():
             model.weight.add_(3.0)
         tracker.evaluation(1, {}, train_s=0.0, payload_bytes=0, model=model)
@@ -180,7 +185,7 @@ def test_large_parameters_are_sampled_and_the_same_places_compared(tmp_path: Pat
 def test_weights_that_blew_up_are_left_out_of_histograms(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     with RunDirectory(tmp_path) as run, torch.no_grad():
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         model.weight[0, 0] = float("nan")
         model.bias.fill_(float("inf"))
         tracker.evaluation(1, {}, train_s=0.0, payload_bytes=0, model=model)
@@ -193,7 +198,7 @@ def test_a_model_of_many_kinds_of_parameters_has_histograms(tmp_path: Path) -> N
     model = nn.Sequential(nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), nn.Linear(2, 2))
     model.register_parameter("empty", nn.Parameter(torch.empty(0)))
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         tracker.evaluation(1, {}, train_s=0.0, payload_bytes=0, model=model)
         tracker.evaluation(2, {}, train_s=0.0, payload_bytes=0, model=nn.ReLU())
         tracker.evaluation(
@@ -208,8 +213,8 @@ def test_a_model_of_many_kinds_of_parameters_has_histograms(tmp_path: Path) -> N
 
 def test_model_and_config_are_readable_text_without_secrets(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
-        tracker.describe(small_model(), {"sync": {"period": 16}, "hub": {"token": "canary-1"}})
+        tracker = Records(run, "accuracy")
+        tracker.begin(small_model(), {"sync": {"period": 16}, "hub": {"token": "canary-1"}})
         tracker.finish(SUMMARY, {"sync.period": 16, "hub": {"api_key": "canary-2"}})
     reader = tensorboard(tmp_path)
     assert "| 0 | Linear | weight 4×3, bias 4 | 16 |" in text(reader, "model")
@@ -218,18 +223,18 @@ def test_model_and_config_are_readable_text_without_secrets(tmp_path: Path) -> N
         assert not file.is_file() or b"canary" not in file.read_bytes()
 
 
-def test_a_specimen_shows_what_layers_give_and_cost(tmp_path: Path) -> None:
+def test_a_sample_of_the_inputs_shows_what_layers_give_and_cost(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
-        tracker.describe(small_model(), {}, torch.zeros(1, 3))
+        tracker = Records(run, "accuracy")
+        tracker.begin(small_model(), {}, torch.zeros(1, 3))
         tracker.close()
     assert "| 0 | Linear | weight 4×3, bias 4 | 16 | 4 | 24 |" in text(tensorboard(tmp_path), "model")
 
 
 def test_a_text_is_shown_as_it_is_line_by_line(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "nats")
-        tracker.text("sample", "To be,\n*or* not", 7)
+        tracker = Records(run, "nats")
+        tracker.board.text("sample", "To be,\n*or* not", 7)
         tracker.close()
     reader = tensorboard(tmp_path)
     assert text(reader, "sample") == "    To be,\n    *or* not"
@@ -238,8 +243,8 @@ def test_a_text_is_shown_as_it_is_line_by_line(tmp_path: Path) -> None:
 
 def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "top.1")
-        tracker.describe(small_model(), {})
+        tracker = Records(run, "top.1")
+        tracker.begin(small_model(), {})
         tracker.close()
     (event,) = tensorboard(tmp_path).Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
@@ -275,8 +280,8 @@ MEASURED = [
 
 def test_one_hparams_row_in_the_same_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
-        tracker.describe(small_model(), {})
+        tracker = Records(run, "accuracy")
+        tracker.begin(small_model(), {})
         tracker.finish(
             SUMMARY, {"sync": {"name": "diloco", "period": 16}, "compile": True, "resume": None, "h": (2, 3)}
         )
@@ -300,8 +305,8 @@ def test_one_hparams_row_in_the_same_run(tmp_path: Path) -> None:
 def test_the_mode_is_among_the_columns_that_the_hparams_tab_shows(tmp_path: Path, more: dict[str, Any]) -> None:
     """Also where the run that it takes its columns from has no period."""
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
-        tracker.describe(small_model(), {})
+        tracker = Records(run, "accuracy")
+        tracker.begin(small_model(), {})
         given = {"accumulation_steps": 1, "cadence": "fixed", "dataset": "digits", "sync": "diloco", "seed": 1}
         tracker.finish(SUMMARY, given | more | {"lr": 0.1, "reducer": "dense"})
     data = tensorboard(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
@@ -313,9 +318,9 @@ def test_the_mode_is_among_the_columns_that_the_hparams_tab_shows(tmp_path: Path
 def interrupted_run(path: Path) -> list[dict[str, Any]]:
     """Ten steps, killed while the eleventh was being written."""
     with RunDirectory(path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         model = small_model()
-        tracker.describe(model, {})
+        tracker.begin(model, {})
         run_steps(tracker, 1, 10, model)
         tracker.close()
     lines = records(path)
@@ -334,9 +339,9 @@ def started_at(path: Path, unix_s: int, half_a_record: bytes = b"") -> None:
 
 def resume(source: Path, path: Path, first: int, last: int) -> None:
     with RunDirectory(path, restart=source == path) as run:
-        tracker = Tracker(run, "accuracy", history=History.read(source, first - 1))
+        tracker = Records(run, "accuracy", history=History.read(source, first - 1))
         model = small_model()
-        tracker.describe(model, {})
+        tracker.begin(model, {})
         run_steps(tracker, first, last, model)
         tracker.close()
 
@@ -391,7 +396,7 @@ def test_a_reader_that_watched_the_first_attempt_follows_the_second(tmp_path: Pa
 def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
     interrupted_run(tmp_path)
     with RunDirectory(tmp_path, restart=True) as run:
-        tracker = Tracker(run, "accuracy", history=History.read(tmp_path, 0))
+        tracker = Records(run, "accuracy", history=History.read(tmp_path, 0))
         tracker.log(1, {"train_loss": 5.0})
         tracker.close()
     assert [line["train_loss"] for line in records(tmp_path)] == [5.0]
@@ -401,7 +406,7 @@ def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path: Path) -> No
 def test_an_evaluation_repeated_after_a_resume_stays_one_object(tmp_path: Path) -> None:
     interrupted_run(tmp_path)
     with RunDirectory(tmp_path, restart=True) as run:
-        tracker = Tracker(run, "accuracy", history=History.read(tmp_path, 4))
+        tracker = Records(run, "accuracy", history=History.read(tmp_path, 4))
         tracker.evaluation(4, {"test_accuracy": 1.0}, train_s=20.0, payload_bytes=0)
         tracker.close()
     assert [line["step"] for line in records(tmp_path)] == [1, 2, 3, 4]
@@ -413,7 +418,7 @@ def test_a_full_disk_costs_metrics_not_the_training(
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's writer dies in its thread
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         model = small_model()
         tracker.log(1, {"train_loss": 1.0})
         with disk_full_beyond(run.metrics.stat().st_size + 80):
@@ -421,7 +426,7 @@ def test_a_full_disk_costs_metrics_not_the_training(
                 tracker.evaluation(step, {"train_loss": 2.0}, train_s=0.0, payload_bytes=0, model=model)
         tracker.log(60, {})  # shorter than the piece of the line that was cut off
         tracker.finish(SUMMARY, {})
-    assert tracker.lost_lines == 58
+    assert tracker.metrics.lost_lines == 58
     assert [line["step"] for line in records(tmp_path)] == [1, 60]
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 2
@@ -431,13 +436,13 @@ def test_a_full_disk_costs_metrics_not_the_training(
 
 def test_a_full_device_from_the_first_line_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with RunDirectory(tmp_path) as run, open("/dev/full", "r+b", buffering=0) as full:
-        tracker = Tracker(run, "accuracy")
-        tracker._file._file, real = full, tracker._file._file
+        tracker = Records(run, "accuracy")
+        tracker.metrics._file._file, real = full, tracker.metrics._file._file
         real.close()
         for step in range(3):
             tracker.log(step, {"train_loss": 1.0})
         tracker.close()
-    assert tracker.lost_lines == 3
+    assert tracker.metrics.lost_lines == 3
     assert "No space left on device" in caplog.text
     assert len(tensorboard(tmp_path).Scalars("train_loss")) == 3
 
@@ -450,7 +455,7 @@ def test_any_error_of_tensorboards_writer_ends_the_mirror_alone(
 
     monkeypatch.setattr(tracking.TensorBoardMirror, "record", fails)
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         for step in range(3):
             tracker.log(step, {"train_loss": 1.0})
         tracker.finish(SUMMARY, {})
@@ -460,23 +465,34 @@ def test_any_error_of_tensorboards_writer_ends_the_mirror_alone(
 
 def test_closing_twice_is_fine(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        tracker = Tracker(run, "accuracy")
+        tracker = Records(run, "accuracy")
         tracker.finish(SUMMARY, {})
         tracker.close()
 
 
-def test_the_null_tracker_takes_the_same_calls_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    public = [name for name in vars(Tracker) if not name.startswith("_")]
-    for name in public:
-        assert inspect.signature(getattr(NullTracker, name)) == inspect.signature(getattr(Tracker, name))
-    tracker = NullTracker()
-    tracker.describe(small_model(), {})
-    tracker.log(1, {})
-    tracker.evaluation(1, {}, train_s=0.0, payload_bytes=0, model=small_model())
-    tracker.finish(SUMMARY, {})
-    tracker.close()
-    assert tracker.lost_lines == 0
-    assert not list(tmp_path.iterdir())
+def test_the_text_of_the_final_model_is_shown_at_the_last_step(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        Records(run, "nats").finish(SUMMARY, {}, sample="the end")
+    reader = tensorboard(tmp_path)
+    assert text(reader, "sample") == "    the end"
+    assert reader.Tensors("sample/text_summary")[-1].step == SUMMARY["steps"]
+
+
+def test_an_observer_that_overrides_nothing_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """The base class is what other ranks and most subclasses rely on."""
+    model, observer = small_model(), Observer()
+    observer.begin(Start(model=model, config={}, step=0))
+    observer.stepped(1)
+    observer.logged(1, {})
+    observer.evaluated(Evaluation(step=1, values={}, model=model))
+    observer.checkpointed(1)
+    observer.finished(Result(summary=SUMMARY, hparams={}, run_dir=Path("run")))
+    observer.failed(RuntimeError())
+    observer.close()
+    assert capfd.readouterr() == ("", "")
+    hooks = {name for name in vars(Observer) if not name.startswith("_")}
+    for kind in (MetricsLog, TensorBoard, ConsoleProgress, Previews, Trace):
+        own = {name for name in vars(kind) if not name.startswith("_")}
+        assert own & hooks, kind
+        for name in own & hooks:
+            assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(Observer, name)), (kind, name)

@@ -18,12 +18,12 @@ from ddp_agent.checkpoint import manifest, saving
 from ddp_agent.distributed import comm
 from ddp_agent.elastic import membership
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training import trainer
+from ddp_agent.training import forward, session, trainer
 
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
 POINTS: dict[str, tuple[Any, str]] = {
-    "step": (trainer.Trainer, "set_lr"),
-    "forward": (trainer.Trainer, "loss"),
+    "step": (session.Session, "set_lr"),
+    "forward": (forward.Forward, "loss"),
     "averaging": (comm.Comm, "start_all_reduce_"),
     "half a file": (saving.HashedFile, "write"),
     "before the manifest": (manifest.Manifest, "write"),
@@ -54,18 +54,18 @@ def _raise(*_: Any) -> None:
     raise BugError("a bug in the model")
 
 
-def _nan(at: trainer.Trainer, inputs: torch.Tensor, *_: Any) -> None:
+def _nan(at: forward.Forward, inputs: torch.Tensor, *_: Any) -> None:
     inputs.view(-1)[0] = float("nan")
 
 
-def _overflow(at: trainer.Trainer, *_: Any) -> None:
+def _overflow(at: forward.Forward, *_: Any) -> None:
     """The loss is finite, the gradient is not."""
     next(at.module.parameters()).register_hook(lambda gradient: gradient + float("inf"))
 
 
-def _flip(at: trainer.Trainer, *_: Any) -> None:
+def _flip(at: session.Session, *_: Any) -> None:
     with torch.no_grad():
-        internals(at.sync).flat.parameters.view(torch.int32)[3] ^= 4
+        internals(at.setup.sync).flat.parameters.view(torch.int32)[3] ^= 4
 
 
 def _half(file: saving.HashedFile, data: Any) -> None:
@@ -107,7 +107,7 @@ def arm(faults: list[Fault], rank: int, attempt: int) -> None:
         if fault.rank in (None, rank) and fault.attempt in (None, attempt):
             owner, name = POINTS[fault.point]
             patch(owner, name, Trigger(fault))
-    patch(trainer.Trainer, "set_lr", _note_step)  # the last patch is the first to be called
+    patch(session.Session, "set_lr", _note_step)  # the last patch is the first to be called
 
 
 def patch(owner: Any, name: str, before: Callable[..., None]) -> None:
@@ -120,7 +120,7 @@ def patch(owner: Any, name: str, before: Callable[..., None]) -> None:
     setattr(owner, name, patched)
 
 
-def _note_step(at: trainer.Trainer, step: int) -> None:
+def _note_step(at: session.Session, step: int) -> None:
     global _current_step
     _current_step = step
 

@@ -14,7 +14,8 @@ from ddp_agent.cli.composition import Configs
 from ddp_agent.data.task import Task
 from ddp_agent.errors import RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
-from ddp_agent.run import create_model, train
+from ddp_agent.run import Run
+from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import check_against_data, parse
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,6 @@ def run(
         check_against_data(settings, task, ranks)
         with RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
             dist.barrier()
-            return train(settings, task, create_model(settings, task), directory, runtime)
+            return Run(settings, task, create_model(settings, task), directory, runtime).train()
     except RefusedError as refusal:
         return f"{type(refusal).__name__}: {refusal}"

@@ -1,6 +1,8 @@
 """The clock: every moment belongs to one phase, and the parts sum to the whole."""
 
 import random
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import get_args
 
 import pytest
@@ -26,9 +28,9 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     return source
 
 
-def spend(clock: Clock, time: Time, phase: Phase | None, seconds: float) -> None:
-    clock.enter(phase)
-    time.now += seconds
+def spend(clock: Clock, time: Time, phase: Phase, seconds: float) -> None:
+    with clock.phase(phase):
+        time.now += seconds
 
 
 def test_each_phase_gets_its_own_time(time: Time) -> None:
@@ -38,19 +40,73 @@ def test_each_phase_gets_its_own_time(time: Time) -> None:
     assert clock.state_dict() == {"data": 5, "compute": 34, "eval": 8, "checkpoint": 16}
 
 
+def test_a_phase_within_another_is_taken_from_it(time: Time) -> None:
+    clock = Clock()
+    with clock.phase("compute"):
+        time.now += 1
+        with clock.phase("eval"):
+            time.now += 2
+            spend(clock, time, "checkpoint", 4)
+            time.now += 8
+        time.now += 16
+    assert clock.state_dict() == {"data": 0, "compute": 17, "eval": 10, "checkpoint": 4}
+
+
+def test_an_exception_restores_the_phase_before(time: Time) -> None:
+    clock = Clock()
+    with clock.phase("compute"):
+        with suppress(RuntimeError), clock.phase("eval"):
+            time.now += 1
+            raise RuntimeError
+        time.now += 2
+    time.now += 4
+    assert clock.state_dict() == {"data": 0, "compute": 2, "eval": 1, "checkpoint": 0}
+
+
+def test_items_are_timed_while_they_arrive(time: Time) -> None:
+    def items() -> Iterator[int]:
+        for item in range(3):
+            time.now += 1
+            yield item
+        time.now += 5
+        raise OSError("a reader died")
+
+    clock = Clock()
+    with clock.phase("compute"):
+        arriving = clock.timed("data", items())
+        for _ in range(3):
+            next(arriving)
+            time.now += 10
+        with pytest.raises(OSError, match="died"):
+            next(arriving)
+        time.now += 100
+    assert clock.state_dict() == {"data": 8, "compute": 130, "eval": 0, "checkpoint": 0}
+    assert list(Clock().timed("data", iter("ab"))) == ["a", "b"]
+
+
 def test_parts_sum_to_the_whole(time: Time) -> None:
-    """Of any sequence of phases, read at any moment: wall-clock minus the time when the clock stood."""
+    """Of any nesting of phases, read at any moment: wall-clock minus the time when the clock stood."""
     clock, generator = Clock(), random.Random(0)
     started, stood = time.now, 0
-    for _ in range(200):
-        phase, seconds = generator.choice([*get_args(Phase), None]), generator.randrange(5)
-        spend(clock, time, phase, seconds)
-        stood += seconds if phase is None else 0
-        read = clock.read(blocked_s=0.0)
-        assert read["wall_s"] == time.now - started - stood
-        assert read["train_s"] == read["data_s"] + read["compute_s"] + read["exposed_comm_s"]
-        assert read["wall_s"] == read["train_s"] + read["eval_s"] + read["checkpoint_s"]
-    assert 0 < stood < read["wall_s"]
+
+    def nest(depth: int) -> None:
+        nonlocal stood
+        for _ in range(generator.randrange(4)):
+            with clock.phase(generator.choice(get_args(Phase))):
+                time.now += generator.randrange(5)
+                read = clock.read(blocked_s=0.0)
+                assert read["wall_s"] == time.now - started - stood
+                assert read["train_s"] == read["data_s"] + read["compute_s"] + read["exposed_comm_s"]
+                assert read["wall_s"] == read["train_s"] + read["eval_s"] + read["checkpoint_s"]
+                if depth < 4:
+                    nest(depth + 1)
+            if depth == 0:
+                time.now += 3
+                stood += 3
+
+    for _ in range(30):
+        nest(0)
+    assert 0 < stood < clock.read(0.0)["wall_s"]
 
 
 def test_communication_is_a_part_of_the_compute_phase(time: Time) -> None:
@@ -70,18 +126,19 @@ def test_communication_is_a_part_of_the_compute_phase(time: Time) -> None:
 
 def test_reading_neither_ends_a_phase_nor_counts_it_twice(time: Time) -> None:
     clock = Clock()
-    spend(clock, time, "compute", 5)
-    assert clock.state_dict() == clock.state_dict()
-    time.now += 2
-    assert clock.read(0.0)["compute_s"] == 7
+    with clock.phase("compute"):
+        time.now += 5
+        assert clock.state_dict() == clock.state_dict()
+        time.now += 2
+        assert clock.read(0.0)["compute_s"] == 7
 
 
-def test_a_clock_that_was_not_started_or_is_stopped_stands_still(time: Time) -> None:
+def test_a_clock_stands_still_outside_of_phases(time: Time) -> None:
     clock = Clock()
     time.now += 5
     assert clock.read(0.0)["wall_s"] == 0
     spend(clock, time, "data", 3)
-    spend(clock, time, None, 50)
+    time.now += 50
     assert clock.read(0.0)["wall_s"] == 3
 
 
@@ -89,8 +146,7 @@ def test_a_resumed_run_goes_on_from_the_snapshot(time: Time) -> None:
     first = Clock()
     spend(first, time, "compute", 5)
     kept = first.state_dict()
-    time.now += 1000  # what the first run did after its checkpoint is lost
-    first.enter(None)
+    spend(first, time, "compute", 1000)  # what the first run did after its checkpoint is lost
     second = Clock()
     second.load_state_dict(kept)
     spend(second, time, "compute", 2)

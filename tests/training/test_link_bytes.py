@@ -40,16 +40,16 @@ def interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interface:
 
 def test_only_what_is_sent_while_training_counts(interface: Interface) -> None:
     link = Link.from_environment()
+    assert link is not None
     clock = Clock(link)
     interface.send(1)  # start-up
-    for phase, count in (("data", 10), ("compute", 200), ("eval", 3_000), ("compute", 40_000), ("checkpoint", 500_000)):
-        clock.enter(phase)  # type: ignore[arg-type]
-        interface.send(count)
-    clock.enter("data")
-    interface.send(6_000_000)
-    clock.enter(None)
+    with clock.phase("compute"):
+        for phase, count in (("data", 10), ("eval", 3_000), ("checkpoint", 500_000), ("data", 6_000_000)):
+            with clock.phase(phase):  # type: ignore[arg-type]
+                interface.send(count)
+            interface.send(200 if phase == "data" else 20_000)
     interface.send(70_000_000)
-    assert summary(link) == {"link_bytes": 6_040_210, "link_rate_bits_per_s": 100_000_000}
+    assert summary(link) == {"link_bytes": 6_040_410, "link_rate_bits_per_s": 100_000_000}
 
 
 def test_what_is_still_under_way_when_training_pauses_counts(
@@ -57,19 +57,19 @@ def test_what_is_still_under_way_when_training_pauses_counts(
 ) -> None:
     link = Link.from_environment()
     assert link is not None
-    link.measure(True)
+    link.measure("compute")
     interface.send(100)
     leaving = iter([20, 3, 0, 40])  # the last of it is evaluation's
     monkeypatch.setattr(module.time, "sleep", lambda seconds: interface.send(next(leaving)))
-    link.measure(False)
+    link.measure("eval")
     assert link.training_bytes == 123
 
 
 def test_a_run_that_was_measured_in_part_has_no_count(interface: Interface) -> None:
     link = Link("eth0", training_bytes=None)
-    link.measure(True)
+    link.measure("compute")
     interface.send(5)
-    link.measure(False)
+    link.measure("eval")
     assert summary(link)["link_bytes"] is None
 
 

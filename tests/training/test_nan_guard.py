@@ -10,7 +10,7 @@ from torch import nn
 
 from ddp_agent.errors import NonFiniteError
 from ddp_agent.sync.base import SyncTraits
-from ddp_agent.training.nan_guard import FiniteGradients, FiniteOneStepLater, Unchecked, finite_check
+from ddp_agent.training.nan_guard import DelayedNanGuard, ImmediateNanGuard, NanGuard, nan_guard
 
 
 def sync_of_two(*, averaged: bool) -> Any:
@@ -25,7 +25,7 @@ class Steps:
     def __init__(self, *, averaged: bool = False, dtype: torch.dtype = torch.float32) -> None:
         self.model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).to(dtype)
         self.loss_sum = torch.zeros(())
-        self.check = FiniteOneStepLater(self.model, sync_of_two(averaged=averaged), self.loss_sum)
+        self.check = DelayedNanGuard(self.model, sync_of_two(averaged=averaged), self.loss_sum)
 
     def take(self, step: int, *, loss: float = 1.0, size: float = 1.0, bad: tuple[str, float] | None = None) -> None:
         for name, parameter in self.model.named_parameters():
@@ -86,7 +86,7 @@ def test_sums_of_half_precision_do_not_overflow() -> None:
     steps.check.settle()
 
 
-def test_which_check_a_run_gets() -> None:
+def test_which_guard_a_run_gets() -> None:
     model, sync, loss_sum = nn.Linear(1, 1), sync_of_two(averaged=False), torch.zeros(())
-    assert isinstance(finite_check(model, sync, loss_sum, scaled=False), FiniteGradients)
-    assert isinstance(finite_check(model, sync, loss_sum, scaled=True), Unchecked)
+    assert type(nan_guard(model, sync, loss_sum, scaled=False)) is ImmediateNanGuard
+    assert type(nan_guard(model, sync, loss_sum, scaled=True)) is NanGuard

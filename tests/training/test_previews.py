@@ -18,15 +18,15 @@ from torch.utils.data import TensorDataset
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data, Presentation, Task
 from ddp_agent.outputs.metrics_file import read_metrics
-from ddp_agent.training.evaluate import Scores
-from ddp_agent.training.previews import SHOWN, Exhibition, spread
+from ddp_agent.outputs.observer import Evaluation
+from ddp_agent.training.previews import SHOWN, Previews, spread
 
 CPU = torch.device("cpu")
 ANIMALS = ("ant", "bee", "cow")
 
 
 class Recorder:
-    """A tracker that keeps what it is shown."""
+    """A TensorBoard that keeps what it is shown."""
 
     def __init__(self) -> None:
         self.shown: dict[str, list[tuple[int, Any]]] = {}
@@ -66,18 +66,20 @@ class Always(nn.Module):
         return self.bias.expand(len(inputs), 3)
 
 
-def exhibited(given: Task, *steps: int, last_step: int = 99) -> dict[str, list[tuple[int, Any]]]:
+def previewed(given: Task, *steps: int, last_step: int = 99) -> dict[str, list[tuple[int, Any]]]:
     recorder, model = Recorder(), Always()
-    exhibition = Exhibition(given, recorder, CPU, last_step=last_step)  # type: ignore[arg-type]
+    previews = Previews(given, recorder, CPU, last_step=last_step)  # type: ignore[arg-type]
     for step in steps:
-        exhibition.show(step, model, Scores(1.0, 0.5, {}, 20 * torch.eye(3, dtype=torch.int64)))
+        previews.evaluated(
+            Evaluation(step=step, values={}, model=model, confusion=20 * torch.eye(3, dtype=torch.int64))
+        )
         assert model.training
     return recorder.shown
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (12, 30), (1, 12, 30)])
 def test_inputs_that_look_like_images_are_drawn(shape: tuple[int, ...]) -> None:
-    shown = exhibited(task(*shape), 3, 6)
+    shown = previewed(task(*shape), 3, 6)
     assert set(shown) == {"predictions", "confusion", "classes"}
     (first, one), (second, other) = shown["predictions"]
     assert (first, second) == (3, 6)
@@ -90,7 +92,7 @@ def test_a_transform_s_output_is_drawn_as_the_task_says() -> None:
 
     flat = task(200, transform=to_rows)
     as_image, as_spectrogram = (
-        exhibited(replace(flat, look=look), 1)["predictions"][0][1] for look in ("image", "spectrogram")
+        previewed(replace(flat, look=look), 1)["predictions"][0][1] for look in ("image", "spectrogram")
     )
     assert as_image.shape == as_spectrogram.shape
     colourful = (as_spectrogram[..., 0] != as_spectrogram[..., 1]).float().mean()
@@ -98,7 +100,7 @@ def test_a_transform_s_output_is_drawn_as_the_task_says() -> None:
 
 
 def test_texts_are_shown_with_labels_and_guesses() -> None:
-    shown = exhibited(task(64, test_texts=[f"text {i}" for i in range(60)]), 1)
+    shown = previewed(task(64, test_texts=[f"text {i}" for i in range(60)]), 1)
     told = shown["predictions"][0][1].split("\n\n")
     assert len(told) == SHOWN
     assert told[:2] == ["text 0\n  ant, taken for bee", "text 2\n  cow, taken for bee"]
@@ -107,12 +109,12 @@ def test_texts_are_shown_with_labels_and_guesses() -> None:
 
 
 def test_rows_of_features_have_no_predictions_to_look_at() -> None:
-    assert set(exhibited(task(10), 1)) == {"confusion", "classes"}
+    assert set(previewed(task(10), 1)) == {"confusion", "classes"}
 
 
 def test_what_a_model_makes_is_shown_until_the_last_step_whose_file_it_is() -> None:
     with_sample = task(10, sample=lambda model: type(model).__name__)
-    assert exhibited(with_sample, 2, 4, 6, last_step=6)["sample"] == [(2, "Always"), (4, "Always")]
+    assert previewed(with_sample, 2, 4, 6, last_step=6)["sample"] == [(2, "Always"), (4, "Always")]
 
 
 @pytest.mark.parametrize("count", [1, 2, SHOWN - 1, SHOWN, SHOWN + 1, 10_000])
@@ -126,7 +128,7 @@ def test_random_streams_stay_as_they_were() -> None:
     torch.manual_seed(0)
     given = task(1, 8, 8)
     before = torch.get_rng_state()
-    exhibited(given, 1)
+    previewed(given, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -137,7 +139,7 @@ def fails(*_: object) -> Any:
 @pytest.mark.parametrize("part", ["guess", "sample", "transform"])
 def test_what_fails_is_said_once_and_ends_the_pictures_alone(part: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        exhibited(task(1, 8, 8, **{part: fails}), 1, 2)
+        previewed(task(1, 8, 8, **{part: fails}), 1, 2)
     assert caplog.text.count("no more pictures and texts: RuntimeError: out of paint; training goes on") == 1
 
 

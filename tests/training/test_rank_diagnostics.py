@@ -32,14 +32,15 @@ class Loop:
         self.topology = Topology.create()
         self.model = sync.setup(self.module, self.optimizer, self.topology, Dense())
         self.measured: Measured = {}
-        self.diagnostics = Diagnostics(sync, Clock(), self.note, samples=SAMPLES, every=every, per_layer=per_layer)
+        self.diagnostics = Diagnostics(sync, Clock(), samples=SAMPLES, every=every, per_layer=per_layer)
         self.step = 0
         self.own: Tensor | None = None  # gradient of the last step
         self.before_sync: list[Tensor] = []  # parameters after each optimizer step
         self.after_sync = [internals(sync).flat.parameters.clone()]
 
     def note(self, step: int, values: Any) -> None:
-        self.measured[step] = {**self.measured.get(step, {}), **values}
+        if values:
+            self.measured[step] = {**self.measured.get(step, {}), **values}
 
     def run(self, steps: int) -> "Loop":
         rank = self.topology.world.rank
@@ -51,10 +52,10 @@ class Loop:
                 with self.sync.backward_context(self.step, last_micro_batch=micro == 2):
                     (nn.functional.mse_loss(self.model(inputs), target) / 2).backward()
             self.sync.before_step(self.step)
-            self.diagnostics.gradients(self.step)
+            self.note(self.step, self.diagnostics.gradients(self.step))
             self.optimizer.step()
             self.before_sync.append(internals(self.sync).flat.parameters.clone())
-            self.diagnostics.parameters(self.step)
+            self.note(self.step, self.diagnostics.parameters(self.step))
             self.sync.after_step(self.step)
             self.after_sync.append(internals(self.sync).flat.parameters.clone())
             self.optimizer.zero_grad()

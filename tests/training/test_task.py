@@ -16,7 +16,7 @@ from ddp_agent.checkpoint import export
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data, Task
 from ddp_agent.errors import ConfigError, DataError
-from ddp_agent.run import create_model
+from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import parse
 
 

@@ -21,8 +21,8 @@ from ddp_agent.data.slicing.tasks import Owners, by_cost, owners_of, round_robin
 from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.common import multi_task as models
-from ddp_agent.run import create_model
 from ddp_agent.training.evaluate import inference
+from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import check_against_data, parse
 from ddp_agent.training.task_assignment import head_flops
 

@@ -1,0 +1,160 @@
+"""One rank's training, ready to start or to take the state of a checkpoint."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ddp_agent.config.options import Options
+from ddp_agent.data.loader import Share
+from ddp_agent.data.sample_order import order_of, stock_of
+from ddp_agent.data.slicing.base import Slicing
+from ddp_agent.data.slicing.shared import Shared
+from ddp_agent.data.task import Task
+from ddp_agent.distributed import stragglers
+from ddp_agent.distributed.consistency import require_replicated
+from ddp_agent.distributed.failure_detector import NullWatch, Watch
+from ddp_agent.distributed.process_group_comm import world_comm
+from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.reducers import Reducer
+from ddp_agent.rng import RandomStreams
+from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training.batches import Batches
+from ddp_agent.training.clock import Clock, Meter
+from ddp_agent.training.ema import EMA
+from ddp_agent.training.evaluate import BestScore
+from ddp_agent.training.forward import Forward
+from ddp_agent.training.link_bytes import Link
+from ddp_agent.training.nan_guard import nan_guard
+from ddp_agent.training.rank_diagnostics import Diagnostics
+from ddp_agent.training.schedules import Schedule
+from ddp_agent.training.state import Position, State, Stateful
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSetup:
+    """The parts that a rank's training is made of. `module` is already on `device`."""
+
+    options: Options
+    task: Task
+    module: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    sync: SyncStrategy
+    reducer: Reducer
+    topology: Topology
+    device: torch.device
+    slicing: Slicing = field(default_factory=Shared)
+    replica_group: ReplicaGroup = field(default_factory=lambda: FixedGroup(world_comm()))
+    watch: Watch | NullWatch = field(default_factory=NullWatch)
+    meters: tuple[Meter, ...] = ()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.options.total_steps(self.task.data.train_count)
+
+
+class Session:
+    """A rank's model, data, clock and state. `setup` of the sync mode is called here.
+
+    Raises ValueError when the mode cannot work with the model, or the ranks' models differ. A collective.
+    """
+
+    def __init__(self, setup: TrainSetup) -> None:
+        self.setup = setup
+        options, task, sync, device = setup.options, setup.task, setup.sync, setup.device
+        link = Link.from_environment()
+        self.clock = Clock(*([link] if link else []), *setup.meters)
+        slot, slots, accumulation = setup.replica_group.slot, setup.replica_group.slots, options.accumulation_steps
+        share = Share(slot, slots, options.global_batch_size // (accumulation * slots), accumulation)
+        order = order_of(setup.slicing, stock_of(task), options.seed, slot, slots)
+        self.batches = Batches(data=task.data, order=order, share=share, device=device)
+        self._total_steps = setup.total_steps
+        self._base_lrs = [group["lr"] for group in setup.optimizer.param_groups]
+        if options.compile:
+            setup.module.compile()
+        self.forward = Forward(
+            task=task,
+            module=setup.module,
+            model=sync.setup(setup.module, setup.optimizer, setup.topology, setup.reducer),
+            device=device,
+            precision=options.precision,
+            accumulation=accumulation,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.ema = EMA(setup.module, options.ema_decay) if options.ema_decay is not None else None
+        self.best = BestScore()
+        self.diagnostics = Diagnostics(
+            internals(sync).shared,
+            self.clock,
+            samples=share.samples,
+            every=options.consensus_every,
+            per_layer=options.consensus_per_layer,
+        )
+        position = Position(loss_sum=torch.zeros((), device=device))
+        self.nan_guard = nan_guard(setup.module, sync, position.loss_sum, scaled=self.scaler.is_enabled())
+        self.state = self._state(position, link)
+
+    def _state(self, position: Position, link: Link | None) -> State:
+        setup = self.setup
+        parts: dict[str, Stateful] = {
+            "optimizer": setup.optimizer,
+            "scaler": self.scaler,
+            "sync": setup.sync,
+            "reducer": setup.reducer,
+            "clock": self.clock,
+            "standing": self.best,
+            "diagnostics": self.diagnostics,
+            **({"ema": self.ema} if self.ema else {}),
+            "random": RandomStreams(setup.device),
+        }
+        return State(
+            position=position,
+            sync=setup.sync,
+            reducer=setup.reducer,
+            clock=self.clock,
+            link=link,
+            parts=parts,
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were taken."""
+        return self.state.step
+
+    def set_lr(self, step: int) -> None:
+        """Set the learning rates of `step`."""
+        factor = self.setup.schedule.factor(step, self._total_steps)
+        for group, lr in zip(self.setup.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def costs(self) -> dict[str, float]:
+        """Return time and traffic of this rank so far."""
+        stats = self.setup.topology.settle()
+        return {
+            **self.clock.read(stats.blocked_s),
+            "straggler_wait_s": stats.straggler_s,
+            "syncs": internals(self.setup.sync).syncs,
+            "payload_bytes": stats.payload_bytes,
+            "wire_bytes": stats.wire_bytes,
+        }
+
+    def settle(self) -> None:
+        """Wait for the GPU, whose work belongs to the phase that asked for it, and finish the NaN guard's checks."""
+        if self.setup.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.device)
+        self.nan_guard.settle()
+
+    def compare_ranks(self) -> None:
+        """Raise DivergedError if ranks that must be identical differ: nothing of them is shown or kept."""
+        require_replicated(internals(self.setup.sync).replicated(self.step), self.setup.topology.world, self.step)
+
+
+def settle_stragglers(topology: Topology) -> None:
+    """Attribute the waiting time so far. A collective, so `straggler_wait_s` is as of the last call."""
+    for comm in topology.comms:
+        stragglers.settle_(comm)

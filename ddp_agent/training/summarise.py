@@ -1,0 +1,97 @@
+"""The summary of a finished run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ddp_agent.distributed.topology import Topology
+from ddp_agent.outputs import environment
+from ddp_agent.outputs.confusion import values as class_accuracies
+from ddp_agent.outputs.summary import Summary
+from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training import link_bytes
+from ddp_agent.training.session import Session
+from ddp_agent.training.settings import Settings
+from ddp_agent.training.trainer import Outcome
+
+GROUPS = ("dataset", "slicing", "model", "sync", "cadence", "reducer")
+HPARAM_GROUPS = ("model", "dataset", "slicing", "sync", "cadence", "reducer", "optimizer", "schedule")
+HPARAM_OPTIONS = ("seed", "global_batch_size", "accumulation_steps", "precision")
+
+
+def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: Any) -> Summary:
+    """Return the summary. Bytes are rank 0's, times are those of the slowest rank. A collective.
+
+    `origin`: the fields of `outputs.summary.Origin` that only the run knows.
+    """
+    setup, options, task, scores = session.setup, settings.options, session.setup.task, outcome.scores
+    costs = session.costs()
+    labels: dict[str, Any] = {group: settings.label(group) for group in GROUPS}
+    # Without a measurement at a synchronisation, the distance is the one at the end.
+    measured: dict[str, Any] = {"consensus_distance": outcome.consensus_distance} | session.diagnostics.latest
+    times: dict[str, Any] = slowest({key: value for key, value in costs.items() if key.endswith("_s")}, setup.topology)
+    samples = session.step * options.global_batch_size
+    metrics = {each.name: scores.more[f"{each.name}_{task.objective.metric_name}"] for each in task.subtasks}
+    return Summary(
+        **labels,
+        period=settings.cfg["sync"].get("period"),
+        world_size=session.batches.share.world_size,
+        seed=options.seed,
+        steps=session.step,
+        samples=samples,
+        params=internals(setup.sync).flat.parameters.numel(),
+        metric_name=task.objective.metric_name,
+        higher_is_better=task.objective.higher_is_better,
+        test_metric=scores.metric,
+        test_loss=scores.loss,
+        class_accuracies=class_accuracies(scores.confusion, task.presentation.class_names),
+        task_metrics=metrics or None,
+        **times,
+        syncs=internals(setup.sync).syncs,
+        collectives=setup.topology.world.stats.calls,
+        payload_bytes=int(costs["payload_bytes"]),
+        wire_bytes=int(costs["wire_bytes"]),
+        **link_bytes.summary(session.state.link),
+        **measured,
+        target=options.target,
+        **asdict(session.best),
+        samples_per_s=samples / times["train_s"],
+        peak_memory_bytes=largest(environment.peak_memory_bytes(setup.device), setup.topology),
+        **environment.describe(setup.device),
+        data_sha256=task.data.sha256,
+        order_sha256=session.batches.order.sha256(options.global_batch_size),
+        **origin,
+    )
+
+
+def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
+    """Return the times of the rank that trained longest. They are of one rank, so that they still add up."""
+    world = topology.world
+    with world.uncounted():
+        mine = torch.tensor(list(times.values()), dtype=torch.float64, device=world.device)
+        gathered: list[list[float]] = [other.tolist() for other in world.all_gather(mine)]
+    train_s = list(times).index("train_s")
+    worst = max(range(world.size), key=lambda rank: gathered[rank][train_s])
+    return dict(zip(times, gathered[worst], strict=True))
+
+
+def largest(count: int, topology: Topology) -> int:
+    """Return the largest of the ranks' counts."""
+    world = topology.world
+    with world.uncounted():
+        among = torch.tensor([count], device=world.device)
+        world.all_reduce_(among, "max")
+    return int(among)
+
+
+def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
+    """Return the hyperparameters by which TensorBoard compares runs."""
+    return {
+        **{group: settings.label(group) for group in HPARAM_GROUPS},
+        **{f"sync.{key}": value for key, value in settings.cfg["sync"].items() if key != "name"},
+        "lr": settings.optimizer.lr,
+        "world_size": world_size,
+        **{key: getattr(settings.options, key) for key in HPARAM_OPTIONS},
+    }
