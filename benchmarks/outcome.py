@@ -11,8 +11,8 @@ import torch
 from rich.table import Table
 
 from ddp_agent.distributed.process_group import Runtime
-from ddp_agent.outputs.console import human_bytes
 from ddp_agent.outputs.files import to_json, write_atomically
+from ddp_agent.outputs.units import human_bytes
 
 Row = Mapping[str, str | float | int | None]
 

@@ -6,7 +6,7 @@ from statistics import mean
 from rich.markup import escape
 from rich.table import Table
 
-from ddp_agent.outputs.console import human_seconds
+from ddp_agent.outputs.units import human_seconds
 from ddp_agent.plan.advise import Advice, Qualities, seconds_to
 from ddp_agent.plan.check import Checked
 from ddp_agent.plan.measured import Measured

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from ddp_agent.outputs.console import ConsoleProgress, human_bytes, human_seconds, result_table
+from ddp_agent.outputs.console import ConsoleProgress, result_table
 from ddp_agent.outputs.observer import Evaluation, Result, Start
+from ddp_agent.outputs.units import human_bytes, human_seconds
 
 SUMMARY: dict[str, Any] = {
     "steps": 100, "sync": "diloco", "reducer": "bf16", "world_size": 4, "metric_name": "accuracy",
