@@ -60,7 +60,7 @@ def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: Rank
 
 def counted_twice() -> list[tuple[Any, ...]]:
     """What c10d saw, and what Comm counted."""
-    found = []
+    found: list[tuple[Any, ...]] = []
     for reducer in configured.reducers().values():
         comm, counter = world_comm(), yardsticks.CollectiveCounter()
         with counter:

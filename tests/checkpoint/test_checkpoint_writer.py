@@ -12,6 +12,7 @@ from rank_pool import RankPool
 from runs import mode, run
 
 from ddp_agent.checkpoint import saving, writer
+from ddp_agent.checkpoint.folder import manifest_of
 from ddp_agent.checkpoint.writer import Writer, copied
 from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.errors import CheckpointError
@@ -108,6 +109,6 @@ def test_a_run_keeps_its_best(ranks2: RankPool, tmp_path: Path) -> None:
     """`lr` grows until nothing is learnt: the best comes early, and is saved though no checkpoint was due."""
     options = ("keep_best_checkpoint=true", "keep_checkpoints=1", "eval_every=1", "optimizer.lr=0.5")
     summary = ranks2.run(run, *mode("local_sgd", *options), str(tmp_path))[0]
-    kept = {path.name: saving.manifest_of(path).details for path in (tmp_path / "checkpoints").iterdir()}
+    kept = {path.name: manifest_of(path).details for path in (tmp_path / "checkpoints").iterdir()}
     assert "step-00000008" in kept
     assert max(details["metric"] or 0 for details in kept.values()) == summary["best_metric"] or len(kept) == 1

@@ -33,11 +33,12 @@ SAMPLES = 90
 
 def task(kind: str) -> Task:
     """Tiny data for pictures, texts or ratings."""
-    shape, given_to_models = {
+    kinds: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         "pictures": ((1, 8, 8), {}),
         "texts": ((6,), {"vocabulary": 11}),
         "ratings": ((2,), {"users": 5, "items": 7, "mean": 3.5}),
-    }[kind]
+    }
+    shape, given_to_models = kinds[kind]
     labels = torch.arange(SAMPLES) % 4
     data = TensorDataset(torch.ones(SAMPLES, *shape), labels)
     return Task(
@@ -158,7 +159,7 @@ def test_whatever_is_typed_is_composed_or_refused_in_words(typed: list[str]) -> 
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shutil.copytree(CONF, tmp_path_factory.mktemp("conf") / "conf")
+    return Path(shutil.copytree(CONF, tmp_path_factory.mktemp("conf") / "conf"))
 
 
 def test_whatever_stands_in_a_file_is_composed_or_refused_in_words(conf: Path) -> None:

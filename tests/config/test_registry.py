@@ -20,11 +20,11 @@ from ddp_agent.models.mlp import MLP
 from ddp_agent.sync import DiLoCo
 from ddp_agent.training.settings import RUNTIME
 
-SHAPES = {"input_shape": (1, 8, 8), "outputs": 10}
+SHAPES: dict[str, Any] = {"input_shape": (1, 8, 8), "outputs": 10}
 EVERY_YAML = [(group, name) for group in PLACES for name in files(group)]
 
 
-def refusal(group: str, given: dict[str, Any], **options: Any) -> list[str]:
+def refusal(group: str, given: dict[Any, Any], **options: Any) -> list[str]:
     with pytest.raises(ConfigError) as refused:
         build(group, given, **options)
     return refused.value.problems

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 
 import pytest
 
@@ -188,11 +189,16 @@ def test_after_the_run_signals_do_what_they_did(watches: list[Watch], asked: str
     assert heard == ([signal.SIGTERM] if asked == "nobody" else [])
 
 
+def _begin_and_sleep(begun: Event) -> None:
+    begun.set()
+    time.sleep(600)
+
+
 def test_a_forked_child_can_be_terminated_and_does_not_stop_the_run(watches: list[Watch]) -> None:
     watches[0].start()
     fork = multiprocessing.get_context("fork")
     begun = fork.Event()
-    child = fork.Process(target=lambda: (begun.set(), time.sleep(600)))
+    child = fork.Process(target=_begin_and_sleep, args=(begun,))
     child.start()
     assert begun.wait(20)
     child.terminate()

@@ -126,7 +126,7 @@ def _fail_once(loop: ElasticLoop, step: int) -> list[int]:
             if len(tries) == 1:
                 raise CommError("made up")
 
-    loop.sync.after_step = failing  # type: ignore[method-assign]
+    loop.sync.after_step = failing  # type: ignore[method-assign, assignment]
     return tries
 
 

@@ -24,8 +24,8 @@ def test_nothing_grows_over_5000_steps(mode: str, beside: str, tmp_path: Path) -
     with Torchrun(tmp_path, 2, [*SMALL, *MODES[mode], f"max_steps={STEPS}", *often]) as torchrun:
         while any(rank.is_alive() for rank in torchrun.ranks):
             fifth = 5 * newest(torchrun.run_dir) // STEPS
-            for number, rank in enumerate(torchrun.ranks):
-                held[number, fifth] += Held.by(rank.pid)
+            for number, process in enumerate(torchrun.ranks):
+                held[number, fifth] += Held.by(process.pid)
             time.sleep(0.05)
         outcome = torchrun.wait()
     assert outcome.codes == [[0, 0]], outcome.stderr

@@ -80,7 +80,8 @@ def test_samples_with_several_labels_are_not_counted() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return output.sum()
 
-    several = replace(one, test=data, loss=loss, metric=lambda output, target: output[:, 0])
+    objective = replace(one.objective, loss=loss, metric=lambda output, target: output[:, 0])
+    several = replace(one, data=replace(one.data, test=data), objective=objective)
     assert Evaluator(several, LocalComm(), torch.device("cpu"))(nn.Identity(), nullcontext).confusion is None
 
 

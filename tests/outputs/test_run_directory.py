@@ -273,7 +273,7 @@ def test_paths(tmp_path: Path) -> None:
 
 
 def begin_to_write_and_die(path: Path) -> None:
-    os.replace = lambda *_: os._exit(9)  # type: ignore[assignment]
+    os.replace = lambda *_: os._exit(9)
     write_atomically(path, "half")
 
 

@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentTypeError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planned_runs import World, sweep, write
@@ -95,7 +96,8 @@ def test_only_broken_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("key", ["dataset", "model", "data_sha256", "params", "metric_name"])
 def test_runs_of_different_things(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     write(tmp_path / "a", WORLD, "compressed")
-    other = write(tmp_path / "b", WORLD, "allreduce", **{key: 7 if key == "params" else "other"})
+    changed: dict[str, Any] = {key: 7 if key == "params" else "other"}
+    other = write(tmp_path / "b", WORLD, "allreduce", **changed)
     if key == "metric_name":
         metrics = (other / "metrics.jsonl").read_text()
         (other / "metrics.jsonl").write_text(metrics.replace("test_accuracy", "test_other"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def ours(reducer: Reducer, *, buckets: int = 2, dtype: torch.dtype = torch.float
 NARROW: dict[str, Hook] = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
-def measure_cast(name: str) -> tuple[float, float]:
+def measure_cast(name: Literal["bf16", "fp16"]) -> tuple[float, float]:
     """How far from torch's hook after six steps, and how far that is from an exact mean."""
     theirs = Theirs(NARROW[name]).run(6).weights
     exact = Theirs(allreduce_hook).run(6).weights

@@ -56,7 +56,7 @@ def test_slicings_are_compared_and_the_shards_of_each_are_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def sliced(name: str, order: str, sync: str = "allreduce", **keys: Any) -> Path:
-        changes = {"slicing": name, "order_sha256": order}
+        changes: dict[str, Any] = {"slicing": name, "order_sha256": order}
         return make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}", sync=sync, config={"slicing": keys}, **changes)
 
     sliced("iid", "a")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from report_cases import cells, make_run, result_of
 
 from ddp_agent.report.__main__ import contents
@@ -174,9 +176,9 @@ def test_curves_hold_every_evaluation_on_three_axes_with_bands(tmp_path: Path) -
         assert lines.keys() == MODES.keys()
         for line in result.lines:
             drawn = lines[line.label]
-            assert list(drawn.get_xdata()) == pytest.approx(x)
+            assert np.asarray(drawn.get_xdata()).tolist() == pytest.approx(x)
             means = [point.metric.mean for point in line.points if point.metric]
-            assert list(drawn.get_ydata()) == pytest.approx(means)
+            assert np.asarray(drawn.get_ydata()).tolist() == pytest.approx(means)
         assert len(axes.collections) == len(MODES)  # a band each
     assert "Out of view at the end: parameter_update (0.209)" in chart.caption
 
@@ -189,7 +191,9 @@ def test_two_seeds_are_shaded_from_one_to_the_other_and_one_is_not(tmp_path: Pat
     chart, axes = charts(result)[0], Figure().subplots()
     chart.panels[0].draw(axes)
     (band,) = axes.collections
-    corners = {tuple(round(float(number), 6) for number in corner) for corner in band.get_paths()[0].vertices}
+    corners = {
+        tuple(round(float(number), 6) for number in corner) for corner in np.asarray(band.get_paths()[0].vertices)
+    }
     assert corners == {(10, 0.5), (20, 0.6), (20, 0.7), (30, 0.9)}
     assert "where there are two seeds, both of them" in chart.caption
     assert "95 %" not in chart.caption
@@ -201,6 +205,7 @@ def test_the_time_split_adds_up(tmp_path: Path) -> None:
     chart.panels[0].draw(axes)
     ends: dict[float, float] = {}
     for bar in axes.patches:
+        assert isinstance(bar, Rectangle)
         row = round(bar.get_y(), 3)
         assert bar.get_x() == pytest.approx(ends.get(row, 0.0))
         ends[row] = bar.get_x() + bar.get_width()
@@ -211,7 +216,7 @@ def test_the_period_is_drawn_where_it_changes_only(tmp_path: Path) -> None:
     (chart,) = [chart for chart in charts(sweep(tmp_path)) if chart.name == "period"]
     axes = Figure().subplots()
     chart.panels[0].draw(axes)
-    assert [list(line.get_ydata()) for line in axes.get_lines()] == [[8, 16]] * 3
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.get_lines()] == [[8, 16]] * 3
 
 
 def test_each_figure_is_a_png_and_an_svg_that_are_the_same_each_time(tmp_path: Path) -> None:

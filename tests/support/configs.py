@@ -36,7 +36,8 @@ def _read(group: str, name: str) -> Any:
 
 def node(group: str, name: str, **values: Any) -> dict[str, Any]:
     """One file of a group, with some values replaced."""
-    return copy.deepcopy(_read(group, name)) | values
+    given: dict[str, Any] = copy.deepcopy(_read(group, name))
+    return given | values
 
 
 def settings(*overrides: str, world_size: int = 2) -> Settings:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import rank_pool
 from fault_points import Fault, arm
@@ -77,7 +77,7 @@ class Torchrun:
         folder.mkdir(exist_ok=True, parents=True)
         self._store = self.open_store()
 
-    def __enter__(self) -> "Torchrun":
+    def __enter__(self) -> Self:
         self._start(0)
         return self
 
@@ -174,8 +174,8 @@ def _rank(environment: dict[str, str], folder: str, typed: list[str], faults: li
         sys.path.insert(0, str(ROOT))
         sys.argv = ["train.py", *typed]
         try:
+            from ddp_agent.__main__ import check, train
             from ddp_agent.cli import leave, main
-            from train import check, train
 
             arm(faults, rank, attempt)
             leave(main(train, check=check, conf=ROOT / "conf"))
