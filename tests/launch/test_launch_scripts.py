@@ -30,7 +30,7 @@ def multinode(python: Path, *typed: str, **environment: str) -> subprocess.Compl
 
 def run(script: str, python: Path, *typed: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "PYTHON": str(python), **environment}
-    command = [LAUNCH / script, *typed]
+    command = [str(LAUNCH / script), *typed]
     return subprocess.run(command, env=env, cwd=python.parent, capture_output=True, text=True, check=False)
 
 

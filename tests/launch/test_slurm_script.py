@@ -50,7 +50,7 @@ def batch(tmp_path: Path) -> Path:
 def start(batch: Path, **environment: str) -> "subprocess.Popen[str]":
     env = {"PATH": f"{batch / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}
     env |= {"SLURM_JOB_ID": "70017", "RUN_DIR": "run", **environment}
-    command = ["bash", LAUNCH / "slurm.sbatch", "sync=diloco"]
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "sync=diloco"]
     return subprocess.Popen(command, cwd=batch, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

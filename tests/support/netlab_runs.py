@@ -31,8 +31,9 @@ def hear_ctrl_c() -> None:
 
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, str(NETLAB), *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_ctrl_c} | options
-    return subprocess.Popen(command, **options)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c}
+    process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **(pipes | options))
+    return process
 
 
 def call(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
