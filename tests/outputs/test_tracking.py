@@ -19,7 +19,6 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
-from ddp_agent.outputs import tracking
 from ddp_agent.outputs.console import ConsoleProgress
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -453,7 +452,7 @@ def test_any_error_of_tensorboards_writer_ends_the_mirror_alone(
     def fails(*_: object) -> None:
         raise OSError("writer is gone")
 
-    monkeypatch.setattr(tracking.TensorBoardMirror, "record", fails)
+    monkeypatch.setattr("ddp_agent.outputs.tensorboard.TensorBoardMirror.record", fails)
     with RunDirectory(tmp_path) as run:
         tracker = Records(run, "accuracy")
         for step in range(3):

@@ -60,7 +60,7 @@ def test_what_is_still_under_way_when_training_pauses_counts(
     link.measure("compute")
     interface.send(100)
     leaving = iter([20, 3, 0, 40])  # the last of it is evaluation's
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: interface.send(next(leaving)))
+    monkeypatch.setattr("ddp_agent.training.link_bytes.time.sleep", lambda seconds: interface.send(next(leaving)))
     link.measure("eval")
     assert link.training_bytes == 123
 

@@ -39,11 +39,11 @@ class Recorder:
 
 
 def changed(given: Task, **more: Any) -> Task:
-    parts = (given.data, given.objective, given.presentation)
-    data, objective, presentation = (
-        replace(part, **{key: value for key, value in more.items() if hasattr(part, key)}) for part in parts
-    )
-    return replace(given, data=data, objective=objective, presentation=presentation)
+    names = ("data", "objective", "presentation")
+    parts: dict[str, Any] = {name: getattr(given, name) for name in names}
+    for name, part in parts.items():
+        parts[name] = replace(part, **{key: value for key, value in more.items() if hasattr(part, key)})
+    return replace(given, **parts)
 
 
 def task(*shape: int, **more: Any) -> Task:
@@ -92,7 +92,7 @@ def test_a_transform_s_output_is_drawn_as_the_task_says() -> None:
 
     flat = task(200, transform=to_rows)
     as_image, as_spectrogram = (
-        previewed(replace(flat, look=look), 1)["predictions"][0][1] for look in ("image", "spectrogram")
+        previewed(changed(flat, look=look), 1)["predictions"][0][1] for look in ("image", "spectrogram")
     )
     assert as_image.shape == as_spectrogram.shape
     colourful = (as_spectrogram[..., 0] != as_spectrogram[..., 1]).float().mean()
