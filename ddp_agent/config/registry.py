@@ -29,8 +29,9 @@ PLACES = {
     "optimizer": "training/optimizers",
     "schedule": "training/schedules",
 }
-"""Where the classes of a config group are: a folder with one choice per file, or one file."""
-_BASES = ("__init__", "base", "periodic")  # files of a group's folder that hold no choices
+"""Folder or file of each config group. Every public class in its own files can be chosen, unless it is abstract; helper
+classes are private, or stand one folder below."""
+_BASES = ("__init__", "base", "periodic")  # files that hold base classes instead
 
 
 def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str] = (), **runtime: Any) -> Any:
@@ -142,19 +143,16 @@ def definitions(group: str) -> dict[str, tuple[str, str]]:
     """Return (module, first line of the docstring) of each class of a group, by the class's name."""
     place = PACKAGE / PLACES[group]
     files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    found = {}
+    choices = {}
     for file in files:
         if file.stem in _BASES:
             continue
         module = ".".join(("ddp_agent", *file.relative_to(PACKAGE).with_suffix("").parts))
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _is_helper(node, group):
-                found[node.name] = (module, (ast.get_docstring(node) or "").partition("\n")[0])
-    return found
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not _is_abstract(node):
+                choices[node.name] = (module, (ast.get_docstring(node) or "").partition("\n")[0])
+    return choices
 
 
-def _is_helper(node: ast.ClassDef, group: str) -> bool:
-    """An abstract class, or beside datasets one that loads nothing."""
-    abstract = any(isinstance(base, ast.Name) and base.id == "ABC" for base in node.bases)
-    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-    return abstract or (group == "dataset" and "load" not in methods)
+def _is_abstract(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "ABC" for base in node.bases)

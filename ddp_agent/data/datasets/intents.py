@@ -86,7 +86,7 @@ def _labels(task: TaskName, parts: Parts, intents: tuple[str, ...]) -> Labels:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class _Corpus:
     files: tuple[Published, ...]
     read: Callable[[Path], Parts]
 
@@ -150,8 +150,8 @@ _BANKING = (
     "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/57ec275d8078af65b7731c2a98be812d844a6d6b"
     "/banking_data"
 )
-CORPORA: dict[CorpusName, Corpus] = {
-    "clinc150": Corpus(
+CORPORA: dict[CorpusName, _Corpus] = {
+    "clinc150": _Corpus(
         files=(
             Published(
                 "data_full.json",
@@ -161,7 +161,7 @@ CORPORA: dict[CorpusName, Corpus] = {
         ),
         read=_read_clinc150,
     ),
-    "banking77": Corpus(
+    "banking77": _Corpus(
         files=(
             Published(
                 "train.csv",

@@ -85,7 +85,7 @@ class MovieLens:
             data=Data.resident(
                 (train, first),
                 (test, first[: len(test)]),
-                augment=WithUnseen(_unseen(ratings, train), self.negatives),
+                augment=_WithUnseen(_unseen(ratings, train), self.negatives),
                 groups=train[:, 0],
                 sha256=fingerprint(train, test, also=f"{self.ranking_loss} {self.negatives}"),
             ),
@@ -102,7 +102,7 @@ class MovieLens:
 
 
 @dataclass(frozen=True)
-class WithUnseen:
+class _WithUnseen:
     """Adds to rows [user, film seen] films that the user has not seen in training."""
 
     unseen: Unseen

@@ -41,7 +41,7 @@ PHOTOS = Published(
 
 
 @dataclass(frozen=True)
-class Pictures:
+class _Pictures:
     """`pixels` uint8 [n, 32, 32, 3], digits int64 [n], in the order of the photos' names."""
 
     pixels: Tensor
@@ -78,7 +78,7 @@ class SignDigits:
         return classification(data, outputs=CLASSES, loss=self.loss, presentation=names)
 
 
-def read_photos(path: Path) -> Pictures:
+def read_photos(path: Path) -> _Pictures:
     """From `Dataset/<digit>/<name>.JPG` in a zip file."""
     pixels, digits = [], []
     for name, data in members(path, FOLDER):
@@ -91,7 +91,7 @@ def read_photos(path: Path) -> Pictures:
         raise DataError(f"{path}: found no {FOLDER}/<digit>/*.JPG, expected the photos of {PHOTOS.url}")
     if absent := sorted(set(range(CLASSES)) - set(digits)):
         raise DataError(f"{path}: {FOLDER}: found no photo of {absent[0]}, expected some of each of 0 to {CLASSES - 1}")
-    return Pictures(torch.from_numpy(numpy.stack(pixels)), torch.tensor(digits))
+    return _Pictures(torch.from_numpy(numpy.stack(pixels)), torch.tensor(digits))
 
 
 def _shrunk(data: bytes, name: str) -> "numpy.ndarray[Any, Any]":

@@ -67,7 +67,7 @@ class SpeechCommands:
             raise DataError(f"{where}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
         length = round(self.seconds * self.rate)
         transform = LogMel(rate=self.rate, mels=self.mels)
-        sets = [Waves(clips, names, self.rate, length) for clips in (train, test)]
+        sets = [_Waves(clips, names, self.rate, length) for clips in (train, test)]
         common: dict[str, Any] = {
             "transform": transform,
             "augment": shift_and_mask if self.augment else None,
@@ -114,7 +114,7 @@ class SpeechCommands:
         return chosen
 
 
-class Waves(Dataset[tuple[Tensor, int]]):
+class _Waves(Dataset[tuple[Tensor, int]]):
     """Waves int16 [length] and the places of their words in `names`."""
 
     def __init__(self, clips: Sequence[WavClip], names: Sequence[str], rate: int, length: int) -> None:

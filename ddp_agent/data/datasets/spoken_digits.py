@@ -37,7 +37,7 @@ _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[^_]+)_(?P<index>[0-9]+)\.wav"
 
 
 @dataclass(frozen=True)
-class Spoken:
+class _Spoken:
     """Recordings of digits: waves int16 [n, samples], and who says which digit, int64 [n]."""
 
     waves: Tensor
@@ -86,7 +86,7 @@ class SpokenDigits:
         task = classification(data, outputs=len(first.names), loss=self.loss, presentation=shown)
         return multi_task(task, {name: labels[name] for name in self.tasks}, self.loss)
 
-    def read(self) -> tuple[Spoken, Spoken, tuple[str, ...]]:
+    def read(self) -> tuple[_Spoken, _Spoken, tuple[str, ...]]:
         """What is trained on, what is tested, and the names of the speakers."""
         path = located(self.data_root, "fsdd", [RECORDINGS], download=self.download) / RECORDINGS.name
         recordings = {name: data for name, data in members(path, FOLDER) if name.endswith(".wav")}
@@ -97,7 +97,7 @@ class SpokenDigits:
         digit = torch.tensor([int(found["digit"]) for found in named], dtype=torch.int64)
         tested = torch.tensor([int(found["index"]) < TESTED for found in named], dtype=torch.bool)
         _check(path, digit, tested)
-        everything = Spoken(
+        everything = _Spoken(
             torch.stack(waves), digit, torch.tensor([speakers.index(found["speaker"]) for found in named])
         )
         return _part(everything, ~tested), _part(everything, tested), speakers
@@ -121,5 +121,5 @@ def _check(path: Path, digit: Tensor, tested: Tensor) -> None:
             )
 
 
-def _part(everything: Spoken, chosen: Tensor) -> Spoken:
-    return Spoken(everything.waves[chosen], everything.digits[chosen], everything.speakers[chosen])
+def _part(everything: _Spoken, chosen: Tensor) -> _Spoken:
+    return _Spoken(everything.waves[chosen], everything.digits[chosen], everything.speakers[chosen])
