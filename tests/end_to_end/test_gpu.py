@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from configs import files
-from runs import PERIODS, ROOT
+from runs import ROOT
+from short_periods import short
 from test_laws import ALL
 from torch import nn
 
@@ -44,7 +45,7 @@ def train(run_dir: Path, ranks: int, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", files("sync"))
 def test_every_mode_trains(tmp_path: Path, name: str, ranks: int) -> None:
-    summary = train(tmp_path / "run", ranks, f"sync={name}", *PERIODS.get(name, ()))
+    summary = train(tmp_path / "run", ranks, f"sync={name}", *short(name, period=4, switch_step=2))
     assert summary["device"] != "cpu"
     assert summary["test_metric"] > 0.5
     assert (summary["wire_bytes"] > 0) == (ranks > 1 and name != "independent")
@@ -53,7 +54,7 @@ def test_every_mode_trains(tmp_path: Path, name: str, ranks: int) -> None:
 
 @pytest.mark.parametrize(("sync", "reducer"), REDUCERS)
 def test_every_reducer_averages(tmp_path: Path, sync: str, reducer: str) -> None:
-    summary = train(tmp_path / "run", 2, f"sync={sync}", f"reducer={reducer}", *PERIODS.get(sync, ()))
+    summary = train(tmp_path / "run", 2, f"sync={sync}", f"reducer={reducer}", *short(sync, period=4, switch_step=2))
     assert summary["test_metric"] > 0.5
 
 

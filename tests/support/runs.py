@@ -1,4 +1,4 @@
-"""Whole runs, as `train.py` makes them, inside ranks that are already there."""
+"""Whole runs, as `train.py` makes them, inside ranks that are there already."""
 
 import copy
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from configs import files
+from short_periods import short
 from this_rank import this_rank
 
 from ddp_agent.cli.composition import Configs
@@ -19,22 +21,11 @@ from ddp_agent.training.model import create_model
 from ddp_agent.training.settings import check_against_data, parse
 
 ROOT = Path(__file__).parents[2]
-MODES = tuple(sorted(file.stem for file in (ROOT / "conf" / "sync").glob("*.yaml")))
-# For laws that take seconds a mode: one mode a kind by default, and all of them in CI.
+MODES = tuple(files("sync"))
+# For laws that take seconds per mode: one mode per kind by default, and all of them in CI.
 FEW = ("allreduce", "local_sgd", "streaming_diloco")
 EACH = [pytest.param(name, marks=[] if name in FEW else pytest.mark.exhaustive) for name in MODES]
 SMALL = ("max_steps=8", "global_batch_size=48", "log_every=2", "run_name=test")
-PERIODS = {
-    "local_sgd": ("sync.period=4",),
-    "post_local_sgd": ("sync.period=4", "sync.switch_step=2"),
-    "parameter_update": ("sync.period=4", "sync.outer_lr=0.4"),
-    "diloco": ("sync.period=4",),
-    "hierarchical": ("sync.node_period=2", "sync.global_period=4"),
-    "slowmo": ("sync.period=4",),
-    "streaming_diloco": ("sync.period=4", "sync.delay=1"),
-    "gossip": ("sync.period=4",),
-    "easgd": ("sync.period=4",),
-}
 
 
 @cache
@@ -46,14 +37,14 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
 
 
 def config(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The whole config of a small run, and the choices it is made of."""
+    """The whole config of a small run, and the file chosen in each group."""
     cfg, choices = _composed((*SMALL, *overrides))
     return copy.deepcopy(cfg), dict(choices)
 
 
 def mode(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """With periods of 4 steps."""
-    return config(f"sync={name}", *PERIODS.get(name, ()), *overrides)
+    """The config of a small run with periods of 4 steps."""
+    return config(f"sync={name}", *short(name, period=4, switch_step=2), *overrides)
 
 
 def run(
@@ -63,7 +54,7 @@ def run(
     attempt: int = 0,
     change: Callable[[Task], Task] = lambda task: task,
 ) -> dict[str, Any] | str:
-    """On every rank: the summary, or the message of a refusal. The data are what `change` makes of them."""
+    """The summary of the run on every rank, or the message of a refusal. `change` replaces the task."""
     runtime = this_rank(attempt)
     rank, ranks = runtime.rank, runtime.world_size
     try:

@@ -1,11 +1,13 @@
-"""Small runs that nobody disturbs, and whether another one ended bit for bit as they did."""
+"""Small runs without faults, and the comparison of another run with them, bit for bit."""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from configs import files
 from forked_torchrun import Outcome, run
+from short_periods import short
 from torch import Tensor
 
 from ddp_agent.checkpoint.manifest import Manifest
@@ -21,19 +23,15 @@ MODES = {
     "streaming_diloco": ("sync=streaming_diloco", "sync.period=8", "sync.delay=2"),
 }
 OTHER_MODES = {
-    "independent": ("sync=independent",),
-    "post_local_sgd": ("sync=post_local_sgd", "sync.switch_step=20", "sync.period=8"),
-    "parameter_update": ("sync=parameter_update", "sync.period=8", "sync.outer_lr=0.4"),
-    "hierarchical": ("sync=hierarchical", "sync.node_period=2", "sync.global_period=8", "ranks_per_node=1"),
-    "slowmo": ("sync=slowmo", "sync.period=8"),
-    "gossip": ("sync=gossip", "sync.period=4"),
-    "easgd": ("sync=easgd", "sync.period=8"),
+    name: (f"sync={name}", *short(name, period=8, switch_step=20), "ranks_per_node=1")
+    for name in files("sync")
+    if name not in MODES
 }
 EVERY_FIVE = ("checkpoint_every=5",)
 
 
 class Wholes:
-    """Each is run once a session."""
+    """Runs without faults, each made once per session."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,7 +43,7 @@ class Wholes:
         return outcome.run_dir
 
     def assert_same_end(self, outcome: Outcome, mode: str, size: int) -> None:
-        """All of every rank's state but the time that things took; the exported model; the recorded scores."""
+        """Compare every rank's state except times, and the exported model."""
         whole = self.of(mode, size)
         for rank, (one, other) in enumerate(zip(final_states(whole), final_states(outcome.run_dir), strict=True)):
             for key in one.keys() - {"clock", "comm", "logged", "standing"}:
@@ -70,7 +68,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def checkpoints(run_dir: Path) -> list[int]:
-    """Steps; fails when one is damaged, or a part of one or of another file was left."""
+    """The steps of the checkpoints. Fails when one is damaged, or when a part of a file was left behind."""
     assert not [path for path in run_dir.rglob("*") if path.suffix == ".tmp" or ".tmp-" in path.name]
     folder = run_dir / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
