@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.checkpoint.writer import Writer
-from ddp_agent.data.shard_stats import Census
+from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.shard_stats import summary as shard_summary
 from ddp_agent.data.slicing.tasks import Owners
 from ddp_agent.data.task import Task
@@ -125,7 +125,7 @@ class Run:
         except ValueError as error:  # a model that cannot be re-homed, ranks whose models differ
             raise ConfigError(str(error)) from error
         seed_everything(settings.options.seed, self.replica_group.slot)
-        self.census = Census.of(self.session.batches.order)
+        self.shard_stats = ShardStats.of(self.session.batches.order, task.data.labels)
         self.init_sha256 = tensor_sha256(internals(sync).flat.everything)
 
     def _replicas(self) -> tuple[Topology, ReplicaGroup]:
@@ -229,7 +229,7 @@ class Run:
             history = History.read(source, session.step) if source else None
             metrics = MetricsLog(directory, history)
             board = TensorBoard(directory, setup.task.objective.metric_name, history=history)
-            previews = Previews(setup.task, board, setup.device, last_step=setup.total_steps, census=self.census)
+            previews = Previews(setup.task, board, setup.device, last_step=setup.total_steps, stats=self.shard_stats)
             console = ConsoleProgress(setup.total_steps, first_step=session.step)
             observers = [metrics, board, previews, console, *self.traces]
             example = previews.example
@@ -254,7 +254,7 @@ class Run:
             nodes=self.ranks.world_size // self.ranks.local_world_size,
             init_sha256=self.init_sha256,
             replicas=self.replica_group.facts(),
-            **shard_summary(self.census),
+            **shard_summary(self.shard_stats),
         ).to_dict()
 
     def _finish(self, summary: dict[str, Any], sample: str | None, observers: list[Observer]) -> None:

@@ -1,45 +1,52 @@
-"""Which sample stands where in the stream that a rank trains on: a pure function of seed, rank and position.
+"""The order of the samples that a rank trains on: a pure function of seed, rank and position.
 
-So a resume is a number, and every batch is full: it may straddle two epochs.
+So a resume needs nothing but the step number, and every batch is full: it may straddle two epochs.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from ddp_agent.data.slicing.base import Shards, Slicing, Stock
-from ddp_agent.data.task import Task
 from ddp_agent.rng import mixed_seed
 
 
 class Order(ABC):
-    """`samples` make an epoch of all ranks together; the indices live on `device`."""
+    """An endless stream of sample indices on `device`. All ranks together take `samples` of them per epoch."""
 
     def __init__(self, samples: int, seed: int, device: torch.device | str = "cpu") -> None:
         self.samples = samples
         self.seed = seed
         self.device = torch.device(device)
-        self._key: tuple[int, ...] | None = None  # of the permutation that is kept: positions move forward
+        # Only the newest permutation is kept: positions move forward.
+        self._key: tuple[int, ...] | None = None
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     @abstractmethod
     def first(self, step: int, share: int, rank: int, ranks: int) -> int:
-        """The position of a rank's first sample in a step (1-based) in which each rank takes `share` of them."""
+        """Return the position of a rank's first sample in `step` (1-based), where each rank takes `share` per step."""
 
     @abstractmethod
     def take(self, start: int, count: int) -> Tensor:
-        """Indices at the positions [start, start + count), int64."""
+        """Return the indices at the positions [start, start + count), int64."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Self:
-        """The same order, its indices on another device."""
+        """Return the same order with its indices on another device."""
 
     @abstractmethod
     def sha256(self, global_batch_size: int) -> str:
-        """Of seed, sizes and two epochs: equal for runs whose ranks take the same samples in the same order."""
+        """Return the hash of seed, sizes and two epochs.
+
+        It is equal for runs whose ranks take the same samples in the same order.
+        """
+
+    def shards(self, epoch: int) -> list[Tensor] | None:
+        """Return every rank's samples in an epoch, ascending; None where all ranks share one stream."""
+        return None
 
     def _kept(self, key: tuple[int, ...]) -> Tensor:
         if key != self._key:
@@ -48,14 +55,15 @@ class Order(ABC):
 
     @abstractmethod
     def _drawn(self, key: tuple[int, ...]) -> Tensor:
-        """The permutation that belongs to `key`, on the CPU: the same for every device."""
+        """Return the permutation that belongs to `key`, on the CPU: the same for every device."""
 
 
 class SampleOrder(Order):
-    """One stream for all ranks: one permutation of all samples after another, one an epoch.
+    """One stream for all ranks: one permutation of all samples per epoch.
 
-    With B = micro_batch x accumulation x world_size, step s takes its positions [(s - 1)B, sB), and each rank a piece
-    of them. So the samples of a step do not depend on the number of ranks, and the order depends on the seed alone.
+    With B = micro_batch x accumulation x world_size, step s takes the positions [(s - 1)B, sB), and each rank takes a
+    piece of them. So the samples of a step do not depend on the number of ranks, and the order depends
+    on the seed alone.
     """
 
     def first(self, step: int, share: int, rank: int, ranks: int) -> int:
@@ -76,7 +84,7 @@ class SampleOrder(Order):
         return type(self)(self.samples, self.seed, device)
 
     def permutation(self, epoch: int) -> Tensor:
-        """All samples, in the order of one epoch."""
+        """Return all samples in the order of one epoch."""
         return self._kept((epoch,))
 
     def sha256(self, global_batch_size: int) -> str:
@@ -90,19 +98,28 @@ class SampleOrder(Order):
 
 
 class ShardOrder(Order):
-    """A rank's own stream: its shard in one permutation after another, a round each.
+    """A rank's own stream: rounds through its shard, each in another permutation.
 
-    All ranks take equally many samples a step, so a small shard comes round sooner. Where shards are drawn anew every
-    epoch, an epoch of N samples has the positions [eN/K, (e + 1)N/K) (rounded down) on each of K ranks: in it, a rank
-    goes round its shard of that epoch, or does not come to the end of it.
+    All ranks take equally many samples per step, so a rank with a small shard begins its next round sooner. Where
+    shards are `redrawn` for every epoch, epoch e of N samples has the positions [eN/K, (e + 1)N/K) (rounded down) on
+    each of K ranks: within them, a rank goes round its shard of that epoch, or does not come to its end.
     """
 
     def __init__(
-        self, slicing: Shards, stock: Stock, seed: int, rank: int, ranks: int, device: torch.device | str = "cpu"
+        self,
+        shards: Callable[[int], list[Tensor]],
+        samples: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int,
+        ranks: int,
+        redrawn: bool,
     ) -> None:
-        super().__init__(stock.count, seed, device)
-        self.slicing, self.stock, self.rank, self.ranks = slicing, stock, rank, ranks
-        self._epoch, self._shards = -1, list[Tensor]()
+        """`shards` returns every rank's samples in an epoch."""
+        super().__init__(samples, seed, device)
+        self.rank, self.ranks, self.redrawn = rank, ranks, redrawn
+        self._shards_of, self._epoch, self._shards = shards, -1, list[Tensor]()
 
     def first(self, step: int, share: int, rank: int, ranks: int) -> int:
         assert (rank, ranks) == (self.rank, self.ranks)
@@ -119,25 +136,29 @@ class ShardOrder(Order):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(self.slicing, self.stock, self.seed, self.rank, self.ranks, device)
+        return self._on(device, self.rank)
 
     def shards(self, epoch: int) -> list[Tensor]:
-        """Every rank's samples in an epoch, in no particular order."""
         if epoch != self._epoch:
-            self._epoch, self._shards = epoch, self.slicing.shards(self.stock, self.ranks, self.seed, epoch)
+            self._epoch, self._shards = epoch, self._shards_of(epoch)
         return self._shards
 
     def sha256(self, global_batch_size: int) -> str:
         digest = hashlib.sha256(f"{self.seed}/{self.samples}/{self.ranks}/{global_batch_size}".encode())
         for rank in range(self.ranks):
-            order = ShardOrder(self.slicing, self.stock, self.seed, rank, self.ranks)
+            order = self._on("cpu", rank)
             digest.update(order.shards(0)[rank].numpy().data)
             digest.update(order.take(0, -(-2 * self.samples // self.ranks)).numpy().data)
         return digest.hexdigest()
 
+    def _on(self, device: torch.device | str, rank: int) -> Self:
+        return type(self)(
+            self._shards_of, self.samples, self.seed, device, rank=rank, ranks=self.ranks, redrawn=self.redrawn
+        )
+
     def _epoch_of(self, position: int) -> tuple[int, int, int | None]:
-        """The epoch of a position, where it begins, and where it ends."""
-        if self.slicing.drawn == "once":
+        """Return the epoch of a position, and the positions at which that epoch begins and ends."""
+        if not self.redrawn:
             return 0, 0, None
         epoch = ((position + 1) * self.ranks - 1) // self.samples
         return epoch, epoch * self.samples // self.ranks, (epoch + 1) * self.samples // self.ranks
@@ -149,19 +170,8 @@ class ShardOrder(Order):
         return shard[torch.randperm(len(shard), generator=torch.Generator().manual_seed(seed))]
 
 
-def order_of(slicing: Slicing, stock: Stock, seed: int, rank: int, ranks: int) -> Order:
-    """What a rank trains on, in which order."""
-    if isinstance(slicing, Shards):
-        return ShardOrder(slicing, stock, seed, rank, ranks)
-    return SampleOrder(stock.count, seed)
-
-
-def stock_of(task: Task) -> Stock:
-    return Stock(count=task.data.train_count, labels=task.data.labels, groups=task.data.groups)
-
-
 def _upload(permutation: Tensor, device: torch.device) -> Tensor:
-    """Pinned on its way to a GPU, so that the host does not wait for the copy."""
+    """Return `permutation` on `device`, pinned on its way to a GPU so that the host does not wait for the copy."""
     if device.type == "cuda":
         permutation = permutation.pin_memory()
     return permutation.to(device, non_blocking=True)

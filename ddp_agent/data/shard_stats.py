@@ -1,57 +1,61 @@
-"""What the shards of a run hold."""
+"""Statistics of a run's shards: sizes, classes, and how unlike they are."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ddp_agent.data.sample_order import Order, ShardOrder
+from ddp_agent.data.sample_order import Order
 
 
 @dataclass(frozen=True)
-class Census:
-    """Of the first epoch's shards, where they are drawn anew. `labels`: samples of each class, int64 [ranks, classes];
-    None for data without classes."""
+class ShardStats:
+    """Sizes and classes of the shards; of the first epoch, where shards are drawn anew."""
 
     sizes: list[int]
-    labels: Tensor | None
+    label_counts: Tensor | None
+    """Samples of each class, int64 [ranks, classes]; None for data without classes."""
 
     @classmethod
-    def of(cls, order: Order) -> "Census | None":
-        """None where all ranks share one stream."""
-        if not isinstance(order, ShardOrder):
+    def of(cls, order: Order, labels: Tensor | None) -> Self | None:
+        """Return the statistics, given the class of each training sample; None where all ranks share one stream."""
+        shards = order.shards(0)
+        if shards is None:
             return None
-        shards, labels = order.shards(0), order.stock.labels
+        sizes = [len(shard) for shard in shards]
         if labels is None:
-            return cls([len(shard) for shard in shards], None)
+            return cls(sizes, None)
         classes = int(labels.max()) + 1
-        counts = [labels[shard].bincount(minlength=classes) for shard in shards]
-        return cls([len(shard) for shard in shards], torch.stack(counts))
+        return cls(sizes, torch.stack([labels[shard].bincount(minlength=classes) for shard in shards]))
 
     @property
     def divergences(self) -> list[float] | None:
-        """Of each rank's classes from those of all samples: Jensen-Shannon, in bits, from 0 (alike) to 1 (disjoint)."""
-        if self.labels is None:
+        """The Jensen-Shannon divergence of each rank's classes from those of all samples.
+
+        It is in bits, from 0 (the same distribution) to 1 (disjoint). None for data without classes.
+        """
+        if self.label_counts is None:
             return None
-        whole = _shares(self.labels.sum(0))
-        return [jensen_shannon(_shares(row), whole) for row in self.labels]
+        whole = _shares(self.label_counts.sum(0))
+        return [jensen_shannon(_shares(row), whole) for row in self.label_counts]
 
     def summary(self) -> dict[str, Any]:
+        """Return the keys for `summary.json`."""
         return {
             "shard_sizes": self.sizes,
-            "shard_labels": None if self.labels is None else self.labels.tolist(),
+            "shard_labels": None if self.label_counts is None else self.label_counts.tolist(),
             "shard_divergences": self.divergences,
         }
 
 
-def summary(census: Census | None) -> dict[str, Any]:
-    """For `summary.json`: null where there are no shards."""
-    return census.summary() if census else dict.fromkeys(("shard_sizes", "shard_labels", "shard_divergences"))
+def summary(stats: ShardStats | None) -> dict[str, Any]:
+    """Return the keys for `summary.json`, with null values where there are no shards."""
+    return stats.summary() if stats else dict.fromkeys(("shard_sizes", "shard_labels", "shard_divergences"))
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
-    """The mean of both distributions' relative entropies to their mean, in bits (Lin 1991)."""
+    """Return the mean of both distributions' relative entropies to their mean, in bits (Lin 1991)."""
     middle = (p + q) / 2
     return float((_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2)
 

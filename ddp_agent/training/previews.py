@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.data.loader import Batch, stream
-from ddp_agent.data.shard_stats import Census
+from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.task import Task
 from ddp_agent.outputs.confusion import Confusion
 from ddp_agent.outputs.images.confusion import confusion
@@ -32,9 +32,15 @@ class Previews(Observer):
     """
 
     def __init__(
-        self, task: Task, board: TensorBoard, device: torch.device, *, last_step: int, census: Census | None = None
+        self,
+        task: Task,
+        board: TensorBoard,
+        device: torch.device,
+        *,
+        last_step: int,
+        stats: ShardStats | None = None,
     ) -> None:
-        self._task, self._board, self._last_step, self._census = task, board, last_step, census
+        self._task, self._board, self._last_step, self._shard_stats = task, board, last_step, stats
         self._enabled = True
         self._indices = spread(len(task.data.test))  # type: ignore[arg-type]
         self._inputs, self._labels = torch.empty(0), torch.empty(0)
@@ -48,8 +54,8 @@ class Previews(Observer):
 
     def begin(self, start: Start) -> None:
         """Draw the shards of a new run."""
-        if (census := self._census) and start.step == 0:
-            self._board.picture("shards", lambda: shards(census, self._task.presentation.class_names), 0)
+        if (stats := self._shard_stats) and start.step == 0:
+            self._board.picture("shards", lambda: shards(stats, self._task.presentation.class_names), 0)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         if not self._enabled:

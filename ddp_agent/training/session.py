@@ -8,8 +8,7 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.options import Options
 from ddp_agent.data.loader import Share
-from ddp_agent.data.sample_order import order_of, stock_of
-from ddp_agent.data.slicing.base import Slicing
+from ddp_agent.data.slicing.base import SampleAttributes, Slicing
 from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.task import Task
 from ddp_agent.distributed import stragglers
@@ -71,7 +70,7 @@ class Session:
         self.clock = Clock(*([link] if link else []), *setup.meters)
         slot, slots, accumulation = setup.replica_group.slot, setup.replica_group.slots, options.accumulation_steps
         share = Share(slot, slots, options.global_batch_size // (accumulation * slots), accumulation)
-        order = order_of(setup.slicing, stock_of(task), options.seed, slot, slots)
+        order = setup.slicing.order(SampleAttributes.of(task.data), options.seed, slot, slots)
         self.batches = Batches(data=task.data, order=order, share=share, device=device)
         self._total_steps = setup.total_steps
         self._base_lrs = [group["lr"] for group in setup.optimizer.param_groups]

@@ -9,8 +9,7 @@ from ddp_agent.config.fields import Parameter, coerce, fits, parameters
 from ddp_agent.config.options import UNTRACED_STEPS, Options
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.config.registry import build, problems, schema_problems
-from ddp_agent.data.sample_order import stock_of
-from ddp_agent.data.slicing.base import Slicing
+from ddp_agent.data.slicing.base import SampleAttributes, Slicing
 from ddp_agent.data.slicing.tasks import task_problems
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
@@ -94,7 +93,7 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         found.append("dataset: found no test samples")
     total_steps = options.total_steps(samples)
     epochs = -(-total_steps * options.global_batch_size // samples)
-    found += settings.slicing.problems(stock_of(task), world_size, options.seed, epochs)
+    found += settings.slicing.problems(SampleAttributes.of(task.data), world_size, options.seed, epochs)
     found += task_problems(settings.slicing, [each.name for each in task.subtasks], world_size)
     found += [str(problem) for problem in settings.problems(world_size, total_steps) if problem.fatal]
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:

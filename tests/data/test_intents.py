@@ -207,7 +207,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_download_is_kept_and_made_once(published: Path, tmp_path: Path) -> None:
     found = load(tmp_path / "new", download=True)
     published.unlink()
-    assert load(tmp_path / "new", download=True).data.sha256 == load(tmp_path / "new").data.sha256 == found.sha256
+    assert load(tmp_path / "new", download=True).data.sha256 == load(tmp_path / "new").data.sha256 == found.data.sha256
     left = {path.name for path in (tmp_path / "new" / "clinc150").iterdir()}
     assert left == {"data_full.json", ".download.lock"}
 
@@ -248,7 +248,7 @@ def test_a_sentence_has_a_domain_beside_its_intent(tmp_path: Path) -> None:
     found = [(names[0][domain], names[1][intent]) for domain, intent in [*labels.tolist(), *test_labels.tolist()]]
     assert found == [(DOMAIN_OF[intent], intent) for _, intent in [*TRAIN, *TEST]]
     alone = load(tmp_path, tasks=["domain"])
-    assert alone.class_names == tuple(DOMAINS) and torch.equal(tensors(alone)[1], labels[:, 0])
+    assert alone.presentation.class_names == tuple(DOMAINS) and torch.equal(tensors(alone)[1], labels[:, 0])
 
 
 def test_tasks_that_a_corpus_does_not_have(tmp_path: Path) -> None:

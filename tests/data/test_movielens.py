@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets.movielens import bpr, hit, last_of_each, ndcg, squared_error
+from ddp_agent.data.negative_sampling import NegativeSampler
 from ddp_agent.data.readers.ratings import find, read_ratings, read_titles
-from ddp_agent.data.readers.recommended import recommended
-from ddp_agent.data.readers.unseen import Unseen
+from ddp_agent.data.recommendations import recommendations
 from ddp_agent.data.task import Task
 from ddp_agent.errors import DataError
 
@@ -195,12 +195,12 @@ def test_unseen_items_are_all_that_are_not_seen() -> None:
     generator = torch.Generator().manual_seed(0)
     pairs = torch.stack([torch.randint(n, (60,), generator=generator) for n in (9, 11)], 1)
     pairs = pairs[pairs[:, 0] != 4]  # who has seen nothing
-    unseen = Unseen(9, 11, pairs)
+    unseen = NegativeSampler(9, 11, pairs)
     drawn = unseen.draw(torch.arange(9), 400)
     for user in range(9):
         expected = sorted(set(range(11)) - {int(item) for who, item in pairs if who == user})
         ranks = torch.arange(len(expected)).unsqueeze(0)
-        assert unseen.of_rank(torch.tensor([user]), ranks).tolist() == [expected]
+        assert unseen.numbered(torch.tensor([user]), ranks).tolist() == [expected]
         assert sorted(unseen.sample(user, 99, generator).tolist()) == expected
         assert drawn[user].unique().tolist() == expected
 
@@ -285,7 +285,7 @@ class ByFilm(nn.Module):
 def test_recommended_are_the_best_that_were_not_seen(tmp_path: Path) -> None:
     given = [(7, 30, 4.0, 1), (7, 10, 5.0, 2), (9, 20, 3.0, 3), (9, 40, 3.0, 3), (9, 50, 3.0, 3)]
     ratings = read_ratings(find(write(tmp_path, given)))
-    text = recommended(ByFilm(), ratings=ratings, titles=("ten", "twenty", "thirty", "forty", "fifty"))
+    text = recommendations(ByFilm(), ratings=ratings, titles=("ten", "twenty", "thirty", "forty", "fifty"))
     assert text.split() == [
         *("user", "7", "gave", "5.00", "ten", "4.00", "thirty"),
         *("and", "should", "see", "4.00", "fifty", "3.00", "forty", "1.00", "twenty"),

@@ -20,9 +20,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.loader import Share, micro_batches
-from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder, order_of, stock_of
-from ddp_agent.data.shard_stats import Census
-from ddp_agent.data.slicing.base import Shards, Stock
+from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder
+from ddp_agent.data.shard_stats import ShardStats
+from ddp_agent.data.slicing.base import SampleAttributes, Shards
 from ddp_agent.data.slicing.dirichlet import shares
 from ddp_agent.data.task import Data, Task
 from ddp_agent.errors import ConfigError
@@ -37,7 +37,7 @@ def sliced(name: str, **values: Any) -> Any:
     return build("slicing", node("slicing", name, **values))
 
 
-def stock(count: int, classes: int = 4, groups: int = 6, seed: int = 0) -> Stock:
+def attributes(count: int, classes: int = 4, groups: int = 6, seed: int = 0) -> SampleAttributes:
     """Every class and every group is there, in uneven numbers."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,22 +46,24 @@ def stock(count: int, classes: int = 4, groups: int = 6, seed: int = 0) -> Stock
         drawn[:kinds] = torch.arange(kinds)
         return drawn[torch.randperm(count, generator=generator)]
 
-    return Stock(count=count, labels=uneven(classes), groups=uneven(groups))
+    return SampleAttributes(count=count, labels=uneven(classes), groups=uneven(groups))
 
 
-def cases(seeds: int) -> Iterator[tuple[Stock, int, int]]:
-    """A stock, a number of ranks, and a seed."""
+def cases(seeds: int) -> Iterator[tuple[SampleAttributes, int, int]]:
+    """Attributes, a number of ranks, and a seed."""
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         count = int(torch.randint(12, 200, (), generator=generator))
         ranks = int(torch.randint(1, 5, (), generator=generator))
-        yield stock(count, seed=seed), ranks, seed
+        yield attributes(count, seed=seed), ranks, seed
 
 
-def shards_of(name: str, goods: Stock, ranks: int, seed: int, epoch: int = 0, **values: Any) -> list[Tensor]:
+def shards_of(
+    name: str, samples: SampleAttributes, ranks: int, seed: int, epoch: int = 0, **values: Any
+) -> list[Tensor]:
     if name == "dirichlet":
         values = {"alpha": 3.0} | values  # a small one leaves ranks without samples
-    found: list[Tensor] = sliced(name, **values).shards(goods, ranks, seed, epoch)
+    found: list[Tensor] = sliced(name, **values).shards(samples, ranks, seed, epoch)
     return found
 
 
@@ -70,20 +72,20 @@ def shards_of(name: str, goods: Stock, ranks: int, seed: int, epoch: int = 0, **
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_every_sample_is_in_exactly_one_shard(name: str) -> None:
-    for goods, ranks, seed in cases(40):
+    for samples, ranks, seed in cases(40):
         for drawn in DRAWN:
             for epoch in range(3):
-                shards = shards_of(name, goods, ranks, seed, epoch, drawn=drawn)
+                shards = shards_of(name, samples, ranks, seed, epoch, drawn=drawn)
                 assert len(shards) == ranks and all(len(shard) for shard in shards)
-                assert sorted(torch.cat(shards).tolist()) == list(range(goods.count))
+                assert sorted(torch.cat(shards).tolist()) == list(range(samples.count))
 
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_shards_are_kept_or_drawn_anew(name: str) -> None:
-    goods = stock(120, classes=9, groups=20)
+    samples = attributes(120, classes=9, groups=20)
 
     def epochs(drawn: str) -> set[str]:
-        return {str(shards_of(name, goods, 3, 7, epoch, drawn=drawn)) for epoch in range(6)}
+        return {str(shards_of(name, samples, 3, 7, epoch, drawn=drawn)) for epoch in range(6)}
 
     assert len(epochs("once")) == 1
     assert len(epochs("every_epoch")) > 3
@@ -91,26 +93,26 @@ def test_shards_are_kept_or_drawn_anew(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "by_label", "by_group"])
 def test_seeds_draw_other_shards(name: str) -> None:
-    goods = stock(120, classes=9, groups=20)
-    assert len({str(shards_of(name, goods, 3, seed)) for seed in range(6)}) > 3
+    samples = attributes(120, classes=9, groups=20)
+    assert len({str(shards_of(name, samples, 3, seed)) for seed in range(6)}) > 3
 
 
 @pytest.mark.parametrize("name", ["iid", "contiguous"])
 def test_equal_shards(name: str) -> None:
-    for goods, ranks, seed in cases(20):
-        sizes = [len(shard) for shard in shards_of(name, goods, ranks, seed)]
+    for samples, ranks, seed in cases(20):
+        sizes = [len(shard) for shard in shards_of(name, samples, ranks, seed)]
         assert max(sizes) - min(sizes) <= 1
 
 
 def test_contiguous_shards_are_neighbours_in_the_order_of_the_ranks() -> None:
-    assert torch.cat(shards_of("contiguous", stock(50), 3, seed=5)).tolist() == list(range(50))
+    assert torch.cat(shards_of("contiguous", attributes(50), 3, seed=5)).tolist() == list(range(50))
 
 
 @pytest.mark.parametrize(("name", "key"), [("by_label", "labels"), ("by_group", "groups")])
 def test_whole_keys_go_to_one_rank_in_shards_of_about_one_size(name: str, key: str) -> None:
-    for goods, ranks, seed in cases(40):
-        keys = getattr(goods, key)
-        shards = shards_of(name, goods, ranks, seed)
+    for samples, ranks, seed in cases(40):
+        keys = getattr(samples, key)
+        shards = shards_of(name, samples, ranks, seed)
         owned = [set(keys[shard].tolist()) for shard in shards]
         assert sum(map(len, owned)) == len(set.union(*owned))
         sizes = [len(shard) for shard in shards]
@@ -128,13 +130,13 @@ def test_dirichlet_shares_have_the_variance_of_the_distribution(alpha: float) ->
 
 
 def test_a_small_alpha_parts_the_classes_and_a_large_one_mixes_them() -> None:
-    goods = Stock(count=4000, labels=torch.arange(4000) % 10)
+    samples = SampleAttributes(count=4000, labels=torch.arange(4000) % 10)
     divergences = []
     for alpha in (1000.0, 1.0, 0.2):
-        order = order_of(sliced("dirichlet", alpha=alpha), goods, 3, 0, 4)
-        census = Census.of(order)
-        assert census and census.divergences
-        divergences.append(sum(census.divergences))
+        order = sliced("dirichlet", alpha=alpha).order(samples, 3, 0, 4)
+        stats = ShardStats.of(order, samples.labels)
+        assert stats and stats.divergences
+        divergences.append(sum(stats.divergences))
     assert divergences[0] < 0.02 < divergences[1] < divergences[2]
 
 
@@ -145,15 +147,15 @@ def test_a_small_alpha_parts_the_classes_and_a_large_one_mixes_them() -> None:
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_rank_goes_round_its_own_shard(name: str, drawn: str) -> None:
     """Each round is the whole shard in another order, as far as the epoch lasts."""
-    goods, ranks = stock(37), 3
+    samples, ranks = attributes(37), 3
     slicing = sliced(name, drawn=drawn, **({"alpha": 3.0} if name == "dirichlet" else {}))
     for rank in range(ranks):
-        order = order_of(slicing, goods, 2, rank, ranks)
+        order = slicing.order(samples, 2, rank, ranks)
         assert isinstance(order, ShardOrder)
         rounds: list[tuple[int, ...]] = []
         for epoch in range(3):
             begin, end = (0, 90) if drawn == "once" else (epoch * 37 // ranks, (epoch + 1) * 37 // ranks)
-            shard = slicing.shards(goods, ranks, 2, epoch)[rank].tolist()
+            shard = slicing.shards(samples, ranks, 2, epoch)[rank].tolist()
             taken = order.take(begin, end - begin).tolist()
             whole = [taken[i : i + len(shard)] for i in range(0, len(taken), len(shard))]
             assert all(sorted(each) == shard for each in whole[:-1])
@@ -166,12 +168,12 @@ def test_a_rank_goes_round_its_own_shard(name: str, drawn: str) -> None:
 
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_what_stands_at_a_position_does_not_depend_on_what_was_taken_before(drawn: str) -> None:
-    goods, slicing = stock(41), sliced("by_label", drawn=drawn)
-    whole = order_of(slicing, goods, 3, 1, 3).take(0, 120)
-    used = order_of(slicing, goods, 3, 1, 3)
+    samples, slicing = attributes(41), sliced("by_label", drawn=drawn)
+    whole = slicing.order(samples, 3, 1, 3).take(0, 120)
+    used = slicing.order(samples, 3, 1, 3)
     for start, count in [(100, 20), (0, 5), (13, 2), (37, 50), (12, 1), (0, 120)]:
         assert torch.equal(used.take(start, count), whole[start : start + count])
-        assert torch.equal(order_of(slicing, goods, 3, 1, 3).take(start, count), whole[start : start + count])
+        assert torch.equal(slicing.order(samples, 3, 1, 3).take(start, count), whole[start : start + count])
 
 
 class Streamed(Dataset[tuple[Tensor, int]]):
@@ -198,11 +200,11 @@ def taken(dataset: Dataset[Any], order: Order, rank: int, ranks: int, first_step
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_ranks_take_equal_steps_resident_or_streamed_from_any_step(name: str) -> None:
-    goods, ranks = stock(37), 3
+    samples, ranks = attributes(37), 3
     resident = TensorDataset(torch.arange(37.0).unsqueeze(1), torch.arange(37))
     slicing = sliced(name, **({"alpha": 3.0} if name == "dirichlet" else {}))
     for rank in range(ranks):
-        order = order_of(slicing, goods, 0, rank, ranks)
+        order = slicing.order(samples, 0, rank, ranks)
         whole = taken(resident, order, rank, ranks, 1)
         assert [len(batch) for batch in whole] == [3] * 18
         assert list(itertools.chain.from_iterable(whole)) == order.take(0, 54).tolist()
@@ -214,7 +216,7 @@ def test_ranks_take_equal_steps_resident_or_streamed_from_any_step(name: str) ->
 def test_the_default_order_is_what_it_was_before_there_were_shards() -> None:
     """By the formula of its documentation, written once more."""
     assert "slicing: shared" in (CONF / "config.yaml").read_text()
-    order = order_of(settings().slicing, stock(41), 3, rank=1, ranks=2)
+    order = settings().slicing.order(attributes(41), 3, rank=1, ranks=2)
     digest = hashlib.sha256(b"3/41/12")
     for epoch in range(2):
         seed = int.from_bytes(hashlib.sha256(f"sample order/3/{epoch}".encode()).digest()[:8], "big") >> 1
@@ -223,10 +225,10 @@ def test_the_default_order_is_what_it_was_before_there_were_shards() -> None:
 
 
 def test_the_order_s_hash_covers_the_slicing() -> None:
-    goods = stock(41)
+    samples = attributes(41)
 
     def sha256(name: str, seed: int = 3, ranks: int = 2, rank: int = 0, batch: int = 12, **values: Any) -> str:
-        return order_of(sliced(name, **values), goods, seed, rank, ranks).sha256(batch)
+        return sliced(name, **values).order(samples, seed, rank, ranks).sha256(batch)
 
     different = [
         sha256("shared"),
@@ -243,21 +245,21 @@ def test_the_order_s_hash_covers_the_slicing() -> None:
 # What the shards hold
 
 
-def test_the_census_counts_and_compares() -> None:
-    goods = stock(200)
-    order = order_of(sliced("dirichlet", alpha=1.0), goods, 0, 0, 3)
-    census = Census.of(order)
-    assert census and census.labels is not None and isinstance(order, ShardOrder) and goods.labels is not None
-    assert census.sizes == [len(shard) for shard in order.shards(0)]
+def test_the_statistics_count_and_compare() -> None:
+    samples = attributes(200)
+    order = sliced("dirichlet", alpha=1.0).order(samples, 0, 0, 3)
+    stats = ShardStats.of(order, samples.labels)
+    assert stats and stats.label_counts is not None and isinstance(order, ShardOrder) and samples.labels is not None
+    assert stats.sizes == [len(shard) for shard in order.shards(0)]
     for rank, shard in enumerate(order.shards(0)):
-        expected = [sum(goods.labels[shard] == label).item() for label in range(4)]
-        assert census.labels[rank].tolist() == expected
-        whole = goods.labels.bincount().double()
+        expected = [sum(samples.labels[shard] == label).item() for label in range(4)]
+        assert stats.label_counts[rank].tolist() == expected
+        whole = samples.labels.bincount().double()
         by_scipy = jensenshannon(expected, whole.numpy(), base=2) ** 2
-        assert census.divergences and census.divergences[rank] == pytest.approx(by_scipy)
-    assert Census.of(order_of(sliced("shared"), goods, 0, 0, 3)) is None
-    without = order_of(sliced("iid"), Stock(count=10), 0, 0, 3)
-    assert Census.of(without) == Census([4, 3, 3], None)
+        assert stats.divergences and stats.divergences[rank] == pytest.approx(by_scipy)
+    assert ShardStats.of(sliced("shared").order(samples, 0, 0, 3), samples.labels) is None
+    without = sliced("iid").order(SampleAttributes(count=10), 0, 0, 3)
+    assert ShardStats.of(without, None) == ShardStats([4, 3, 3], None)
 
 
 def images_of(run_dir: Path) -> dict[str, list[int]]:
@@ -308,6 +310,10 @@ def digits() -> Task:
     return task
 
 
+def with_data(task: Task, **changes: Any) -> Task:
+    return replace(task, data=replace(task.data, **changes))
+
+
 def test_a_shard_without_samples(digits: Task) -> None:
     (said,) = refusal(digits, "slicing=dirichlet", "slicing.alpha=0.01", world_size=24)
     assert said.startswith("slicing.alpha: found 0.01, which leaves ranks ")
@@ -316,11 +322,11 @@ def test_a_shard_without_samples(digits: Task) -> None:
 
 def test_a_shard_without_samples_in_a_later_epoch(digits: Task) -> None:
     """Refused before the run begins, and only when the run comes to that epoch."""
-    slicing, goods = sliced("dirichlet", alpha=0.05, drawn="every_epoch"), stock_of(digits)
+    slicing, samples = sliced("dirichlet", alpha=0.05, drawn="every_epoch"), SampleAttributes.of(digits.data)
 
     def empty(epoch: int) -> bool:
         try:
-            slicing.shards(goods, 6, 0, epoch)
+            slicing.shards(samples, 6, 0, epoch)
         except ValueError:
             return True
         return False
@@ -343,13 +349,13 @@ def test_more_ranks_than_labels(digits: Task) -> None:
 
 def test_more_ranks_than_groups(digits: Task) -> None:
     groups = torch.arange(1438) % 3
-    (said,) = refusal(replace(digits, groups=groups), "slicing=by_group", world_size=4)
+    (said,) = refusal(with_data(digits, groups=groups), "slicing=by_group", world_size=4)
     assert said.endswith("for 3 groups among 4 ranks, expected a group or more for each: use at most 3 ranks")
 
 
 @pytest.mark.parametrize("name", ["by_label", "dirichlet", "by_group"])
 def test_data_without_what_it_is_to_be_sliced_by(digits: Task, name: str) -> None:
-    (said,) = refusal(replace(digits, labels=None, groups=None), f"slicing={name}")
+    (said,) = refusal(with_data(digits, labels=None, groups=None), f"slicing={name}")
     assert "but this data" in said and "use iid" in said
 
 

@@ -92,7 +92,10 @@ def test_the_speaker_is_known_of_every_recording(tmp_path: Path) -> None:
 def test_digit_and_speaker_are_two_tasks_on_the_same_recordings(tmp_path: Path) -> None:
     write(tmp_path)
     digit, speaker, both = (load(tmp_path, tasks=tasks) for tasks in (["digit"], ["speaker"], ["digit", "speaker"]))
-    assert [(each.name, each.outputs) for each in both.subtasks] == [("digit", 10), ("speaker", speaker.outputs)]
+    assert [(each.name, each.outputs) for each in both.subtasks] == [
+        ("digit", 10),
+        ("speaker", speaker.objective.outputs),
+    ]
     assert torch.equal(both.data.train[:][1], torch.stack([digit.data.train[:][1], speaker.data.train[:][1]], 1))  # type: ignore[index]
     assert not torch.equal(digit.data.train[:][1], speaker.data.train[:][1])  # type: ignore[index]
 
@@ -102,7 +105,7 @@ def test_models_get_spectrograms(tmp_path: Path) -> None:
     assert task.data.transform is not None and task.data.augment is not None
     found = task.data.augment(task.data.transform(tensors(task)[0]))
     assert task.data.input_shape == tuple(found.shape[1:]) == (1, 40, 4)
-    assert load(tmp_path, augment=False).augment is None
+    assert load(tmp_path, augment=False).data.augment is None
 
 
 def test_recordings_of_another_rate_are_resampled(tmp_path: Path) -> None:
@@ -136,8 +139,11 @@ NONE_TESTED = {name: data for name, data in recordings().items() if name.endswit
         ),
         (recordings() | {"7_ann.wav": wav(tone())}, "found recordings/7_ann.wav, expected names like"),
         (recordings() | {"more/7_ann_3.wav": wav(tone())}, "found recordings/more/7_ann_3.wav, expected names"),
-        (recordings() | {"7_ann_3.wav": b"ID3"}, "7_ann_3.wav: starts with 49 44 33, expected a WAV"),
-        (recordings() | {"7_ann_3.wav": wav(tone())[:-9]}, "7_ann_3.wav: found 791 bytes, expected 800"),
+        (
+            recordings() | {"7_ann_3.wav": b"ID3"},
+            "7_ann_3.wav: found 3 bytes, which end before the samples, expected a WAV",
+        ),
+        (recordings() | {"7_ann_3.wav": wav(tone())[:-9]}, "7_ann_3.wav: found 791 bytes of samples, expected 800"),
         (recordings() | {"7_ann_3.wav": wav(tone(), channels=2)}, "7_ann_3.wav: found 2 channels"),
         (FEW, r"found no recordings/\*.wav of 0 to train on, expected recordings of 0 to 9 with numbers 5 or more"),
         (NONE_TESTED, r"found no recordings/\*.wav of 0, 1, 2, .* to test, .* with numbers 0 to 4"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_agent.checkpoint import export
 from ddp_agent.data.classification import half_squared_error
-from ddp_agent.data.sample_order import order_of, stock_of
+from ddp_agent.data.slicing.base import SampleAttributes
 from ddp_agent.data.task import Task
 from ddp_agent.models.linear import Linear
 from ddp_agent.training.model import create_model
@@ -53,7 +53,7 @@ def listing(together: Callable[[Tensor, list[Tensor]], Tensor], period: int) -> 
     x, labels = task.data.train[:]
     y_hat = torch.eye(2)[labels]
     weight, bias = (parameter.detach() for parameter in model.parameters())
-    orders = [order_of(settings.slicing, stock_of(task), 0, node, NODES) for node in range(NODES)]
+    orders = [settings.slicing.order(SampleAttributes.of(task.data), 0, node, NODES) for node in range(NODES)]
     for first in range(0, STEPS, period):
         weights, biases = [], []
         for order in orders:  # for node in nodes: node.train()

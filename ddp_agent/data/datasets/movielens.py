@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddp_agent.config.fields import PositiveInt, check_fields
+from ddp_agent.data.negative_sampling import NegativeSampler
 from ddp_agent.data.readers.ratings import HIGHEST, LOWEST, Ratings, find, read_ratings, read_titles
-from ddp_agent.data.readers.recommended import recommended
-from ddp_agent.data.readers.unseen import Unseen
+from ddp_agent.data.recommendations import recommendations
 from ddp_agent.data.task import Criterion, Data, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
@@ -34,7 +34,7 @@ class MovieLens:
     ranking_loss: Literal["bpr", "softmax"]
     """Of a film seen against unseen ones: each of them (Rendle et al. 2009, arXiv:1205.2618), or all at once."""
     negatives: PositiveInt
-    """Unseen films for each film seen, drawn anew in every step."""
+    """NegativeSampler films for each film seen, drawn anew in every step."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -46,7 +46,7 @@ class MovieLens:
         """
         path = find(self.data_root)
         ratings = read_ratings(path)
-        show = functools.partial(recommended, ratings=ratings, titles=read_titles(path, ratings.film_ids))
+        show = functools.partial(recommendations, ratings=ratings, titles=read_titles(path, ratings.film_ids))
         try:
             task = self._stars(ratings) if self.predict == "stars" else self._ranking(ratings)
         except ValueError as error:
@@ -105,7 +105,7 @@ class MovieLens:
 class _WithUnseen:
     """Adds to rows [user, film seen] films that the user has not seen in training."""
 
-    unseen: Unseen
+    unseen: NegativeSampler
     count: int
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def _require_training(ratings: Ratings, train: Tensor) -> None:
         )
 
 
-def _unseen(ratings: Ratings, pairs: Tensor) -> Unseen:
-    return Unseen(len(ratings.user_ids), len(ratings.film_ids), pairs)
+def _unseen(ratings: Ratings, pairs: Tensor) -> NegativeSampler:
+    return NegativeSampler(len(ratings.user_ids), len(ratings.film_ids), pairs)
 
 
 def _sizes(ratings: Ratings) -> dict[str, int]:

@@ -1,96 +1,118 @@
-"""What every way of slicing the data has in common."""
+"""The interface of every way to slice the data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import check_fields
+from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder
+from ddp_agent.data.task import Data
 from ddp_agent.rng import mixed_seed
 
-LOOKED_AT = 1000  # epochs, before the first: a millisecond each
+CHECKED_EPOCHS = 1000  # checked for empty shards before the run, at 1 ms per epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
-    """What there is to slice: `count` samples, and, where they are known, their classes and whom they come from."""
+class SampleAttributes:
+    """The number of training samples, and their classes and groups where they are known."""
 
     count: int
-    labels: Tensor | None = None  # int64 [count], from 0
-    groups: Tensor | None = None  # int64 [count], from 0
+    labels: Tensor | None = None
+    """Class of each sample, int64 [count], from 0."""
+    groups: Tensor | None = None
+    """Speaker or user of each sample, int64 [count], from 0."""
+
+    @classmethod
+    def of(cls, data: Data) -> Self:
+        """Return the attributes of the training samples of `data`."""
+        return cls(count=data.train_count, labels=data.labels, groups=data.groups)
 
 
 @dataclass(kw_only=True)
 class Slicing:
-    """Who trains on what. Without `Shards`, all on everything.
-
-    `tasks`: of data with several tasks every rank trains all, or some; which, says `deal` (see `slicing.tasks`): in
-    turn, by what they cost, or as listed for each rank.
-    """
+    """The samples and the tasks that each rank trains on. Without shards, all ranks share one stream of samples."""
 
     tasks: Literal["replicate", "partition"] = "replicate"
+    """replicate: every rank trains every task. partition: each rank trains those that `deal` assigns to it."""
     deal: Literal["round_robin", "by_cost"] | tuple[tuple[str, ...], ...] = "round_robin"
+    """round_robin, by_cost (costly tasks first, to the least busy rank), or one list of tasks per rank."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def problems(self, stock: Stock, ranks: int, seed: int, epochs: int) -> Iterator[str]:
-        """What keeps `ranks` from sharing these samples for so many epochs, and what would help; a line each."""
+    def order(self, samples: SampleAttributes, seed: int, rank: int, ranks: int) -> Order:
+        """Return the order in which `rank` takes its samples."""
+        return SampleOrder(samples.count, seed)
+
+    def problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[str]:
+        """Yield one line, with a remedy, for each reason why `ranks` cannot share these samples for so many epochs."""
         yield from ()
 
 
 @dataclass(kw_only=True)
 class Shards(Slicing, ABC):
-    """Every sample belongs to one rank: for the whole run, or, drawn anew, for an epoch."""
+    """One shard per rank: every sample belongs to one rank, for the whole run or for one epoch."""
 
     drawn: Literal["once", "every_epoch"] = "once"
+    """once: a rank keeps its shard. every_epoch: shards are drawn anew."""
 
-    def shards(self, stock: Stock, ranks: int, seed: int, epoch: int) -> list[Tensor]:
-        """Indices of each rank's samples, int64, ascending. The same on every rank, device and machine.
+    def order(self, samples: SampleAttributes, seed: int, rank: int, ranks: int) -> Order:
+        """Return the order in which `rank` goes round its shard."""
+        shards = partial(self.shards, samples, ranks, seed)
+        redrawn = self.drawn == "every_epoch"
+        return ShardOrder(shards, samples.count, seed, rank=rank, ranks=ranks, redrawn=redrawn)
 
-        Raises ValueError, beginning with the key that is to blame, when the samples cannot be shared so.
+    def shards(self, samples: SampleAttributes, ranks: int, seed: int, epoch: int) -> list[Tensor]:
+        """Return the indices of each rank's samples in an epoch, int64, ascending.
+
+        The result is the same on every rank, device and machine. Raises ValueError, which begins with the key at fault,
+        for samples that cannot be shared so.
         """
         drawn = 0 if self.drawn == "once" else epoch
         generator = torch.Generator().manual_seed(mixed_seed(seed, drawn, "shards"))
-        found = [shard.sort().values for shard in self.cut(stock, ranks, generator)]
-        if empty := [str(rank) for rank, shard in enumerate(found) if not len(shard)]:
-            raise ValueError(self.nothing_left(empty, ranks))
-        return found
+        shards = [shard.sort().values for shard in self.cut(samples, ranks, generator)]
+        if empty := [str(rank) for rank, shard in enumerate(shards) if not len(shard)]:
+            raise ValueError(self.empty_shards(empty, ranks))
+        return shards
 
     @abstractmethod
-    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
-        """A partition of the indices 0 to count - 1, one part a rank."""
+    def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        """Return a partition of the indices 0 to count - 1, one part per rank."""
 
-    def nothing_left(self, empty: list[str], ranks: int) -> str:
-        """What to say when ranks `empty` got no sample."""
+    def empty_shards(self, empty: list[str], ranks: int) -> str:
+        """Return the error for ranks `empty`, which got no sample."""
         which = f"ranks {', '.join(empty)} of {ranks}"
         return f"name: found {type(self).__name__}, which leaves {which} without samples; use fewer ranks"
 
-    def problems(self, stock: Stock, ranks: int, seed: int, epochs: int) -> Iterator[str]:
-        if ranks > stock.count:
-            return  # told already, and no way of slicing would help
-        for epoch in range(min(epochs, LOOKED_AT) if self.drawn == "every_epoch" else 1):
+    def problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[str]:
+        """Yield a line for the first epoch that leaves a rank without samples, among the first `CHECKED_EPOCHS`."""
+        if ranks > samples.count:
+            return  # refused elsewhere; no slicing would help
+        for epoch in range(min(epochs, CHECKED_EPOCHS) if self.drawn == "every_epoch" else 1):
             try:
-                self.shards(stock, ranks, seed, epoch)
+                self.shards(samples, ranks, seed, epoch)
             except ValueError as error:
                 yield f"slicing.{error}"
                 return
 
 
-def dealt(keys: Tensor, ranks: int, generator: torch.Generator) -> list[Tensor]:
-    """All samples of a key to one rank: keys come in a random order, each to who has least so far.
+def assign_keys(keys: Tensor, ranks: int, generator: torch.Generator) -> list[Tensor]:
+    """Return one part per rank, such that all samples with the same key [samples] go to the same rank.
 
-    So sizes differ by at most what the commonest key has, and with as many keys as ranks, or more, no rank stays empty.
+    Keys come in a random order, each to the rank with the fewest samples so far. So sizes differ by at most the samples
+    of the commonest key, and no rank stays empty where there are at least as many keys as ranks.
     """
     present, counts = keys.unique(return_counts=True)
     owner = torch.zeros(int(keys.max()) + 1, dtype=torch.int64)
     load = [0] * ranks
-    for place in torch.randperm(len(present), generator=generator).tolist():
+    for index in torch.randperm(len(present), generator=generator).tolist():
         rank = load.index(min(load))
-        load[rank] += int(counts[place])
-        owner[present[place]] = rank
+        load[rank] += int(counts[index])
+        owner[present[index]] = rank
     owners = owner[keys]
     return [(owners == rank).nonzero().flatten() for rank in range(ranks)]

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.data.slicing.base import Shards, Stock, dealt
+from ddp_agent.data.slicing.base import SampleAttributes, Shards, assign_keys
 
 
 @dataclass(kw_only=True)
 class ByGroup(Shards):
     """All of a speaker or a user to one rank, as where data may not leave those whom it comes from."""
 
-    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
-        if stock.groups is None:
+    def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        if samples.groups is None:
             raise ValueError(
                 "name: found ByGroup, but this data does not say whom its samples come from; use iid, contiguous, "
                 "by_label or dirichlet"
             )
-        if (groups := len(stock.groups.unique())) < ranks:
+        if (groups := len(samples.groups.unique())) < ranks:
             raise ValueError(
                 f"name: found ByGroup for {groups} groups among {ranks} ranks, expected a group or more for each: use "
                 f"at most {groups} ranks"
             )
-        return dealt(stock.groups, ranks, generator)
+        return assign_keys(samples.groups, ranks, generator)

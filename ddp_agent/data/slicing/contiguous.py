@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.data.slicing.base import Shards, Stock
+from ddp_agent.data.slicing.base import SampleAttributes, Shards
 
 
 @dataclass(kw_only=True)
@@ -15,8 +15,8 @@ class Contiguous(Shards):
     What a file is sorted by (time, class, author) then tells the ranks apart.
     """
 
-    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
-        pieces = torch.arange(stock.count).tensor_split(ranks)
+    def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        pieces = torch.arange(samples.count).tensor_split(ranks)
         if self.drawn == "once":
             return list(pieces)
         return [pieces[place] for place in torch.randperm(ranks, generator=generator).tolist()]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import PositiveFloat
-from ddp_agent.data.slicing.base import Shards, Stock
+from ddp_agent.data.slicing.base import SampleAttributes, Shards
 
 
 @dataclass(kw_only=True)
@@ -18,19 +18,19 @@ class Dirichlet(Shards):
 
     alpha: PositiveFloat
 
-    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
-        if stock.labels is None:
+    def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        if samples.labels is None:
             raise ValueError("name: found Dirichlet, but this data has no classes; use iid, contiguous or by_group")
         parts: list[list[Tensor]] = [[] for _ in range(ranks)]
-        for label in stock.labels.unique().tolist():
-            members = (stock.labels == label).nonzero().flatten()
+        for label in samples.labels.unique().tolist():
+            members = (samples.labels == label).nonzero().flatten()
             members = members[torch.randperm(len(members), generator=generator)]
             ends = (shares(self.alpha, ranks, generator).cumsum(0)[:-1] * len(members)).round().long()
             for part, piece in zip(parts, members.tensor_split(ends), strict=True):
                 part.append(piece)
         return [torch.cat(part) for part in parts]
 
-    def nothing_left(self, empty: list[str], ranks: int) -> str:
+    def empty_shards(self, empty: list[str], ranks: int) -> str:
         return (
             f"alpha: found {self.alpha:g}, which leaves ranks {', '.join(empty)} of {ranks} without samples; use a "
             "larger alpha, fewer ranks or another seed"

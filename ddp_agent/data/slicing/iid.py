@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_agent.data.slicing.base import Shards, Stock
+from ddp_agent.data.slicing.base import SampleAttributes, Shards
 
 
 @dataclass(kw_only=True)
 class IID(Shards):
     """Equal shards, drawn at random: each rank has a small picture of the whole."""
 
-    def cut(self, stock: Stock, ranks: int, generator: torch.Generator) -> list[Tensor]:
-        return list(torch.randperm(stock.count, generator=generator).tensor_split(ranks))
+    def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        return list(torch.randperm(samples.count, generator=generator).tensor_split(ranks))

@@ -1,4 +1,4 @@
-"""What a model of ratings would have people see."""
+"""A text of recommendations for a few users, made with a trained model of ratings."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ FILMS = 5
 
 
 @torch.no_grad()
-def recommended(model: nn.Module, *, ratings: Ratings, titles: tuple[str, ...]) -> str:
-    """For some users the films that they like best, and those they have not seen that the model puts first."""
+def recommendations(model: nn.Module, *, ratings: Ratings, titles: tuple[str, ...]) -> str:
+    """Return, for some users, the films that they rated highest and the unseen films that the model scores highest."""
     device = next(model.parameters()).device
     count = len(ratings.user_ids)
     lines = []
