@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ddp_agent.checkpoint import manifest, saving
-from ddp_agent.distributed import comm
+from ddp_agent.distributed import process_group_comm
 from ddp_agent.elastic import membership
 from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training import forward, session, trainer
@@ -24,7 +24,7 @@ from ddp_agent.training import forward, session, trainer
 POINTS: dict[str, tuple[Any, str]] = {
     "step": (session.Session, "set_lr"),
     "forward": (forward.Forward, "loss"),
-    "averaging": (comm.Comm, "start_all_reduce_"),
+    "averaging": (process_group_comm.ProcessGroupComm, "start_all_reduce_"),
     "half a file": (saving.HashedFile, "write"),
     "before the manifest": (manifest.Manifest, "write"),
     "before the rename": (saving, "_publish"),
