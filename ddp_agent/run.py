@@ -19,6 +19,7 @@ from ddp_agent.distributed import ports as sockets
 from ddp_agent.distributed import process_group
 from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256_of
 from ddp_agent.distributed.error_propagation import tell
+from ddp_agent.distributed.failure_report import Failure
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
 from ddp_agent.distributed.topology import Topology
@@ -72,9 +73,13 @@ def run(context: Context, directory: RunDirectory) -> None:
     task = settings.dataset.load()
     check_against_data(settings, task, context.world_size)
     model = create_model(settings, task)
-    with process_group.start(settings.options.device, settings.options.timeout_s) as ranks:
+    options = settings.options
+
+    def on_failure(failure: Failure) -> None:
+        directory.write_status("failed", failure.text, failure.rank, failure.step)
+
+    with process_group.start(options.device, options.timeout_s, on_failure=on_failure) as ranks:
         setup_logging(directory.path, ranks.rank)
-        ranks.watch.on_failure = lambda it: directory.write_status("failed", it.text, it.rank, it.step)
         try:
             Run(settings, task, model, directory, ranks).train()
         except OverError:
@@ -117,7 +122,7 @@ class Run:
                 device=ranks.device,
                 slicing=settings.slicing,
                 replica_group=self.replica_group,
-                watch=ranks.watch,
+                failure_detector=ranks.failure_detector,
                 meters=tuple(self.traces),
             )
             settings.cadence.total_steps = setup.total_steps
@@ -130,7 +135,7 @@ class Run:
 
     def _replicas(self) -> tuple[Topology, ReplicaGroup]:
         """Return the ranks that torchrun started, or the replicas: the only rank of a torchrun each."""
-        options, directory, watch = self.settings.options, self.directory, self.ranks.watch
+        options, directory, ranks = self.settings.options, self.directory, self.ranks
         replica = Replica.read()
         if options.on_rank_loss == "stop" or replica is None:
             topology = Topology.create(options.ranks_per_node)
@@ -140,8 +145,8 @@ class Run:
             directory.write_status("running", str(change), step=change.step)
 
         def leave_when_asked() -> None:
-            if watch.asked:
-                raise PreemptedError(f"{watch.asked}: stopped while it waited for the other replicas", 0)
+            if request := ranks.failure_detector.stop_request:
+                raise PreemptedError(f"{request}: stopped while it waited for the other replicas", 0)
 
         group = ElasticGroup(replica, options.timeout_s, on_change=report, interrupted=leave_when_asked)
         return Topology(world=group.world, ranks_per_node=1), group

@@ -1,4 +1,4 @@
-"""The process group of a run, its device, its log and its random streams.
+"""The process group of a run and its device.
 
 Why not `torch.distributed.init_process_group()` alone: it uses torchrun's store bare. That store outlives a restart
 (`--max-restarts`), so a second group reads the addresses that the first one left there and dies or hangs. Here every
@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,11 +20,11 @@ import torch
 import torch.distributed as dist
 
 from ddp_agent.distributed.c10d import PrefixStore, Store
-from ddp_agent.distributed.comm import CommError
-from ddp_agent.distributed.failure_detector import NullWatch, Watch
+from ddp_agent.distributed.failure_detector import FailureDetector
+from ddp_agent.distributed.failure_report import ECHOES, VERDICTS, Failure, kind_of, origin_of
 from ddp_agent.distributed.rendezvous import connect
 from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
-from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError, PreemptedError, RefusedError
+from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError
 
 LEAVE_TIMEOUT_S = 30.0
 
@@ -33,7 +34,7 @@ _starts: Counter[str] = Counter()
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What a rank trains with. Use it as a context manager, or call `stop` when all ranks are done."""
+    """One rank's process group and device. Use it as a context manager, or call `stop` when all ranks are done."""
 
     rank: int
     local_rank: int
@@ -44,10 +45,10 @@ class Runtime:
     device: torch.device
     backend: str
     store: Store | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
-    watch: Watch | NullWatch = field(default_factory=NullWatch, repr=False, compare=False)
+    failure_detector: FailureDetector = field(default_factory=FailureDetector.alone, repr=False, compare=False)
 
     def stop(self) -> None:
-        """Returns when all ranks have called it: one that leaves early closes connections its peers still read."""
+        """End the group when all ranks have called this: a rank that leaves early closes connections in use."""
         if self.store is not None:
             with suppress(dist.DistError):  # a peer that never comes: leave without it
                 if self.store.add("leaving", 1) == self.world_size:
@@ -58,7 +59,7 @@ class Runtime:
     def _leave(self) -> None:
         if self.store is not None and dist.is_initialized():
             dist.destroy_process_group()
-        self.watch.close()
+        self.failure_detector.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,39 +70,40 @@ class Runtime:
         if error is None or isinstance(error, PreemptedError):
             self.stop()
             return
-        cause = self._cause(error)
+        cause = self._report(error)
         if self.backend == "nccl":  # its group would wait for peers that may hang, and the process is about to end
-            self.watch.close()
+            self.failure_detector.close()
         else:
             self._leave()
         if cause:
             raise cause from error
 
-    def _cause(self, error: BaseException) -> PeerFailedError | None:
-        """The peer's failure that this rank's is an echo of, after the peers have been told of this one."""
-        refused = isinstance(error, RefusedError)
-        echo = isinstance(error, CommError | dist.DistError) or (
-            isinstance(error, NonFiniteError) and error.rank is None
-        )
+    def _report(self, error: BaseException) -> PeerFailedError | None:
+        """Report this rank's failure to the peers. Return the peer failure that caused it, or None if it started here.
+
+        Lingers where torchrun must see the cause end before this rank.
+        """
+        kind = kind_of(error)
         code = error.exit_code if isinstance(error, RefusedError) else PeerFailedError.exit_code
-        text = str(error) if refused else f"{type(error).__name__}: {error}"
-        first = self.watch.fail(text, code, echo=echo)
-        if first is None or (first.rank == self.rank and not (echo and first.mute)):
-            return None
-        if first.rank == self.rank:  # cut off from whoever could tell
-            return PeerFailedError(first.rank, first.text, first.code, first.step)
-        if isinstance(error, PeerFailedError) or not refused:
-            self.watch.linger()
-        if refused and not echo:
-            return None
-        return PeerFailedError(first.rank, first.text, first.code, first.step)
+        text = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
+        first = self.failure_detector.fail(text, code, echo=kind in ECHOES)
+        verdict = VERDICTS[kind, origin_of(first, self.rank)]
+        if verdict.linger:
+            self.failure_detector.linger()
+        return first.as_error() if verdict.raise_first else None
 
 
-def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") -> Runtime:
-    """Starts the default process group: NCCL when every rank has a GPU of its own, else gloo.
+def start(
+    device: str = "auto",
+    timeout_s: float = 600.0,
+    job: str = "train",
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> Runtime:
+    """Start the default process group: NCCL when every rank has a GPU of its own, else gloo.
 
-    One rank alone gets a group too, since DistributedDataParallel asks for one. `device` is auto, cpu or cuda;
-    ConfigError when it asks for a GPU that is not there. A collective fails after `timeout_s`.
+    A rank that is alone gets a group too, since DistributedDataParallel needs one. `device`: auto, cpu or cuda. A
+    collective fails after `timeout_s`. `on_failure` is called on each rank that fails, with the failure that ends the
+    run. Raises ConfigError when `device` asks for a GPU that is not there.
     """
     rendezvous = connect()
     environment = rendezvous.environment
@@ -113,8 +115,13 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         _stay_on_loopback()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    watched = PrefixStore("watch", store.clone())  # a connection of its own: the main thread may wait on the other
-    watch = Watch(watched, rank=environment.rank, world_size=environment.world_size, timeout_s=timeout_s)
+    detector = FailureDetector(
+        PrefixStore("failures", store.clone()),  # a connection of its own: the main thread may wait on the other
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout_s=timeout_s,
+        on_failure=on_failure,
+    )
     dist.init_process_group(
         backend,
         store=store,
@@ -123,7 +130,7 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         timeout=timedelta(seconds=timeout_s),
         device_id=chosen if backend == "nccl" else None,
     )
-    watch.start()
+    detector.start()
     return Runtime(
         rank=environment.rank,
         local_rank=environment.local_rank,
@@ -134,7 +141,7 @@ def start(device: str = "auto", timeout_s: float = 600.0, job: str = "train") ->
         device=chosen,
         backend=backend,
         store=store,
-        watch=watch,
+        failure_detector=detector,
     )
 
 
@@ -146,7 +153,7 @@ def _device(wanted: str, environment: TorchrunEnvironment) -> torch.device:
 
 
 def _backend(device: torch.device, environment: TorchrunEnvironment, store: Store) -> str:
-    """NCCL refuses two ranks on one GPU, so ranks compare GPUs first. Gloo takes a detour through host memory."""
+    """Return the backend. NCCL refuses two ranks on one GPU, so ranks compare GPUs first."""
     store.set(f"gpu/{environment.rank}", _identity(device))
     gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(environment.world_size)])]
     if "" not in gpus and len(set(gpus)) == environment.world_size:
@@ -164,7 +171,7 @@ def _identity(device: torch.device) -> str:
 
 
 def _stay_on_loopback() -> None:
-    """Sockets of a run on one machine need not be reachable from others, nor wait for its name to resolve."""
+    """Keep the sockets of a run on one machine from other machines, and from waiting for its name to resolve."""
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -13,7 +13,7 @@ from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.task import Task
 from ddp_agent.distributed import stragglers
 from ddp_agent.distributed.consistency import require_replicated
-from ddp_agent.distributed.failure_detector import NullWatch, Watch
+from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
 from ddp_agent.distributed.topology import Topology
@@ -48,7 +48,7 @@ class TrainSetup:
     device: torch.device
     slicing: Slicing = field(default_factory=Shared)
     replica_group: ReplicaGroup = field(default_factory=lambda: FixedGroup(world_comm()))
-    watch: Watch | NullWatch = field(default_factory=NullWatch)
+    failure_detector: FailureDetector = field(default_factory=FailureDetector.alone)
     meters: tuple[Meter, ...] = ()
 
     @property

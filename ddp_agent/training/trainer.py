@@ -72,7 +72,7 @@ class Trainer:
         parameters = list(setup.module.parameters())
         session.forward.model.train()
         for step in range(session.step + 1, last + 1):
-            if setup.watch.stops_before(step):
+            if setup.failure_detector.stops_before(step):
                 self._stop_early()
             session.set_lr(step)
             diagnostics.begin(step)
@@ -177,13 +177,13 @@ class Trainer:
                 observer.checkpointed(self.session.step)
 
     def _stop_early(self) -> NoReturn:
-        step, writer = self.session.step, self.checkpoints.writer
+        setup, step, writer = self.session.setup, self.session.step, self.checkpoints.writer
         if step:
             self._save()
             self.checkpoints.wait()
         raise PreemptedError(
-            f"{self.session.setup.watch.asked}: stopped after step {step} of {self.session.setup.total_steps}, all is "
-            f"saved; go on with resume={writer.directory.parent if writer else None}",
+            f"{setup.failure_detector.stop_request}: stopped after step {step} of {setup.total_steps}, all is saved; "
+            f"go on with resume={writer.directory.parent if writer else None}",
             step,
         )
 

@@ -38,7 +38,7 @@ if "RANK" in os.environ:
         if step == steps.get(attempt):
             Path(f"held.{{attempt}}.{{os.environ['RANK']}}").touch()
             end = time.monotonic() + {HELD_S}
-            while not at.setup.watch.asked and time.monotonic() < end:
+            while not at.setup.failure_detector.stop_request and time.monotonic() < end:
                 time.sleep(0.02)
     patch(Session, "set_lr", hold)
     if "BUG" in os.environ:

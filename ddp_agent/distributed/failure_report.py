@@ -1,0 +1,105 @@
+"""The failure that ends a run, and the decision which error a rank raises for it."""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from ddp_agent.distributed.comm import CommError
+from ddp_agent.errors import NonFiniteError, PeerFailedError, RefusedError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A rank's failure. Its peers exit with `code`."""
+
+    rank: int
+    step: int
+    code: int
+    text: str
+    unreported: bool = False  # that rank cannot report to the user itself: it is dead, hangs or is cut off
+
+    def to_json(self) -> str:
+        """Return the failure as a JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Failure":
+        """Return the failure whose `to_json` is `text`."""
+        return cls(**json.loads(text))
+
+    def as_error(self) -> PeerFailedError:
+        """Return the error that another rank raises for this failure."""
+        return PeerFailedError(self.rank, self.text, self.code, self.step)
+
+
+class ErrorKind(Enum):
+    """A kind of exception that ends a rank."""
+
+    BUG = auto()  # an exception of the model or of this package
+    COLLECTIVE = auto()  # a collective or the store failed: most likely another rank ended
+    REFUSED = auto()  # a refusal of this rank's own
+    NAN_OF_PEER = auto()  # a NaN that came from another rank, which names it itself
+    PEER_FAILED = auto()  # the failure of another rank was known before
+
+
+class Origin(Enum):
+    """The rank at which the failure started that the ranks heard of first."""
+
+    OWN = auto()
+    CUT_OFF = auto()  # this rank, which could not reach the store any more
+    PEER = auto()
+
+
+class Verdict(NamedTuple):
+    """A rank's ending: raise its own error or the first failure, and linger so that torchrun sees the cause first."""
+
+    raise_first: bool
+    linger: bool
+
+
+OWN_ERROR = Verdict(raise_first=False, linger=False)
+OWN_ERROR_LATER = Verdict(raise_first=False, linger=True)
+FIRST_FAILURE = Verdict(raise_first=True, linger=False)
+FIRST_FAILURE_LATER = Verdict(raise_first=True, linger=True)
+
+VERDICTS: dict[tuple[ErrorKind, Origin], Verdict] = {
+    (ErrorKind.BUG, Origin.OWN): OWN_ERROR,
+    (ErrorKind.BUG, Origin.CUT_OFF): OWN_ERROR,
+    (ErrorKind.BUG, Origin.PEER): FIRST_FAILURE_LATER,
+    (ErrorKind.COLLECTIVE, Origin.OWN): OWN_ERROR,  # nobody reported a cause
+    (ErrorKind.COLLECTIVE, Origin.CUT_OFF): FIRST_FAILURE,
+    (ErrorKind.COLLECTIVE, Origin.PEER): FIRST_FAILURE_LATER,
+    (ErrorKind.REFUSED, Origin.OWN): OWN_ERROR,
+    (ErrorKind.REFUSED, Origin.CUT_OFF): OWN_ERROR,
+    (ErrorKind.REFUSED, Origin.PEER): OWN_ERROR,  # its text is a whole message, which no other rank has
+    (ErrorKind.NAN_OF_PEER, Origin.OWN): OWN_ERROR,
+    (ErrorKind.NAN_OF_PEER, Origin.CUT_OFF): FIRST_FAILURE,
+    (ErrorKind.NAN_OF_PEER, Origin.PEER): FIRST_FAILURE,
+    (ErrorKind.PEER_FAILED, Origin.OWN): OWN_ERROR,
+    (ErrorKind.PEER_FAILED, Origin.CUT_OFF): OWN_ERROR,
+    (ErrorKind.PEER_FAILED, Origin.PEER): OWN_ERROR_LATER,  # it is that failure
+}
+
+# Errors that another rank's end causes: that rank's report is waited for.
+ECHOES = (ErrorKind.COLLECTIVE, ErrorKind.NAN_OF_PEER)
+
+
+def kind_of(error: BaseException) -> ErrorKind:
+    """Return the kind of an exception that ends this rank."""
+    if isinstance(error, PeerFailedError):
+        return ErrorKind.PEER_FAILED
+    if isinstance(error, CommError | dist.DistError):
+        return ErrorKind.COLLECTIVE
+    if isinstance(error, NonFiniteError) and error.rank is None:
+        return ErrorKind.NAN_OF_PEER
+    return ErrorKind.REFUSED if isinstance(error, RefusedError) else ErrorKind.BUG
+
+
+def origin_of(first: Failure, rank: int) -> Origin:
+    """Return the origin of the failure that was heard first, as seen from `rank`."""
+    if first.rank != rank:
+        return Origin.PEER
+    return Origin.CUT_OFF if first.unreported else Origin.OWN
