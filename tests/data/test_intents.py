@@ -113,7 +113,7 @@ def test_banking77_is_read_with_quotes_and_lines(tmp_path: Path) -> None:
 
 def test_the_fingerprint_sees_how_sentences_are_made_numbers(tmp_path: Path) -> None:
     write_clinc150(tmp_path)
-    changes = ({}, {"features": "ngrams"}, {"buckets": 99}, {"length": 7})
+    changes: tuple[dict[str, Any], ...] = ({}, {"features": "ngrams"}, {"buckets": 99}, {"length": 7})
     assert len({load(tmp_path, **change).data.sha256 for change in changes}) == 4
 
 

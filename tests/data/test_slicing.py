@@ -252,7 +252,7 @@ def test_the_statistics_count_and_compare() -> None:
     assert stats and stats.label_counts is not None and isinstance(order, ShardOrder) and samples.labels is not None
     assert stats.sizes == [len(shard) for shard in order.shards(0)]
     for rank, shard in enumerate(order.shards(0)):
-        expected = [sum(samples.labels[shard] == label).item() for label in range(4)]
+        expected = [int((samples.labels[shard] == label).sum()) for label in range(4)]
         assert stats.label_counts[rank].tolist() == expected
         whole = samples.labels.bincount().double()
         by_scipy = jensenshannon(expected, whole.numpy(), base=2) ** 2
@@ -273,8 +273,8 @@ def images_of(run_dir: Path) -> dict[str, list[int]]:
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_a_run_on_shards_says_so_and_resumes_bit_for_bit(ranks3: RankPool, tmp_path: Path, drawn: str) -> None:
     """With shards so uneven that ranks are in different rounds of theirs."""
-    options = ("slicing=dirichlet", "slicing.alpha=0.5", f"slicing.drawn={drawn}", "sync=local_sgd", "sync.period=2")
-    options += ("max_steps=60", "checkpoint_every=23", "seed=4")
+    options = ["slicing=dirichlet", "slicing.alpha=0.5", f"slicing.drawn={drawn}", "sync=local_sgd", "sync.period=2"]
+    options += ["max_steps=60", "checkpoint_every=23", "seed=4"]
     whole = ranks3.run(run, *config(*options), str(tmp_path / "whole"))[0]
     assert isinstance(whole, dict), whole
     assert whole["slicing"] == "dirichlet"

@@ -232,7 +232,7 @@ def in_the_rank(task: Task) -> Task:
 
 
 def test_streamed_words_resume_bit_for_bit(ranks2: RankPool, tmp_path: Path) -> None:
-    typed = ("dataset=speech_commands", "dataset.seconds=0.05", "dataset.workers=1")
+    typed: tuple[str, ...] = ("dataset=speech_commands", "dataset.seconds=0.05", "dataset.workers=1")
     typed += ("model=speech_cnn", "global_batch_size=4", f"data_root={write_google(tmp_path / 'data')}")
     whole, part, rest = (tmp_path / name for name in ("whole", "part", "rest"))
     for folder, more in ((whole, "max_steps=8"), (part, "max_steps=3"), (rest, f"resume={part}")):

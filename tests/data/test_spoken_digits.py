@@ -96,8 +96,8 @@ def test_digit_and_speaker_are_two_tasks_on_the_same_recordings(tmp_path: Path) 
         ("digit", 10),
         ("speaker", speaker.objective.outputs),
     ]
-    assert torch.equal(both.data.train[:][1], torch.stack([digit.data.train[:][1], speaker.data.train[:][1]], 1))  # type: ignore[index]
-    assert not torch.equal(digit.data.train[:][1], speaker.data.train[:][1])  # type: ignore[index]
+    assert torch.equal(both.data.train[:][1], torch.stack([digit.data.train[:][1], speaker.data.train[:][1]], 1))
+    assert not torch.equal(digit.data.train[:][1], speaker.data.train[:][1])
 
 
 def test_models_get_spectrograms(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from ddp_agent.training.ema import EMA
 
 HEADS = ("a", "b", "c")
 PARTED = {"a": (0, 2), "b": (1,), "c": (2,)}  # of three ranks
-SHARED = dict.fromkeys(HEADS, (0, 1, 2))
 Owners = dict[str, tuple[int, ...]]
+SHARED: Owners = dict.fromkeys(HEADS, (0, 1, 2))
 
 MODES = pytest.mark.parametrize("mode", ALL)
 
@@ -172,6 +172,7 @@ def test_control_replicated_heads_change_on_every_rank(ranks3: RankPool) -> None
 def called_by_all(weight_decay: float) -> list[str]:
     """Every rank calls every head, so all have gradients, be they zero; which of those of others have changed?"""
     loop = Heads(LocalSGD(period=2), optimizer=sgd(momentum=0.9, weight_decay=weight_decay))
+    assert isinstance(loop.module, MultiTask)
     loop.module.trained = dict.fromkeys(HEADS, 1.0)
     loop.columns, before = list(range(len(HEADS))), loop.state(buffers=False)
     after = loop.run(3).state(buffers=False)
@@ -244,7 +245,7 @@ def test_heads_of_one_shape_are_never_mixed(ranks3: RankPool) -> None:
 
 def measure_same_data(mode: str, reducer: str, owners: Owners, amplified: bool) -> float:
     """Every rank sees the same samples, so that it does not matter for a head how many ranks train it."""
-    options = {"optimizer": sgd(momentum=0.9, weight_decay=0.01), "batches": same_batch}
+    options: dict[str, Any] = {"optimizer": sgd(momentum=0.9, weight_decay=0.01), "batches": same_batch}
     all_heads = Heads(ALL[mode](), None, **options).run(6).flush()
     parted = Heads(ALL[mode](), owners, amplified=amplified, reducer=REDUCERS[reducer](), **options).run(6).flush()
     with parted.sync.eval_weights():
@@ -259,7 +260,7 @@ def test_parted_gradients_are_those_of_all_tasks_together(ranks3: RankPool, mode
 
 
 def measure_all_own_all(mode: str) -> float:
-    options = {"optimizer": sgd(momentum=0.9)}
+    options: dict[str, Any] = {"optimizer": sgd(momentum=0.9)}
     one, other = (Heads(ALL[mode](), owners, **options).run(9).flush() for owners in (None, SHARED))
     return distance(one.state(), other.state())
 
@@ -315,7 +316,7 @@ def test_counted_bytes(ranks3: RankPool, mode: str, reducer: str) -> None:
 
 
 def saved(loop: Loop) -> dict[str, Any]:
-    parts = {"optimizer": loop.optimizer, "sync": loop.sync, "reducer": loop.reducer}
+    parts: dict[str, Any] = {"optimizer": loop.optimizer, "sync": loop.sync, "reducer": loop.reducer}
     state = {name: part.state_dict() for name, part in parts.items()}
     return copy.deepcopy(state | {"weights": loop.flat.snapshot(), "syncs": loop.syncs})
 

@@ -6,7 +6,7 @@ A function whose name begins with `measure` runs on every rank and returns how f
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,11 +32,12 @@ from ddp_agent.sync import (
     StreamingDiLoCo,
     SyncStrategy,
 )
+from ddp_agent.sync.engine.state_policies import OptimizerPolicy
 
 TOLERANCE = 1e-12
 NEVER = 10**9
 
-Make = Callable[[], SyncStrategy]
+Make = Callable[..., SyncStrategy]
 
 
 def adamw(parameters: Any) -> AdamW:
@@ -62,13 +63,15 @@ LINEAR = [
 ]
 
 
-def measure_period_one(options: dict[str, Any], policy: str) -> float:
+def measure_period_one(options: dict[str, Any], policy: OptimizerPolicy) -> float:
     return measure(LocalSGD(period=1, optimizer_state=policy), AllReduce(), sgd(**options))
 
 
 @pytest.mark.parametrize("policy", ["local", "average"])
 @pytest.mark.parametrize("options", LINEAR)
-def test_local_sgd_with_period_one_is_allreduce(ranks3: RankPool, options: dict[str, Any], policy: str) -> None:
+def test_local_sgd_with_period_one_is_allreduce(
+    ranks3: RankPool, options: dict[str, Any], policy: OptimizerPolicy
+) -> None:
     assert largest(ranks3.run(measure_period_one, options, policy)) < TOLERANCE
 
 
@@ -83,9 +86,9 @@ def measure_period_one_with_reset_momentum() -> float:
 class Clipping(SGD):
     """Each rank clips what it has: its own gradient, or the mean."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 0.1)
-        super().step(closure)
+        return super().step(closure)
 
 
 def measure_period_one_with_clipping() -> float:
@@ -459,8 +462,9 @@ def test_a_model_of_several_buckets_is_left_to_ddp(ranks2: RankPool) -> None:
 # Narrow types lose what their precision says, and no more.
 
 
-def measure_cast(dtype: str, mode: str) -> float:
-    make = {"allreduce": AllReduce, "diloco": partial(DiLoCo, period=4)}[mode]
+def measure_cast(dtype: Literal["bf16", "fp16"], mode: str) -> float:
+    makes: dict[str, Make] = {"allreduce": AllReduce, "diloco": partial(DiLoCo, period=4)}
+    make = makes[mode]
     return apart(train(make(), reducer=Cast(dtype=dtype)), train(make()))
 
 

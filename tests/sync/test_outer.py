@@ -9,6 +9,7 @@ from torch.optim import AdamW
 from ddp_agent.config.problems import RunFacts
 from ddp_agent.reducers import Cast
 from ddp_agent.sync import EASGD, AllReduce, Compressed, Independent, LocalSGD, SlowMo
+from ddp_agent.sync.engine.gradients import FlatGradients
 
 TOLERANCE = 1e-12
 
@@ -130,6 +131,7 @@ def collects_in_place() -> tuple[bool, bool]:
     with sync.backward_context(1, last_micro_batch=True):
         loop.model(loop.batches(1, 0)[0]).sum().backward()
     gathered = torch.cat([parameter.grad.flatten() for parameter in loop.module.parameters()])  # type: ignore[union-attr]
+    assert isinstance(sync._gradients, FlatGradients)
     return torch.equal(gathered, sync._gradients.tensor), bool(gathered.abs().sum() > 0)
 
 

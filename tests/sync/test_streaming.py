@@ -23,7 +23,7 @@ from ddp_agent.sync.engine.fragments import by_modules, equal_cuts
 # anchor -36. The second: -12 after step 6, D = 12, anchor -24; -36 after step 12, D = 12, anchor -48.
 # delay 1: D is what it was one step earlier, 4 after step 2, so the anchor becomes -8 after step 3; and so on.
 # alpha 1: a rank keeps its own, and only the anchor moves. alpha 1/2: half way between both.
-WORKED = {
+WORKED: dict[tuple[int, float], tuple[list[float], list[float]]] = {
     (0, 0.0): ([-2, -4, -12, -14, -16, -18, -20, -22, -36, -38, -40, -42],
                [-2, -4, -6, -8, -10, -24, -26, -28, -30, -32, -34, -48]),
     (0, 0.5): ([-2, -4, -9, -11, -13, -15, -17, -19, -25.5, -27.5, -29.5, -31.5],

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from ddp_agent.sync import (
     PostLocalSGD,
     StreamingDiLoCo,
 )
+from ddp_agent.sync.engine.state_policies import OptimizerPolicy
 
 STEPS = 10
 PARAMETERS = 5 * 4 + 4 + 4 * 3 + 3
@@ -323,7 +324,7 @@ class WithOddBuffers(nn.Module):
         self.register_buffer("flag", torch.tensor([rank == 1, False]))
         self.register_buffer("scratch", torch.tensor([float(rank)]), persistent=False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Any:
         return self.linear(inputs)
 
 
@@ -331,11 +332,13 @@ def odd_buffers() -> tuple[list[float], list[bool], float]:
     loop = Loop(LocalSGD(period=1), model=WithOddBuffers)
     module = loop.module
     assert isinstance(module, WithOddBuffers)
+    narrow, flag, scratch = module.narrow, module.flag, module.scratch
+    assert isinstance(narrow, Tensor) and isinstance(flag, Tensor) and isinstance(scratch, Tensor)
     with torch.no_grad():
-        module.narrow[0] = 1.0 + loop.topology.world.rank
-        module.flag[0] = loop.topology.world.rank == 1
+        narrow[0] = 1.0 + loop.topology.world.rank
+        flag[0] = loop.topology.world.rank == 1
     loop.run(1)
-    return module.narrow.tolist(), module.flag.tolist(), module.scratch.item()
+    return narrow.tolist(), flag.tolist(), scratch.item()
 
 
 def test_buffers_of_other_types(ranks2: RankPool) -> None:
@@ -419,11 +422,11 @@ class TwoHeads(nn.Module):
         torch.manual_seed(3)
         self.heads = nn.ModuleList([nn.Linear(5, 3, dtype=DTYPE) for _ in range(2)])
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Any:
         return self.heads[torch.distributed.get_rank()](inputs)
 
 
-def two_heads(optimizer_state: str) -> tuple[float, bool]:
+def two_heads(optimizer_state: OptimizerPolicy) -> tuple[float, bool]:
     loop = Loop(
         LocalSGD(period=1, optimizer_state=optimizer_state), model=TwoHeads, optimizer=lambda p: AdamW(p, lr=0.1)
     )
@@ -438,7 +441,7 @@ def two_heads(optimizer_state: str) -> tuple[float, bool]:
     return apart(train_once(optimizer_state), expected / world.size), True
 
 
-def train_once(optimizer_state: str) -> Tensor:
+def train_once(optimizer_state: OptimizerPolicy) -> Tensor:
     sync = LocalSGD(period=1, optimizer_state=optimizer_state)
     return train(sync, 1, model=TwoHeads, optimizer=lambda p: AdamW(p, lr=0.1))
 
@@ -562,29 +565,29 @@ def test_lossy_reducer_with_raw_parameters(sync: LocalSGD) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "field"),
+    ("kind", "values", "field"),
     [
-        (partial(LocalSGD, period=0), "period"),
-        (partial(LocalSGD, period=2.0), "period"),
-        (partial(LocalSGD, period=True), "period"),
-        (partial(LocalSGD, period=2, buffers="mean"), "buffers"),
-        (partial(LocalSGD, period=2, optimizer_state="forget"), "optimizer_state"),
-        (partial(DiLoCo, period=2, outer_lr=-0.1), "outer_lr"),
-        (partial(DiLoCo, period=2, outer_lr=float("nan")), "outer_lr"),
-        (partial(DiLoCo, period=2, outer_momentum=1.5), "outer_momentum"),
-        (partial(ParameterUpdate, period=2, combine="max"), "combine"),
-        (partial(PostLocalSGD, period=2, switch_step=-1), "switch_step"),
-        (partial(Cast, dtype="int8"), "dtype"),
-        (partial(Int8, block=0), "block"),
-        (partial(TopK, ratio=0), "ratio"),
-        (partial(TopK, ratio=1.5), "ratio"),
-        (partial(PowerSGD, rank=0), "rank"),
-        (partial(PowerSGD, min_compression=-1), "min_compression"),
+        (LocalSGD, {"period": 0}, "period"),
+        (LocalSGD, {"period": 2.0}, "period"),
+        (LocalSGD, {"period": True}, "period"),
+        (LocalSGD, {"period": 2, "buffers": "mean"}, "buffers"),
+        (LocalSGD, {"period": 2, "optimizer_state": "forget"}, "optimizer_state"),
+        (DiLoCo, {"period": 2, "outer_lr": -0.1}, "outer_lr"),
+        (DiLoCo, {"period": 2, "outer_lr": float("nan")}, "outer_lr"),
+        (DiLoCo, {"period": 2, "outer_momentum": 1.5}, "outer_momentum"),
+        (ParameterUpdate, {"period": 2, "combine": "max"}, "combine"),
+        (PostLocalSGD, {"period": 2, "switch_step": -1}, "switch_step"),
+        (Cast, {"dtype": "int8"}, "dtype"),
+        (Int8, {"block": 0}, "block"),
+        (TopK, {"ratio": 0}, "ratio"),
+        (TopK, {"ratio": 1.5}, "ratio"),
+        (PowerSGD, {"rank": 0}, "rank"),
+        (PowerSGD, {"min_compression": -1}, "min_compression"),
     ],
 )
-def test_values_out_of_range(make: Any, field: str) -> None:
+def test_values_out_of_range(kind: type, values: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}: found .*, expected"):
-        make()
+        kind(**values)
 
 
 def differing_models() -> str:
@@ -605,7 +608,7 @@ def test_ranks_with_different_models_are_named(ranks3: RankPool) -> None:
 def frozen_on_rank_1(mode: str) -> str:
     def model() -> nn.Module:
         layers = mlp()
-        layers[0].weight.requires_grad_(torch.distributed.get_rank() != 1)  # type: ignore[index,union-attr]
+        layers[0].weight.requires_grad_(torch.distributed.get_rank() != 1)  # type: ignore[index]
         return layers
 
     try:
@@ -650,7 +653,7 @@ def test_ranks_per_node(ranks4: RankPool) -> None:
 
 
 def test_the_summed_update_says_what_its_step_is() -> None:
-    def remark(combine: str, outer_lr: float) -> Problem:
+    def remark(combine: Literal["sum", "mean"], outer_lr: float) -> Problem:
         (found,) = ParameterUpdate(period=1, combine=combine, outer_lr=outer_lr).problems(RunFacts(world_size=4))
         return found
 

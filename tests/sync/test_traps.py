@@ -267,7 +267,7 @@ def test_sums_of_a_collective_that_died_are_not_saved(ranks2: RankPool, tmp_path
 def agreed(bad_rank: int) -> str | None:
     world = world_comm()
     error = ValueError("loss is nan") if world.rank == bad_rank else None
-    return first_problem(world, error)  # type: ignore[arg-type,return-value]
+    return first_problem(world, error)
 
 
 def test_ranks_agree_on_a_problem_by_a_number(ranks2: RankPool) -> None:
