@@ -228,7 +228,8 @@ def test_the_order_s_hash_covers_the_slicing() -> None:
     samples = attributes(41)
 
     def sha256(name: str, seed: int = 3, ranks: int = 2, rank: int = 0, batch: int = 12, **values: Any) -> str:
-        return sliced(name, **values).order(samples, seed, rank, ranks).sha256(batch)
+        order: Order = sliced(name, **values).order(samples, seed, rank, ranks)
+        return order.sha256(batch)
 
     different = [
         sha256("shared"),
