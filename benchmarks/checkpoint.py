@@ -3,8 +3,8 @@
 import argparse
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from benchmarks import step
 from benchmarks.arguments import at_least, existing_directory, multiple_of
 from benchmarks.outcome import Machine, Outcome
 from benchmarks.overlap import HIDDEN, OUTPUTS, SHAPE
-from benchmarks.paused import Paused
 from benchmarks.rounds import Timing, stopwatch, take_turns
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.data.classification import classification
@@ -46,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this benchmark."""
     parser.add_argument("--repeats", type=at_least(1), default=40, help="rounds that count (40)")
     parser.add_argument("--steps", type=multiple_of(EVERY), default=EVERY, help="optimizer steps per round (50)")
-    help = "existing folder on the disk to measure; the checkpoints are removed at the end (.)"
-    parser.add_argument("--directory", type=existing_directory, default=Path(), help=help)
+    where = "existing folder on the disk to measure; the checkpoints are removed at the end (.)"
+    parser.add_argument("--directory", type=existing_directory, default=Path(), help=where)
 
 
 def measure(arguments: argparse.Namespace, ranks: Runtime) -> Outcome:
@@ -90,7 +89,7 @@ def writers(directory: Path) -> dict[str, Writer | None]:
 
 
 def new_session(ranks: Runtime) -> Session:
-    """Return the one session of all turns: of several in one process the last is some 15 % slower, whatever it does."""
+    """Return the session that all turns share: of several in one process the last is some 15 % slower."""
     seed_everything(0)
     task = _random_images(ranks.world_size)
     model = CNN(input_shape=SHAPE, outputs=OUTPUTS, channels=(32, 64), hidden=HIDDEN).to(ranks.device)
@@ -113,38 +112,38 @@ def _random_images(ranks: int) -> Task:
     return classification(Data.resident(train, test), outputs=OUTPUTS, loss="cross_entropy")
 
 
-class _AfterStep(Observer):
-    def __init__(self, after_step: Callable[[], None]) -> None:
-        self._after_step = after_step
+class RoundEndError(Exception):
+    """End of a round, raised inside of training."""
+
+
+class RoundEnd(Observer):
+    """Observer that ends training after step `last`, without the evaluation and the checkpoint of a run's end."""
+
+    def __init__(self) -> None:
+        self.last = 0
 
     def stepped(self, step: int) -> None:
-        self._after_step()
-
-
-class _Turns(Checkpoints):
-    """Checkpoints by the writer whose turn it is."""
-
-    def take_turn(self, writer: Writer | None) -> None:
-        self.writer = writer
+        """Raise RoundEndError after the last step."""
+        if step == self.last:
+            raise RoundEndError
 
 
 def _timings(session: Session, writers: Mapping[str, Writer | None], steps: int, rounds: int) -> dict[str, Timing]:
-    checkpoints, device = _Turns(session, None), session.setup.device
+    end = RoundEnd()
+    trainers = {name: Trainer(session, [end], Checkpoints(session, writer)) for name, writer in writers.items()}
 
-    def train_for_ever(after_step: Callable[[], None]) -> None:
-        Trainer(session, [_AfterStep(after_step)], checkpoints).fit()
+    def train(trainer: Trainer, steps: int) -> None:
+        end.last = session.step + steps
+        with suppress(RoundEndError):
+            trainer.fit()
 
-    loop = Paused(train_for_ever, device)
-    with closing(loop):
-        loop(EVERY // 2)  # a round ends between two saves
+    def turn(trainer: Trainer) -> float:
+        return stopwatch(lambda: train(trainer, steps), session.setup.device)
 
-        def turn(writer: Writer | None) -> float:
-            checkpoints.take_turn(writer)
-            return stopwatch(functools.partial(loop, steps), device)
-
-        timings = take_turns(
-            {name: functools.partial(turn, writer) for name, writer in writers.items()}, rounds, world_comm()
-        )
+    train(trainers["none"], EVERY // 2)  # from here on a round ends between two saves
+    timings = take_turns(
+        {name: functools.partial(turn, trainer) for name, trainer in trainers.items()}, rounds, world_comm()
+    )
     for writer in filter(None, writers.values()):
         writer.wait()
     return timings

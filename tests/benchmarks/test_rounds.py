@@ -2,22 +2,16 @@
 
 import functools
 import json
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 from rank_pool import RankPool
 
 from benchmarks.outcome import Machine, Outcome, Row
-from benchmarks.paused import Paused
 from benchmarks.rounds import Timing, take_turns
 from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.process_group_comm import world_comm
-
-CPU = torch.device("cpu")
 
 
 def turns_of(seconds: dict[str, list[list[float]]]) -> dict[str, Timing]:
@@ -55,38 +49,6 @@ def order_of_turns() -> str:
 
 def test_no_contender_always_comes_first() -> None:
     assert order_of_turns() == "cba" + "abc" + "cba"
-
-
-# A loop whose one call never returns
-
-
-def counting(after_step: Callable[[], None], counted: list[int], steps: int = 10**9) -> None:
-    for step in range(1, steps + 1):
-        counted.append(step)
-        after_step()
-
-
-def test_a_loop_rests_between_its_turns_and_goes_on_where_it_stopped() -> None:
-    counted: list[int] = []
-    paused = Paused(functools.partial(counting, counted=counted), CPU)
-    assert counted == []
-    paused(3)
-    assert counted == [1, 2, 3]
-    paused(2)
-    assert counted == [1, 2, 3, 4, 5]
-    threads = threading.active_count()
-    paused.close()
-    assert threading.active_count() == threads - 1
-    assert len(counted) == 5
-
-
-def test_what_a_loop_raises_comes_out_of_its_turn() -> None:
-    with pytest.raises(ZeroDivisionError):
-        Paused(lambda after_step: print(1 / 0), CPU)(1)
-    paused = Paused(functools.partial(counting, counted=[], steps=3), CPU)
-    paused(2)
-    with pytest.raises(RuntimeError, match="ended by itself"):
-        paused(2)
 
 
 # The table
