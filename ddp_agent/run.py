@@ -97,7 +97,8 @@ class Run:
     def __init__(
         self, settings: Settings, task: Task, model: nn.Module, directory: RunDirectory, ranks: Runtime
     ) -> None:
-        self.settings, self.directory, self.ranks = settings, directory, ranks
+        self.settings = settings = settings.for_steps(settings.options.total_steps(task.data.train_count))
+        self.directory, self.ranks = directory, ranks
         self._last_reason = directory.reason() if ranks.rank == 0 else None
         if ranks.rank == 0:
             directory.write_status("running")
@@ -125,7 +126,6 @@ class Run:
                 failure_detector=ranks.failure_detector,
                 meters=tuple(self.traces),
             )
-            settings.cadence.total_steps = setup.total_steps
             self.session = Session(setup)
         except ValueError as error:  # a model that cannot be re-homed, ranks whose models differ
             raise ConfigError(str(error)) from error

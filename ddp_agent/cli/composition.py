@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddp_agent.cli import trust
+from ddp_agent.config.help_text import class_in
 from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides, scrubbed
 from ddp_agent.config.registry import unknown
 from ddp_agent.errors import ConfigError, RefusedError
@@ -49,7 +50,7 @@ class LaunchContext:
     """Argument of `check` and `work`: the configuration, and how the run was started."""
 
     cfg: dict[str, Any]  # resolved, without the `hydra` node
-    choices: dict[str, str]  # the file chosen in each config group
+    choices: dict[str, str]  # the file chosen in each config group, unless its `name:` was overridden
     overrides: list[str]  # as typed, without `hydra.…`
     run_dir: Path  # absolute, the same on all ranks and attempts; made after `check` and before `work`
     world_size: int
@@ -151,15 +152,29 @@ class Composed:
         assert isinstance(resolved, dict)
         cfg = {str(key): value for key, value in resolved.items()}
         remember(cfg)
-        choices = self.cfg.hydra.runtime.choices
         return LaunchContext(
             cfg=cfg,
-            choices={group: choice for group, choice in choices.items() if choice and "/" not in group},
+            choices=self._choices(),
             overrides=unresolved(self.cfg.hydra.overrides.task),
             run_dir=run_dir.absolute(),
             world_size=ranks(cfg),
             attempt=attempt,
         )
+
+    def _choices(self) -> dict[str, str]:
+        """Return the file chosen in each group, but for groups whose node names another class than the file.
+
+        Such a group is labelled with that class: the file's label would be wrong.
+        """
+        choices = self.cfg.hydra.runtime.choices.items()
+        chosen = {group: choice for group, choice in choices if choice and "/" not in group}
+        named = {group: OmegaConf.select(self.cfg, f"{group}.name") for group in chosen}
+        return {g: choice for g, choice in chosen.items() if self._class_in_file(g, choice) in ("", named[g])}
+
+    def _class_in_file(self, group: str, choice: str) -> str:
+        folders = [Path(source.path) for source in self.cfg.hydra.runtime.config_sources if source.schema == "file"]
+        files = [folder / group / f"{choice}.yaml" for folder in folders]
+        return next((class_in(file) for file in files if file.is_file()), "")
 
     def without_hydra(self) -> DictConfig:
         """Return the configuration without the node `hydra`."""

@@ -47,11 +47,14 @@ def _section(group: str, title: str, folder: Path) -> str:
     descriptions = {class_name: line for class_name, (_, line) in definitions(group).items()}
     files = sorted(folder.glob("*.yaml"))
     width = max((len(file.stem) for file in files), default=0)
-    lines = [f"  {file.stem:<{width}}  {descriptions.get(_class_of(file), '')}".rstrip() for file in files]
+    lines = [f"  {file.stem:<{width}}  {descriptions.get(class_in(file), '')}".rstrip() for file in files]
     return "\n".join([f"{group}=…  ({title})", *lines, ""])
 
 
-def _class_of(file: Path) -> str:
-    """Return the top-level `name:`. A regular expression is enough, since the other values are not needed."""
+def class_in(file: Path) -> str:
+    """Return the top-level `name:` of a config file, empty if it has none.
+
+    A regular expression is enough, since the other values are not needed.
+    """
     match = re.search(r"^name:\s*[\"']?([\w.:]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     return match[1] if match else ""

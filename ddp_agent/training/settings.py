@@ -1,8 +1,8 @@
 """What a whole configuration may hold, and what its parts ask of each other."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from ddp_agent.checkpoint.folder import newest
 from ddp_agent.config.fields import Parameter, coerce, fits, parameters
@@ -24,6 +24,7 @@ GROUPS = ("model", "dataset", "slicing", "cadence", "sync", "reducer", "optimize
 RUNTIME = {
     "model": ("input_shape", "outputs", "vocabulary", "users", "items", "mean"),
     "dataset": ("data_root",),
+    "cadence": ("total_steps",),
     "sync": ("cadence",),
 }
 
@@ -46,6 +47,12 @@ class Settings:
 
     def label(self, group: str) -> str:
         return self.choices.get(group, str(self.cfg[group]["name"]))
+
+    def for_steps(self, total_steps: int) -> Self:
+        """Return the settings of a run of this length, which may depend on the size of the data."""
+        cadence = replace(self.cadence, total_steps=total_steps)
+        changed: dict[str, Any] = {"cadence": cadence} if "cadence" in parameters(type(self.sync)) else {}
+        return replace(self, cadence=cadence, sync=replace(self.sync, **changed))
 
     def problems(self, world_size: int, total_steps: int | None = None) -> list[Problem]:
         """Return what the pieces say of a run of these settings, in order of their groups."""
@@ -121,7 +128,7 @@ def _build_groups(cfg: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[dic
     trusted = right.get("trusted_packages", [])
     for group in GROUPS:
         node, wanted = cfg.get(group), RUNTIME.get(group, ())
-        known = {**right, **built}
+        known = {"total_steps": right.get("max_steps"), **right, **built}
         given = {key: known[key] for key in wanted if key in known}
         if not isinstance(node, Mapping):
             found.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")

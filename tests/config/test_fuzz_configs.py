@@ -99,7 +99,7 @@ def build_all(cfg: dict[str, Any], world_size: int, kind: str) -> None:
     total_steps = settings.options.total_steps(SAMPLES)
     for step in (1, 2, total_steps):
         assert settings.schedule.factor(step, total_steps) >= 0
-    settings.cadence.total_steps = total_steps
+    settings = settings.for_steps(total_steps)
     now = CadenceContext(step=1, period=4, base=4, lr=settings.optimizer.lr, drift=0.1)
     assert settings.cadence.next_period(now) >= 1
     step_once(settings.sync, settings.reducer, settings.optimizer.create)
@@ -200,6 +200,7 @@ def test_a_state_that_does_not_fit_is_refused_when_a_run_is_resumed(tmp_path: Pa
     session.state.load_state_dict.side_effect = KeyError("weights")
     with (
         mock.patch("ddp_agent.training.resume.load", return_value=(7, {})),
+        mock.patch("ddp_agent.training.resume.rehearse"),
         pytest.raises(RefusedError, match="of step 7 holds"),
     ):
         load_state(session, tmp_path, {})

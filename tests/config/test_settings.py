@@ -10,13 +10,14 @@ import pytest
 from configs import CONF, config, files, groups, parsed, refusal, settings
 from torch.utils.data import TensorDataset
 
+from ddp_agent.cli.composition import Configs
 from ddp_agent.config.fields import parameters
 from ddp_agent.config.options import Options
 from ddp_agent.config.registry import PLACES
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.sync import DiLoCo
-from ddp_agent.training.settings import GROUPS, Settings, check_against_data
+from ddp_agent.training.settings import GROUPS, Settings, check_against_data, parse
 
 EVERY_YAML = [(group, name) for group in groups() for name in files(group)]
 PAIRS = list(itertools.product(files("sync"), files("reducer")))
@@ -49,6 +50,20 @@ def test_every_yaml_composes_parses_and_is_kept(group: str, name: str, tmp_path:
     found = settings(*chosen, f"data_root='{tmp_path}'", world_size=2)
     assert found.choices[group] == name
     assert_kept(found)
+
+
+def test_a_piece_that_is_no_config_file_is_labelled_with_its_name(tmp_path: Path) -> None:
+    """A model of another package must not go by the name of the default model in summary, report and plan."""
+    trusted = "trusted_packages=[collections]"
+    foreign = ("model.name=collections:OrderedDict", "~model.hidden", trusted)
+    found = settings(*foreign, "sync=diloco", "reducer=bf16", "reducer.name=Int8", "~reducer.dtype")
+    labels = [found.label(group) for group in ("model", "reducer", "sync")]
+    assert labels == ["collections:OrderedDict", "Int8", "diloco"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tiny.yaml").write_text("name: collections:OrderedDict\n")
+    configs = Configs(folder=CONF, name="config", extra_folder=tmp_path)
+    context = configs.compose(["model=tiny", trusted]).checked(lambda context: None, lambda cfg: 1)
+    assert parse(context.cfg, choices=context.choices, world_size=1).label("model") == "tiny"
 
 
 def assert_kept(found: Settings) -> None:

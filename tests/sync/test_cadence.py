@@ -165,8 +165,7 @@ def test_what_a_cadence_answers() -> None:
     assert Drift(target=0.1).next_period(at(8, drift=math.nan)) == 4
     assert Drift(target=0.1).next_period(at(8, period=1, drift=10.0)) == 1
     assert QSR(alpha=0.2).next_period(at(8, lr=0.0)) == 2**31
-    to_the_end = QSR(alpha=0.2)
-    to_the_end.total_steps = 20
+    to_the_end = QSR(alpha=0.2, total_steps=20)
     assert to_the_end.next_period(at(8, lr=0.0)) == 12
     assert to_the_end.next_period(at(18, lr=0.01)) == 4
     assert Linear(final_period=8, steps=10).next_period(at(99)) == 8

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ddp_agent.config.fields import check_fields
+from ddp_agent.config.fields import PositiveInt, check_fields
 from ddp_agent.config.problems import Problem, RunFacts
 
 
@@ -37,11 +37,11 @@ class CadenceTraits:
 
 @dataclass(kw_only=True)
 class Cadence(ABC):
-    """`total_steps` is how long training is, where it is known: a run sets it."""
+    """A rule for the period. `total_steps` is the length of training, None where nobody knows it."""
 
     traits: ClassVar[CadenceTraits] = CadenceTraits()
 
-    total_steps: int | None = field(default=None, init=False, repr=False)
+    total_steps: PositiveInt | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
