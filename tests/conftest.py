@@ -16,7 +16,7 @@ from rank_pool import RankPool, RankProcesses  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts launchers of its own takes a minute a test: not last, when there is nothing else to do beside it."""
+    """Start the tests that start launchers first: they take a minute each, and other tests run beside them."""
     items.sort(key=lambda item: item.path.name not in ("test_slurm.py", "test_faults_torchrun.py"))
 
 
@@ -62,7 +62,7 @@ def ranks4(rank_processes: RankProcesses) -> RankPool:
 
 @pytest.fixture
 def data_root() -> Path:
-    """Where the real data files are, for tests marked `data`."""
+    """The folder of the real data files, for tests marked `data`."""
     root = os.environ.get("DDP_AGENT_DATA", "")
     if not Path(root).is_dir() or not root:
         pytest.skip(f"DDP_AGENT_DATA is {root!r}, no folder with data files")

@@ -27,7 +27,7 @@ def averaging_rows(models: tuple[str, ...]) -> list[Any]:
 
 
 def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: RankPool) -> None:
-    """Of two ranks: an all-reduce sends its payload over the wire, an all-to-all half of it, an all-gather all."""
+    """On two ranks an all-reduce and an all-gather send their whole payload, an all-to-all half of it."""
     numbers, tensors, buffers, integers = 2 * 9 + 2 + 2 + 9 + 3 + 3, 6, 2 + 2 + 3 + 3, 2
     int8, sign = 4 + 256, 4 + 1024 // 8  # one block for each rank, of which one is padding
     # PowerSGD would gain nothing: 2 (2 + 9) numbers for a matrix of 2 x 9, 2 (3 + 3) for one of 3 x 3.
@@ -59,7 +59,7 @@ def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: Rank
 
 
 def counted_twice() -> list[tuple[Any, ...]]:
-    """What c10d saw, and what Comm counted."""
+    """Return c10d's counts and Comm's counts, in turn."""
     found: list[tuple[Any, ...]] = []
     for reducer in configured.reducers().values():
         comm, counter = world_comm(), yardsticks.CollectiveCounter()

@@ -15,7 +15,7 @@ from ddp_agent.distributed.process_group_comm import world_comm
 
 
 def turns_of(seconds: dict[str, list[list[float]]]) -> dict[str, Timing]:
-    """With contenders that claim to have taken `seconds[name][rank]`, the first number in the warm-up."""
+    """Time contenders that report `seconds[name][rank]`; the first number belongs to the warm-up."""
     claimed = {name: iter(ranks[dist.get_rank()]) for name, ranks in seconds.items()}
     rounds = min(len(ranks[0]) for ranks in seconds.values()) - 1
     return take_turns({name: claim.__next__ for name, claim in claimed.items()}, rounds, world_comm())

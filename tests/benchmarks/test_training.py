@@ -147,7 +147,7 @@ def test_the_loop_by_hand_learns(ranks1: RankPool) -> None:
 
 
 def rounds_of_overlap() -> tuple[list[int], bool]:
-    """How often each mode synchronised in two rounds of a period, and whether any fragment is left under way."""
+    """Return each mode's synchronisations in two rounds of a period, and whether a fragment is still in flight."""
     streaming = StreamingDiLoCo(period=4, fragments=2, delay=1)
     modes = [Independent(), streaming, DiLoCo(period=4), AllReduce()]
     for mode in modes:

@@ -1,4 +1,4 @@
-"""What is damaged, foreign or hostile is refused by name, and the checkpoint before it is used."""
+"""Damaged, foreign and hostile checkpoints are refused by name, and the one before is loaded."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and writing beside training: what was copied is what is saved."""
+"""The checkpoints that are kept, and writing beside training: the copied state is the saved one."""
 
 import threading
 from pathlib import Path
@@ -30,7 +30,7 @@ def saved(directory: Path, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_newest_and_the_best_stay(tmp_path: Path, beside: bool) -> None:
-    """Of equally good ones the first: what came after it was no better."""
+    """The first of equally good checkpoints counts as the best."""
     options: dict[str, Any] = {"keep": 2, "beside_training": beside}
     assert saved(tmp_path / "a", **options) == ["step-00000020", "step-00000025"]
     assert saved(tmp_path / "b", **options, keep_best=True) == ["step-00000010", "step-00000020", "step-00000025"]
@@ -86,7 +86,7 @@ def test_what_went_wrong_beside_training_is_raised_by_the_next_call_and_only_onc
 
 
 def weights_of(path: Path) -> dict[str, list[bytes]]:
-    """By checkpoint, each rank's parameters."""
+    """Return each rank's parameters, by checkpoint."""
     found = {}
     for folder in sorted((path / "checkpoints").iterdir()):
         states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]

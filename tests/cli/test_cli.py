@@ -1,4 +1,4 @@
-"""What is typed becomes the right processes, one run directory and one message."""
+"""A command line becomes the right processes, one run directory and one message."""
 
 import json
 import os
@@ -520,7 +520,7 @@ def reports(sweep_dir: Path) -> dict[str, dict[str, Any]]:
 def test_an_interrupted_sweep_goes_on(
     configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Of three jobs one finished, one was stopped, one had not begun."""
+    """One job has finished, one was stopped, one had not begun."""
     sweep_dir = tmp_path / "multirun"
     assert sweep_over(configs, job, monkeypatch, "seed=0,3") == 0
     for name, state in (("0", "finished"), ("1", "running")):

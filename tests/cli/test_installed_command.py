@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ddp_agent(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """What an installed `ddp-agent` runs, in an empty folder."""
+    """Run `python -m ddp_agent` in an empty folder, as the installed command does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "ddp_agent", *arguments], cwd=folder, env=environment, capture_output=True, text=True

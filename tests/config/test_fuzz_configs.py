@@ -65,7 +65,7 @@ def chosen(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    """With one to four values of any kind, keys that nobody knows, and keys left out."""
+    """Draw a configuration with one to four wrong values, unknown keys or missing keys."""
     cfg = draw(chosen())
     for _ in range(draw(st.integers(1, 4))):
         group = draw(st.sampled_from([None, *GROUPS]))
@@ -88,7 +88,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def build_all(cfg: dict[str, Any], world_size: int, kind: str) -> None:
-    """What happens before a process group exists, and one step of the mode on one rank."""
+    """Build all that a run builds before a process group exists, and take one step on one rank."""
     settings = parse(cfg, choices={}, world_size=world_size)
     data = task(kind)
     check_against_data(settings, data, world_size)

@@ -1,4 +1,4 @@
-"""What all datasets have in common, and those that need no files."""
+"""Properties of every dataset, and the datasets that need no files."""
 
 import math
 import subprocess

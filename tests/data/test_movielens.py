@@ -54,7 +54,7 @@ def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def pairs_of(given: Iterable[Row]) -> set[tuple[int, int]]:
-    """Of numbers, as the tasks have them."""
+    """Return pairs of user and film numbers, as the tasks have them."""
     given = list(given)
     users, films = (sorted({row[column] for row in given}) for column in (0, 1))
     return {(users.index(row[0]), films.index(row[1])) for row in given}

@@ -214,7 +214,7 @@ def test_ranks_take_equal_steps_resident_or_streamed_from_any_step(name: str) ->
 
 
 def test_the_default_order_is_what_it_was_before_there_were_shards() -> None:
-    """By the formula of its documentation, written once more."""
+    """The order follows the documented formula, which is written again here."""
     assert "slicing: shared" in (CONF / "config.yaml").read_text()
     order = settings().slicing.order(attributes(41), 3, rank=1, ranks=2)
     digest = hashlib.sha256(b"3/41/12")
@@ -273,7 +273,7 @@ def images_of(run_dir: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_a_run_on_shards_says_so_and_resumes_bit_for_bit(ranks3: RankPool, tmp_path: Path, drawn: str) -> None:
-    """With shards so uneven that ranks are in different rounds of theirs."""
+    """The shards are so uneven that ranks pass through theirs different numbers of times."""
     options = ["slicing=dirichlet", "slicing.alpha=0.5", f"slicing.drawn={drawn}", "sync=local_sgd", "sync.period=2"]
     options += ["max_steps=60", "checkpoint_every=23", "seed=4"]
     whole = ranks3.run(run, *config(*options), str(tmp_path / "whole"))[0]

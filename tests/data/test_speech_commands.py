@@ -42,7 +42,7 @@ def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def clips() -> dict[str, tuple[str, bytes]]:
-    """By `<word>/<name>.wav`: the part and the content."""
+    """Return the part and the content of each clip, by `<word>/<name>.wav`."""
     return {
         f"{word}/{person}_nohash_{take}.wav": (part, wav(tone(300 + 10 * place, seed=place), rate=8000))
         for part, people in PEOPLE.items()

@@ -29,7 +29,7 @@ Files = dict[str, bytes]
 
 
 def recordings(rate: int = 8000) -> Files:
-    """As FSDD has them: of each digit by each speaker some, each of another length."""
+    """Return several recordings per digit and speaker, each of another length, as in FSDD."""
     return {
         f"{digit}_{speaker}_{index}.wav": wav(tone(300 + 10 * digit + index, seed=100 * place + index), rate)
         for digit in range(10)

@@ -65,7 +65,7 @@ def test_workers_are_children_of_the_rank(ranks1: RankPool) -> None:
 
 
 class Mortal:
-    """In a circle, so that it takes garbage collection to end it; then it says in which process it ended."""
+    """Object in a reference cycle, which records the process in which garbage collection ends it."""
 
     def __init__(self, ends: Tensor) -> None:
         self.circle, self.ends = self, ends

@@ -123,7 +123,7 @@ def test_a_run_of_ranks_that_differ_does_not_begin(ranks3: RankPool, tmp_path: P
 
 
 def with_a_flipped_weight(cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
-    """After step 4, on rank 1: in what the mode has alike on all ranks then, as a broken memory would do it."""
+    """Run with one bit of a replicated tensor flipped on rank 1 after step 4, as broken memory would do."""
     before = Session.compare_ranks
 
     def flip(session: Session) -> None:

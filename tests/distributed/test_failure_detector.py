@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def reported() -> list[Failure]:
-    """What the detectors passed to `on_failure`."""
+    """The failures that detectors passed to `on_failure`."""
     return []
 
 

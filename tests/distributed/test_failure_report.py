@@ -1,4 +1,4 @@
-"""Which error a rank raises when several have failed: one row per case."""
+"""The error that a rank raises when several ranks have failed: one row per case."""
 
 from dataclasses import dataclass, field
 

@@ -33,7 +33,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 @pytest.fixture
 def store() -> TCPStore:
-    """What torchrun's agent serves, for as long as all attempts last."""
+    """The store that torchrun's agent serves during all attempts."""
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 

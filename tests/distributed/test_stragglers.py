@@ -77,7 +77,7 @@ def test_clocks_are_compared(ranks2: RankPool) -> None:
 
 
 def settled_stamps(stamps: list[tuple[float, float, float]], senders: list[list[int]] | None = None) -> float:
-    """Of one collective: when each rank launched it, began to wait for it, and went on."""
+    """Settle one collective, given when each rank launched it, began to wait for it, and continued."""
     comm = world_comm()
     launched, began, ended = map(float, stamps[comm.rank])
     wait = Wait(launched, began, ended, senders=senders[comm.rank] if senders else None)

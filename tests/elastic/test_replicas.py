@@ -1,4 +1,4 @@
-"""Who may be a replica is known before anything starts."""
+"""The composition of replicas is checked before anything starts."""
 
 import pytest
 

@@ -146,7 +146,7 @@ def continued_from(whole: Path, step: int, path: Path) -> Path:
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", EACH)
 def test_resume_is_bitwise_at_every_step(name: str, size: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """In a new directory, each time from what the resumed run before it saved one step later."""
+    """Each resume runs in a new directory, from a checkpoint that the previous resumed run wrote."""
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
     options = ("checkpoint_every=1", "keep_checkpoints=99", "optimizer=adamw", "ema_decay=0.9")
     assert isinstance(pool.run(run, *mode(name, *options), str(tmp_path / "whole"))[0], dict)
@@ -280,7 +280,7 @@ def test_each_option_does_something(
 def test_the_summary_tells_how_far_apart_ranks_were_before_they_were_averaged(
     ranks2: RankPool, tmp_path: Path, every: int, looks: int
 ) -> None:
-    """After the last step, which ends a period, they are alike: that is told only where nothing else was measured."""
+    """After the last step, which ends a period, the distance is 0: the summary has it only if nothing was measured."""
     summary = ranks2.run(run, *mode("local_sgd", f"consensus_every={every}"), str(tmp_path))[0]
     records = read_metrics(tmp_path / "metrics.jsonl", 99)
     measured = [record["consensus_distance"] for record in records if "change_cosine" in record]
@@ -303,7 +303,7 @@ def test_a_norm_is_clipped_of_the_mean_over_ranks_and_micro_batches(
 
 
 def run_compiled(cfg: dict[str, Any], choices: dict[str, str], path: str) -> tuple[dict[str, Any] | str, int]:
-    """With dynamo's capture but without inductor's code generation, which needs a C++ compiler and 20 s a model."""
+    """Run with dynamo's capture, without inductor's code generation (a C++ compiler and 20 s per model)."""
     from torch._dynamo.utils import counters
 
     compile_module = nn.Module.compile
@@ -346,7 +346,7 @@ def test_time_to_target(ranks2: RankPool, tmp_path: Path) -> None:
 
 
 def test_batchnorm_is_recalibrated_for_evaluation(ranks2: RankPool, tmp_path: Path) -> None:
-    """With `local` buffers the ranks' own statistics belong to other weights than the mean: the score suffers."""
+    """Ranks' own statistics (`local`) belong to other weights than the mean, so the score suffers."""
     options = ("model=resnet20", "recalibrate_batches=4", "max_steps=4", "optimizer.lr=0.01")
     found = {
         policy: ranks2.run(run, *mode("local_sgd", *options, f"sync.buffers={policy}"), str(tmp_path / policy))
@@ -362,7 +362,7 @@ def test_batchnorm_is_recalibrated_for_evaluation(ranks2: RankPool, tmp_path: Pa
 
 @pytest.mark.parametrize("log_every", [2, 99])
 def test_numbers_that_are_not_finite_stop_the_run(ranks2: RankPool, tmp_path: Path, log_every: int) -> None:
-    """In the step in which it happens, so that no checkpoint is ever made of it."""
+    """The run stops in the step in which it happens, so that no checkpoint contains such numbers."""
     options = ("optimizer.lr=1e30", f"log_every={log_every}", "checkpoint_every=6")
     for message in ranks2.run(run, *mode("allreduce", *options), str(tmp_path)):
         assert message.startswith("NonFiniteError: in step ")

@@ -112,12 +112,12 @@ def _wake_when_lost(folder: Path) -> None:
 
 
 def _pid(run_dir: Path) -> int:
-    """Of the run that holds it."""
+    """Return the process id of the run that holds the directory."""
     return int((run_dir / ".lock").read_text().split()[1])
 
 
 def _processes_of(address: str) -> Iterator[int]:
-    """Those that were started to ask this coordinator."""
+    """Yield the ids of processes that were started with this coordinator's address."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

@@ -24,7 +24,7 @@ NOTICED_S = 10.0
 
 
 def assert_failed(outcome: Outcome, rank: int, *, code: int = 4) -> None:
-    """In the first attempt; the others had heard of it and left."""
+    """Assert that `rank` failed in the first attempt, and that the others were notified and left."""
     others = [it for number, it in enumerate(outcome.codes[0]) if number != rank]
     assert set(others) == {code}, outcome.stderr
     assert outcome.fallout_s[0] < NOTICED_S

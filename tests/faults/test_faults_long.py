@@ -18,7 +18,7 @@ CASES = [
 
 @pytest.mark.parametrize(("mode", "beside"), CASES)
 def test_nothing_grows_over_5000_steps(mode: str, beside: str, tmp_path: Path) -> None:
-    """With 20 evaluations, 50 checkpoints and 500 logged steps."""
+    """The run has 20 evaluations, 50 checkpoints and 500 logged steps."""
     often = ["log_every=10", "eval_every=250", "checkpoint_every=100", f"async_checkpoints={beside}"]
     held: dict[tuple[int, int], list[Held]] = defaultdict(list)
     with Torchrun(tmp_path, 2, [*SMALL, *MODES[mode], f"max_steps={STEPS}", *often]) as torchrun:

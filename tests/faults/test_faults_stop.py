@@ -33,7 +33,7 @@ def go_on(outcome: Outcome, folder: Path, size: int, mode: str) -> Outcome:
 
 @pytest.mark.parametrize("mode", ["allreduce", "local_sgd", "streaming_diloco"])
 def test_one_rank_that_is_asked_stops_all_in_step(mode: str, tmp_path: Path, wholes: Wholes) -> None:
-    """In the middle of a period and of a fragment's way; and the resumed run ends as if nothing had been."""
+    """The stop comes inside a period, with a fragment in flight. The resumed run ends bit for bit the same."""
     outcome = run(tmp_path / "a", 2, [*SMALL, *MODES[mode]], [SLOW, Fault("step", "SIGTERM", 1, 11)])
     step = assert_preempted(outcome, "SIGTERM on rank 1")
     assert 11 <= step < STEPS
@@ -49,7 +49,7 @@ def test_ranks_that_are_steps_apart_find_one_to_stop_after(tmp_path: Path, whole
 
 
 def test_all_are_asked_and_asked_again_while_they_save(tmp_path: Path, wholes: Wholes) -> None:
-    """As torchrun does it when it is told to stop, and an impatient user after it."""
+    """The signals are those of a torchrun that is asked to stop, and of an impatient user after it."""
     again = [Fault("half a file", "SIGTERM", None), Fault("before the rename", "SIGINT", 0)]
     with Torchrun(tmp_path / "a", 2, [*SMALL, *MODES["diloco"]], [SLOW, *again]) as torchrun:
         while not (torchrun.run_dir / "status.json").exists():

@@ -1,4 +1,4 @@
-"""With the real torchrun, from the launchers that people use: what the forked one of other tests stands for."""
+"""Faults under the real torchrun, from the launchers that people use. Other tests use a forked one."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
 def start(
     project: Path, *command: str | Path, faults: Sequence[Fault] = (), **variables: str
 ) -> "subprocess.Popen[str]":
-    """In a process group of its own, as a shell starts what is typed."""
+    """Start a command in a process group of its own, as a shell does."""
     environment = os.environ | {"FAULTS": json.dumps([asdict(fault) for fault in faults]), "PYTHONPATH": str(ROOT)}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", MARK: str(project)} | variables
     return subprocess.Popen(
@@ -156,7 +156,7 @@ def test_local_sh_goes_on_by_itself(project: Path, wholes: Wholes) -> None:
 
 
 def test_a_crash_loop_ends_torchrun_too(project: Path) -> None:
-    """After the first futile attempt, since each takes ten seconds; that there are three, forked ranks show."""
+    """The run ends after one futile attempt here, since each takes ten seconds. Forked ranks test all three."""
     crash = [Fault("step", "raise", 0, 3, attempt=None)]
     command = ["launch/local.sh", "--nproc", "1", "--max-restarts", "50", *SMALL, "sync=independent", "run_name=run"]
     process = start(project, *command, faults=crash, FUTILE="1")

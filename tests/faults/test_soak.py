@@ -81,7 +81,7 @@ def test_kill_and_restart_by_torchrun(mode: str, size: int, number: int, project
 
 
 def test_a_sweep_of_20_jobs_grows_nothing(tmp_path: Path) -> None:
-    """Of the process that drives it: its jobs are processes of their own, that leave nobody."""
+    """Only the driving process counts: its jobs are processes of their own, and leave none behind."""
     mark = f"sweep {tmp_path}"
     command = [sys.executable, str(ROOT / "train.py"), "-m", "nproc_per_node=1", "sync=independent", *SMALL]
     sweep = f"hydra.sweep.dir='{tmp_path / 'sweep'}'"

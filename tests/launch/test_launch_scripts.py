@@ -63,7 +63,7 @@ def test_multinode_refuses_what_is_not_enough(left_out: str, message: str, pytho
 
 @pytest.mark.parametrize("earlier", [0, 1, 12])
 def test_multinode_goes_on_with_a_run_that_is_there(earlier: int, python: Path, tmp_path: Path) -> None:
-    """What `attempts.begin` notes is counted, since a run directory without an attempt is a new one."""
+    """The script counts the entries that `attempts.begin` writes: a directory without any is a new run."""
     run_dir = tmp_path / "a run"
     if earlier:
         run_dir.mkdir()

@@ -69,7 +69,7 @@ def processes(mark: object) -> dict[int, list[str]]:
 
 
 def networks() -> set[str]:
-    """Of every process there is."""
+    """Return the networks of all processes."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/ns/net"):
         try:
@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], object]) -> bool:
 
 
 def without_admin() -> None:
-    """In the new process root is nobody special, so that netlab needs a user namespace."""
+    """Take root's privileges from the new process, so that netlab needs a user namespace."""
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN)
 
 

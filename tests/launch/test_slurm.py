@@ -88,7 +88,7 @@ def wait_until_held(project: Path, number: str, attempt: int) -> None:
 
 
 def assert_saved(outcome: Outcome, held_step: int) -> None:
-    """In the middle of a period."""
+    """Assert that the run was stopped inside a period, and saved."""
     status = outcome.status
     assert status["status"] == "preempted"
     assert held_step <= status["step"] <= held_step + 1

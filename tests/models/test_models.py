@@ -195,7 +195,7 @@ def test_speech_cnn_normalises_channels_in_eights() -> None:
 
 
 def text_model(name: str, **values: Any) -> nn.Module:
-    """In evaluation: nothing is dropped."""
+    """Return a model in evaluation mode, in which nothing is dropped."""
     torch.manual_seed(0)
     given: dict[str, Any] = {"input_shape": (6,), "outputs": 5, "vocabulary": 11}
     return build("model", node(name, **values), **given).eval()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: counted exactly over all ranks, and told so that people can read it."""
+"""The confusion matrix: counted exactly over all ranks, and shown so that people can read it."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a person sees: in a terminal, in a log file, and at the end."""
+"""The console: in a terminal, in a log file, and at the end."""
 
 import io
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def output(progress: ConsoleProgress) -> str:
 
 @contextmanager
 def shown(progress: ConsoleProgress) -> Iterator[None]:
-    """As a run calls it: `close` comes after an exception, too."""
+    """Call the observer as a run does: `close` comes after an exception, too."""
     progress.begin(Start(model=nn.ReLU(), config={}, step=0))
     try:
         yield

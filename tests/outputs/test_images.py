@@ -1,4 +1,4 @@
-"""What a model sees, drawn: any tensor that looks like an image, with what it is and what it is taken for."""
+"""Images of a model's inputs: any tensor that looks like an image, with its label and its prediction."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a run directory promises: one writer, nothing half-written and nothing overwritten."""
+"""The promises of a run directory: one writer, nothing half-written and nothing overwritten."""
 
 import json
 import multiprocessing

@@ -257,7 +257,7 @@ def test_held_out_runs_of_the_same_cluster_are_predicted_exactly(tmp_path: Path)
 
 
 def test_the_error_is_that_of_the_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is measured at 0.8 times the predicted speed was predicted 25 % too fast."""
+    """A run measured at 0.8 times the predicted speed was predicted 25 % too fast."""
     runs = sweep(tmp_path / "runs", WORLD)
     slower = 0.25 * 64 / speed(WORLD, "compressed", 2)
     held = write(tmp_path / "held", WORLD, "compressed", extra_s=slower, seed=1)
@@ -315,7 +315,7 @@ def test_settings_that_differ_in_something_else_keep_apart(tmp_path: Path) -> No
 
 
 def test_where_most_is_sent_in_the_beginning_a_longer_run_is_another_setting(tmp_path: Path) -> None:
-    """Of 160 steps the first 20 are another part than of 80."""
+    """The first 20 steps are a different share of 160 steps than of 80."""
     for steps in (80, 160):
         for label in ("post_local_sgd H=8", "compressed"):
             write(tmp_path / "runs" / f"{label} {steps}", WORLD, label, steps=steps)

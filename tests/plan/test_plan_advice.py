@@ -1,4 +1,4 @@
-"""Which mode is recommended: the fastest whose measured quality is good enough, none without a measurement."""
+"""The recommended mode: the fastest whose measured quality is good enough; none without a measurement."""
 
 import json
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_quality_with_another_batch_is_another_quality(tmp_path: Path) -> None:
 
 
 def test_a_shorter_run_says_nothing_of_quality(tmp_path: Path) -> None:
-    """Of a mode that was run for half the budget, only the time is used."""
+    """Only the time is used of a mode that ran for half the budget."""
     runs = experiment(tmp_path / "runs", quality={"allreduce": 0.91, "compressed int8": 0.908})
     write(runs / "short", WORLD, "local_sgd H=8", steps=40, test_metric=0.95)
     found = advice(tmp_path, runs)
@@ -152,7 +152,7 @@ def test_a_target_of_a_metric_that_goes_down_is_reached_from_above(tmp_path: Pat
 
 
 def test_the_baseline_of_a_mode_is_the_exact_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name of a mode that was run with two reducers, whichever came first."""
+    """`--baseline diloco` means the exact one of two reducers that the mode ran with, in any order."""
     monkeypatch.setitem(MODES, "diloco H=16", {"sync": "diloco", "period": 16})
     runs = experiment(tmp_path / "runs", quality={"diloco H=16 int8": 0.9, "diloco H=16": 0.9})
     found = advice(tmp_path, runs, "--baseline", "diloco", "--loss", "1")
@@ -162,7 +162,7 @@ def test_the_baseline_of_a_mode_is_the_exact_one(tmp_path: Path, monkeypatch: py
 
 
 def test_what_sends_nothing_is_the_fastest_only_among_its_like(tmp_path: Path) -> None:
-    """As all modes do on one rank."""
+    """On one rank every mode sends nothing."""
     runs = experiment(tmp_path / "runs", quality={"independent": 0.9, "allreduce": 0.9})
     one, two = plan(tmp_path, runs, "--ranks", "1,2")["advice"]
     assert two["fastest"] == "allreduce"

@@ -1,4 +1,4 @@
-"""What the cost model refuses: in clear words, with exit code 2, and without touching a file."""
+"""Refusals of the cost model: in clear words, with exit code 2, and without touching a file."""
 
 import json
 from argparse import ArgumentTypeError

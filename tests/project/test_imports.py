@@ -1,4 +1,4 @@
-"""Who may import whom: design rules as a table, checked on the syntax trees; and what two commands really import."""
+"""Import rules as a table, checked on the syntax trees, and the modules that two commands really import."""
 
 import ast
 import functools
@@ -149,7 +149,7 @@ class Code:
         return []
 
     def reaches(self, outside: str, module: str, seen: frozenset[str] = frozenset()) -> bool:
-        """Whether importing `module`, and so the packages it lies in, imports `outside` as well."""
+        """Return whether importing `module`, and so the packages around it, imports `outside` as well."""
         if any(within(each.name, [outside]) and not each.when_needed for each in self.imports(module)):
             return True
         packages = {module.rsplit(".", cut)[0] for cut in range(1, module.count(".") + 1)}
@@ -258,7 +258,7 @@ def test_torch_is_seen_through_other_modules(leaf: str, source: str) -> None:
 
 
 def imported(command: list[str], cwd: Path) -> set[str]:
-    """By a fresh interpreter, as `-X importtime` reports it."""
+    """Return the packages that a fresh interpreter imports, as `-X importtime` reports them."""
     done = subprocess.run([sys.executable, "-X", "importtime", *command], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]

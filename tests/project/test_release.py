@@ -1,4 +1,4 @@
-"""What others need to carry the project on: one version, a changelog, and hooks that run what CI runs."""
+"""The habits of a release: one version, a changelog, and hooks that run the steps of CI."""
 
 import os
 import re

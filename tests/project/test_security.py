@@ -87,7 +87,7 @@ def violations(source: str, path: str) -> list[str]:
 
 
 def imported_names(tree: ast.AST) -> dict[str, str]:
-    """What each name that an import binds stands for: `import torch.distributed as dist` gives dist."""
+    """Return the meaning of each name that an import binds: `import torch.distributed as dist` gives dist."""
     origins = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What the lossy reducers owe: nothing is lost, all ranks hold the same bits, the bytes of a formula, a whole state."""
+"""Laws of lossy reducers: nothing is lost, equal bits on all ranks, bytes by a formula, a whole state."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def pool_of(size: int, request: pytest.FixtureRequest) -> RankPool:
 
 
 def values(turn: int, rank: int, dtype: torch.dtype = FP64) -> Tensor:
-    """Of very different magnitudes; the second turn is all zeros."""
+    """Return inputs of very different magnitudes; those of the second turn are all zeros."""
     generator = torch.Generator().manual_seed(100 * turn + rank)
     return torch.randn(SIZE, generator=generator, dtype=FP64).pow(3).mul(turn != 1).to(dtype)
 
@@ -112,7 +112,7 @@ def test_all_ranks_hold_the_same_bits(name: str, size: int, dtype: torch.dtype, 
 
 
 def constant(name: str, feedback: bool) -> tuple[float, Tensor]:
-    """How far the mean of 200 results for one input is from the exact mean, and which numbers were ever sent."""
+    """Return the error of the mean of 200 results for one input, and which numbers were ever sent."""
     comm = world_comm()
     own = values(0, comm.rank)
     part = MAKE[name]().for_tensor(SHAPES)
@@ -421,7 +421,7 @@ def test_control_a_lost_part_of_the_state_is_seen(ranks2: RankPool, name: str, l
 
 
 def shared(name: str) -> list[bool]:
-    """Whether a saved state changed as its reducer, and one that loaded it, went on; then whether theirs did."""
+    """Return whether a saved state changed while its reducer, and one that loaded it, continued; then theirs."""
     comm, reducer, other = world_comm(), MAKE[name](), MAKE[name]()
     parts, other_parts = tensors_of(reducer), tensors_of(other)
     a_round(parts, 0, comm)

@@ -37,7 +37,7 @@ def net(buckets: int, dtype: torch.dtype) -> nn.Module:
 
 
 def batch(dtype: torch.dtype, step: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Of large gradients, most of which fp16 holds with all its bits."""
+    """Return large gradients, most of which fp16 holds with all their bits."""
     inputs, target = random_batch(step, rank)
     return inputs.to(dtype), 1000 * target.to(dtype)
 
@@ -87,7 +87,7 @@ NARROW: dict[str, Hook] = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hoo
 
 
 def measure_cast(name: Literal["bf16", "fp16"]) -> tuple[float, float]:
-    """How far from torch's hook after six steps, and how far that is from an exact mean."""
+    """Return the distance from torch's hook after six steps, and of that hook from an exact mean."""
     theirs = Theirs(NARROW[name]).run(6).weights
     exact = Theirs(allreduce_hook).run(6).weights
     return apart(ours(Cast(dtype=name)).run(6).weights, theirs), apart(exact, theirs)
@@ -128,7 +128,7 @@ def from_our_basis(state: PowerSGDState, bucket: GradBucket) -> torch.futures.Fu
 
 
 def measure_powersgd(rank: int, our_rank: int) -> tuple[float, float]:
-    """After eight steps through both; and how far off an exact mean would be."""
+    """Return the distance after eight steps through both, and the distance of an exact mean."""
     torchs = PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=START, min_compression_rate=1)
     theirs = Theirs(from_our_basis, torchs, **ONE).run(START)
     exact = Theirs(allreduce_hook, **ONE).run(START + 8).weights

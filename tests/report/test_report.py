@@ -28,7 +28,7 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(directory: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says when it refuses; it then leaves everything as it was."""
+    """Return the command's refusal. It must leave every file as it was."""
     before = sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*"))
     assert main([str(directory), *options]) == 2
     assert sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*")) == before
@@ -436,7 +436,7 @@ def test_a_report_needs_no_torch_and_says_nothing_else(tmp_path: Path) -> None:
 
 
 def test_real_runs_fill_every_table(ranks2: RankPool, tmp_path: Path) -> None:
-    """What the runs write is what the report reads: no column is empty."""
+    """The report reads every key that runs write: no column is empty."""
     for name in ("allreduce", "local_sgd"):
         for seed in (0, 1):
             settings = mode(name, f"seed={seed}", "eval_every=3", "consensus_every=4", "target=0.01")

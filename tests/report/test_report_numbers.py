@@ -122,7 +122,7 @@ def test_one_seed_has_no_interval_and_no_verdict_and_says_so(tmp_path: Path) -> 
 
 
 def test_equal_differences_are_no_interval_to_judge_by(tmp_path: Path) -> None:
-    """With accuracy in steps of one test sample, two seeds easily differ by the same step."""
+    """Accuracy comes in steps of one test sample, so two seeds easily differ by the same step."""
     result = result_of(make_sweep(tmp_path, {"allreduce": (0.91, 0.93), "a": (0.92, 0.94), "b": (0.91, 0.93)}))
     verdicts = {row: row_cells["verdict"] for row, row_cells in cells(result, "Quality").items()}
     assert verdicts == {
@@ -230,7 +230,7 @@ def test_a_mean_over_some_of_the_seeds_is_none(tmp_path: Path) -> None:
 
 
 def test_the_way_to_the_target_ends_at_the_first_evaluation_at_or_beyond_it(tmp_path: Path) -> None:
-    """Of 0.8: after 20 steps (exactly), after 10 (and lost again), never."""
+    """The target of 0.8 is reached after 20 steps (exactly), after 10 (and lost again), and never."""
     curves = {0: (0.7, 0.8, 0.9), 1: (0.85, 0.7, 0.75), 2: (0.5, 0.6, 0.7999)}
     for seed, curve in curves.items():
         make_run(tmp_path / f"a{seed}", seed=seed, curve=curve, test_metric=curve[-1])

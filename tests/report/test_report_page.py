@@ -143,7 +143,7 @@ def test_the_page_asks_for_nothing_but_its_own_files(html: str, report: Path) ->
 
 
 def test_whatever_a_run_holds_is_text(tmp_path: Path) -> None:
-    """In names, reasons, settings, metric and environment, in the page and in the figures."""
+    """The text stands in names, reasons, settings, metric and environment, in the page and in the figures."""
     for seed in (0, 1):
         make_run(
             tmp_path / f"{HOSTILE.replace('/', '')}{seed}", sync=HOSTILE, reducer=HOSTILE, seed=seed, dataset=HOSTILE,
@@ -340,7 +340,7 @@ def browse(chromium: str, page: Path, *flags: str) -> subprocess.CompletedProces
 
 
 def probed(chromium: str, html: str, directory: Path, width: int, scheme: int) -> dict[str, Any]:
-    """What a script finds in the page, which would itself not let one run. `scheme`: 0 dark, 1 light.
+    """Return what a script finds in the page, which itself forbids scripts. `scheme`: 0 dark, 1 light.
 
     In a frame, since the browser's own window is never narrower than 500 pixels.
     """

@@ -121,7 +121,7 @@ def _new_network() -> int:
 
 
 def _elsewhere(work: Callable[[], Any]) -> Any:
-    """In a thread of its own, which takes what it did to itself with it."""
+    """Call in a thread of its own, whose namespaces end with it."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(work).result()
 

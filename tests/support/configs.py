@@ -73,7 +73,7 @@ def parsed(cfg: dict[str, Any], world_size: int = 2) -> Settings:
 
 
 def refusal(*typed: str, world_size: int = 2, **chosen: str) -> list[str]:
-    """What is found wrong with the default configuration after these changes."""
+    """Return the problems of the default configuration after these changes."""
     with pytest.raises(ConfigError) as refused:
         parsed(config(*typed, **chosen), world_size)
     return refused.value.problems

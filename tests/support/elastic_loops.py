@@ -48,7 +48,7 @@ class ElasticLoop(Loop):
         self.replica_group.end()
 
     def die(self) -> None:
-        """As the others see it: no more signs of life, and closed connections."""
+        """Let this replica die as the others see it: no more heartbeats, and closed connections."""
         self.replica_group._membership.close()
         self.replica_group.comm.close()
 

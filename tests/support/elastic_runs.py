@@ -34,7 +34,7 @@ def environment(kept: Coordinator, number: int, count: int) -> dict[str, str]:
 
 
 def signal_file(folder: Path) -> Path:
-    """What replicas of runs in `folder` that hold wait for: see `fault_points`."""
+    """Return the file that held replicas of runs in `folder` wait for: see `fault_points`."""
     return folder / "signal"
 
 
@@ -46,7 +46,7 @@ def run(
     *,
     restarts: Mapping[int, int] | None = None,
 ) -> list[Outcome]:
-    """Of each replica, by number. `faults` and `restarts` are by number, too."""
+    """Return the outcome of each replica, by number. `faults` and `restarts` are by number, too."""
     faults, restarts = faults or {}, restarts or {}
     outcomes: dict[int, Outcome] = {}
     with coordinator() as kept, contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Where a run can be hurt, and how. Everything is patched from here: a run outside of the tests has no such points.
+"""Points where tests hurt a run. They are patched from here: a run outside of the tests has none.
 
 Fault("averaging", "SIGKILL", rank=1, step=8)
 """
@@ -47,7 +47,7 @@ class Fault:
 
 
 class BugError(Exception):
-    """What an exception in a user's model would be."""
+    """Error that stands for an exception in a user's model."""
 
 
 def _raise(*_: Any) -> None:
@@ -102,7 +102,7 @@ _current_step = 0
 
 
 def arm(faults: list[Fault], rank: int, attempt: int) -> None:
-    """In a rank, before it begins."""
+    """Patch this rank before it begins."""
     for fault in faults:
         if fault.rank in (None, rank) and fault.attempt in (None, attempt):
             owner, name = POINTS[fault.point]

@@ -1,4 +1,4 @@
-"""What torchrun does for the ranks of one machine, with ranks that are forked from a process that has imported torch.
+"""A stand-in for torchrun on one machine, which forks ranks from a process that has imported torch.
 
 A run then costs a second instead of eight, and is still `train.py` in processes of its own: the same store, variables,
 signals and restarts. That the real one does alike is what tests/faults/test_faults_torchrun.py is for.
@@ -29,7 +29,7 @@ LIMIT_S = 120.0
 
 @dataclass
 class Outcome:
-    """How a run went: exit codes by rank for each attempt, and seconds until all ranks of each had ended."""
+    """The end of a run: exit codes by rank for each attempt, and seconds until all its ranks had ended."""
 
     run_dir: Path
     codes: list[list[int]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Outcome:
         return status
 
     def write_down(self) -> None:
-        """Where $FAULTS_LOG says, for docs/reliability.md."""
+        """Append to the file that $FAULTS_LOG names, for docs/reliability.md."""
         if log := os.environ.get("FAULTS_LOG"):
             seconds = {"fallout_s": self.fallout_s, "seconds": self.seconds}
             rounded = {key: [round(each, 2) for each in value] for key, value in seconds.items()}

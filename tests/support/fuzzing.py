@@ -1,4 +1,4 @@
-"""How often hypothesis tries, and what it does to files.
+"""The number of examples that hypothesis tries, and the damage that it does to files.
 
 CI tries 300 cases, the same ones each time. As many others as you like:
 
@@ -22,7 +22,7 @@ SPARE_BYTES = 1 << 30
 
 
 def tries(share: float) -> Callable[[Any], Any]:
-    """As many of all cases as this share of them. Nothing is kept between sessions."""
+    """Return settings for this share of all examples. Nothing is kept between sessions."""
     return settings(
         max_examples=max(1, round(CASES * share)),
         derandomize=WANTED is None,
@@ -34,7 +34,7 @@ def tries(share: float) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
-    """What asks for much more memory than there is now does not get it."""
+    """Limit memory, so that a request for much more than there is now fails."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
@@ -46,7 +46,7 @@ def little_memory() -> Iterator[None]:
 
 
 def outcome(action: Callable[[], object], may_raise: tuple[type[Exception], ...]) -> str:
-    """What a refusal says, or that there was none. Fails for one that says nothing, or that tells of memory."""
+    """Return the text of a refusal, or "fine". Fails for an empty text, or one about memory."""
     try:
         action()
     except may_raise as refusal:
@@ -120,7 +120,7 @@ def damaged(draw: st.DrawFn, good: bytes) -> bytes:
 
 @st.composite
 def damaged_json(draw: st.DrawFn, good: bytes) -> bytes:
-    """As bytes, or one or two values replaced, taken out or put in, somewhere in the tree."""
+    """Damage bytes, or replace, remove or add one or two values somewhere in the tree."""
     if draw(st.booleans()):
         return draw(damaged(good))
     tree = json.loads(good)

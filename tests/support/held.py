@@ -1,4 +1,4 @@
-"""What a process holds, seen from outside."""
+"""The resources that a process holds, seen from outside."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

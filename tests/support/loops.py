@@ -31,7 +31,7 @@ def mlp() -> nn.Module:
 
 
 def norm_net() -> nn.Module:
-    """With BatchNorm: floating-point buffers and an integer one."""
+    """Return a model with BatchNorm: floating-point buffers and an integer one."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).to(DTYPE)
 

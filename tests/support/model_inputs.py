@@ -1,4 +1,4 @@
-"""What each model of conf/ can be built with and fed."""
+"""Arguments and inputs that fit each model of conf/."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ USERS, ITEMS, VOCABULARY, LENGTH = 5, 7, 11, 6
 
 
 def kind(name: str) -> str:
-    """What a model asks for beside shapes: images, texts or ratings."""
+    """Return the kind of data that a model needs: images, texts or ratings."""
     accepted = parameters(locate("model", node("model", name)["name"]))
     if "users" in accepted:
         return "ratings"
@@ -21,7 +21,7 @@ def kind(name: str) -> str:
 
 
 def arguments(name: str, outputs: int) -> dict[str, Any]:
-    """What the data tell."""
+    """Return the constructor arguments that come from the data."""
     return {
         "images": {"input_shape": (3, 32, 32), "outputs": outputs},
         "texts": {"input_shape": (LENGTH,), "outputs": outputs, "vocabulary": VOCABULARY},

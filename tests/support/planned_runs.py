@@ -55,7 +55,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Sync:
-    """What a synchronisation counts, the messages that follow one another in it, and the bytes that a rank sends."""
+    """Cost of a synchronisation: its calls, the messages that follow one another, the bytes that a rank sends."""
 
     often: float  # a step
     calls: int
@@ -90,7 +90,7 @@ def sync_of(mode: dict[str, Any], n: int) -> Sync:
 
 
 def seconds(world: World, mode: dict[str, Any], n: int) -> tuple[float, float]:
-    """Of a step: in which bytes move and nothing else happens, and in which a rank waits for others."""
+    """Return the seconds of a step in which only bytes move, and in which a rank waits for others."""
     if mode["sync"] == "independent" or n == 1:
         return 0.0, 0.0
     sync = sync_of(mode, n)

@@ -79,7 +79,7 @@ class Worker:
 
 
 def forking(preload: Sequence[str] = PRELOAD) -> ForkServerContext:
-    """Of processes that are forks of one server, made in milliseconds, which has imported these modules.
+    """Return a context whose processes are forks of a server that has imported these modules (milliseconds each).
 
     The server is a fresh process: nothing of the tests is in it. The first call starts it; it lasts as long as we do.
     """
@@ -186,7 +186,7 @@ def _receive(worker: Worker) -> tuple[bool, Any]:
 
 
 def _stacks(directory: Path, rank: int) -> Path:
-    """Where a rank that is late writes what its threads were doing."""
+    """Return the file in which a late rank writes the stacks of its threads."""
     return directory / f"stacks{rank}"
 
 
@@ -204,7 +204,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue[bytes]) -> None:
-    """In a thread, so that a busy rank ends as well when the test session is gone, however that ended."""
+    """Watch in a thread, so that a busy rank ends too when the test session is gone, however that ended."""
     try:
         while True:
             calls.put(pipe.recv_bytes())

@@ -15,7 +15,7 @@ NO_MODEL = nn.ReLU()  # without parameters there are no histograms
 
 
 class Records:
-    """What rank 0 has: `metrics.jsonl` and TensorBoard."""
+    """The observers of rank 0: `metrics.jsonl` and TensorBoard."""
 
     def __init__(self, directory: RunDirectory, metric_name: str, *, history: History | None = None) -> None:
         self.metrics = MetricsLog(directory, history)

@@ -77,14 +77,14 @@ def result_of(*directories: Path, baseline: str | None = None, target: float | N
 
 
 def told(result: Result) -> str:
-    """What the terminal shows, without line breaks inside sentences."""
+    """Return the terminal's text, without line breaks inside sentences."""
     file = io.StringIO()
     tell(result, Console(file=file, width=140))
     return " ".join(file.getvalue().split())
 
 
 def cells(result: Result, title: str) -> dict[str, dict[str, str]]:
-    """Of a table: by row, by column."""
+    """Return the cells of a table, by row and column."""
     (sheet,) = [sheet for sheet in sheets(result) if sheet.title.startswith(title)]
     names = [column.name for column in sheet.columns]
     return {row[0]: dict(zip(names, row, strict=True)) for row in sheet.rows}

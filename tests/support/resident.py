@@ -1,4 +1,4 @@
-"""What the rest of the harness relies on, for data that are kept on the device."""
+"""Properties of data kept on the device that the rest of the harness relies on."""
 
 import torch
 

@@ -114,7 +114,7 @@ class SlurmCluster:
         return os.environ | {"SLURM_CONF": str(self.conf), "PATH": search_path()}
 
     def call(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-        """What a command of Slurm's says."""
+        """Return the output of a Slurm command."""
         env = self.environment | dict(environment or {})
         done = subprocess.run(
             command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
@@ -127,7 +127,7 @@ class SlurmCluster:
         return self.call("sbatch", "--parsable", *arguments, cwd=cwd, environment=environment).strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm knows of a job: JobState, ExitCode, Restarts, …"""
+        """Return Slurm's record of a job: JobState, ExitCode, Restarts, …"""
         words = self.call("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 

@@ -46,7 +46,7 @@ def plain() -> MultiTask:
 
 
 def normed() -> MultiTask:
-    """With BatchNorm in trunk and heads."""
+    """Return a model with BatchNorm in trunk and heads."""
     torch.manual_seed(1)
     trunk = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh())
     heads = {head: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)) for head in HEADS}
@@ -100,7 +100,7 @@ class Heads(Loop):
         return self
 
     def state(self, *, buffers: bool = True) -> dict[str, Tensor]:
-        """Of trunk and heads, each in one vector."""
+        """Return trunk and heads, each as one vector."""
         found = self.module.state_dict() if buffers else dict(self.module.named_parameters())
         parts = ["trunk", *(f"heads.{head}" for head in HEADS)]
         return {
@@ -111,7 +111,7 @@ class Heads(Loop):
         }
 
     def of_all(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """By part: what every rank has of it [ranks, numbers]."""
+        """Return every rank's values of each part [ranks, numbers]."""
         with self.topology.world.uncounted():
             return {part: torch.stack(self.topology.world.all_gather(mine)) for part, mine in state.items()}
 
@@ -129,7 +129,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def changes(mode: str) -> list[str]:
-    """What is not as it should be: the reducer, and what."""
+    """Return the wrong results, each with its reducer."""
     wrong = []
     for reducer in allowed(mode):
         options = {"optimizer": sgd(momentum=0.9, weight_decay=0.1), "reducer": REDUCERS[reducer]()}
@@ -184,7 +184,7 @@ def test_a_head_that_is_called_and_not_owned_stays_as_it_was(ranks3: RankPool) -
 
 
 def flipped_head(mode: str) -> str:
-    """What is said of a head of ranks 0 and 2 after one of its bits has flipped on rank 2; first all is alike."""
+    """Return the error after one bit of a head of ranks 0 and 2 flipped on rank 2. Before, all were equal."""
     loop = Heads(ALL[mode](), optimizer=sgd(momentum=0.9)).run(9).flush()
     world, parts = loop.topology.world, internals(loop.sync).replicated(loop.step)
     require_replicated(parts, world, loop.step)
@@ -204,7 +204,7 @@ def test_a_head_that_its_owners_do_not_have_alike_is_named_on_every_rank(ranks3:
 
 
 def measure_what_stays(reducer: str) -> float:
-    """Of what rank 1 alone trains, after a step and a synchronisation, from what it is without any."""
+    """Return the distance of rank 1's own head from its value without synchronisation, after one step."""
     loops = Heads(Independent()), Heads(ParameterUpdate(period=1, combine="mean"), reducer=REDUCERS[reducer]())
     return apart(*(loop.run(1).state()["b"] for loop in loops))
 
@@ -289,7 +289,7 @@ ROUNDS = {"independent": 0, "post_local_sgd": 4, "hierarchical": 6} | dict.fromk
 
 
 def expected_traffic(mode: str, reducer: str, rank: int) -> tuple[float, float]:
-    """Of three averagings in ten steps: the trunk among three ranks, and the head that two of them have."""
+    """Return the bytes of three averagings in ten steps: the trunk on three ranks, and a head on two of them."""
     rounds = ROUNDS.get(mode, 3)
     parts = [(TRUNK, 3), *([(HEAD, 2)] if rank in PARTED["a"] else [])]
     if mode == "gossip":  # to one neighbour or two

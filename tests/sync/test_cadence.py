@@ -1,4 +1,4 @@
-"""How H changes: when ranks synchronise, that all modes with a period follow, and that a resume goes on with it."""
+"""Changes of H: the steps of synchronisation in all modes with a period, and after a resume."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def at(step: int, **known: Any) -> CadenceContext:
 
 
 def sync_steps(sync: SyncStrategy, steps: int, lr: Callable[[int], float] = lambda step: 0.1) -> list[int]:
-    """After which steps ranks synchronised."""
+    """Return the steps after which ranks synchronised."""
     loop = Loop(sync)
     found = []
     for step in range(1, steps + 1):

@@ -37,7 +37,7 @@ def test_everybody_is_averaging_and_nobody_is_independence(ranks4: RankPool) -> 
 
 
 def mix(make: Callable[[], SyncStrategy], rounds: int) -> tuple[Tensor, list[float]]:
-    """How far the mean moved, and the distance after each round without training; ranks start far apart."""
+    """Return the mean's change, and the distance after each round without training. Ranks start far apart."""
     loop = Loop(make(), optimizer=sgd(lr=0.0))
     world = loop.topology.world
     loop.flat.parameters.mul_((world.rank + 1) * (-1) ** world.rank)
@@ -85,7 +85,7 @@ def test_one_peer_a_round_is_the_exact_mean_after_log2_rounds(ranks4: RankPool) 
 
 
 def test_peers_take_turns_whatever_the_period(ranks4: RankPool) -> None:
-    """By rounds: with a turn by steps, a period of 2 would only ever meet the peer 1 rank away."""
+    """Turns are counted in rounds: counted in steps, a period of 2 would always choose the peer 1 rank away."""
     for _, distances in ranks4.run(mix, partial(Gossip, graph="exponential", period=2), 4):
         assert distances[2] > 0.1
         assert distances[4] < 1e-14

@@ -48,7 +48,7 @@ def test_one_node_is_allreduce_and_one_rank_a_node_is_local_sgd(ranks4: RankPool
 
 
 def groups_of(node_period: int) -> list[list[bool]]:
-    """After each of 8 steps: is this rank equal to its neighbour on the node, and to one of the other node?"""
+    """Return for each of 8 steps whether rank 0 equals its neighbour on the node, and a rank of the other node."""
     loop = Loop(Hierarchical(node_period=node_period, global_period=4), topology=nodes(2))
     world = loop.topology.world
     seen = []
@@ -113,7 +113,7 @@ def test_nodes_that_do_not_divide_the_world_are_refused(ranks4: RankPool) -> Non
 
 
 class Stamp:
-    """As a CUDA event: what lies between two of them is known when the GPU has come there."""
+    """Stand-in for a CUDA event: the time between two is known once the GPU has reached them."""
 
     def synchronize(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What the modes must be to each other, in fp64 on real ranks. Every law has a control: a neighbour that must differ.
+"""Laws between the modes, in fp64 on real ranks. Every law has a control: a neighbour that must differ.
 
 A function whose name begins with `measure` runs on every rank and returns how far apart two trainings are.
 """

@@ -79,7 +79,7 @@ def test_the_definition_worked_out_by_hand(ranks2: RankPool, delay: int, alpha: 
 
 
 def measure_one_fragment(name: str, **changed: Any) -> bool:
-    """Whether one fragment without delay ends in DiLoCo's bits, in the middle of a period and after the flush."""
+    """Return whether one fragment without delay gives DiLoCo's bits, inside a period and after the flush."""
     reducer = REDUCERS[name]
     streaming = Loop(StreamingDiLoCo(period=4, fragments=1, **changed), reducer=reducer(), optimizer=sgd(momentum=0.9))
     diloco = Loop(DiLoCo(period=4), reducer=reducer(), optimizer=sgd(momentum=0.9))

@@ -1,4 +1,4 @@
-"""How modes treat buffers and optimizer state, what they send, what they save, and what they refuse."""
+"""Buffers, optimizer state, traffic, saved state and refusals of the modes."""
 
 import copy
 import math
@@ -358,7 +358,7 @@ STATES = [
 
 
 def momentum_after(mode: str, policy: str) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Of a synchronisation after three steps."""
+    """Return first moments around a synchronisation after three steps: own, mean, new; and its step count."""
     loop = Loop(PACED[mode](optimizer_state=policy), optimizer=lambda p: AdamW(p, lr=0.01)).run(3)
     key = next(iter(loop.optimizer.state))
     mine = loop.optimizer.state[key]["exp_avg"].clone()
@@ -398,7 +398,7 @@ def moments_of_some(all_ranks: bool) -> dict[str, list[Tensor]]:
 
 
 def first_moments(loop: Loop) -> list[Tensor]:
-    """Of each head's weights; empty where there are none."""
+    """Return the first moments of each head's weights; empty where there are none."""
     weights = list(loop.module.parameters())[::2]
     return [loop.optimizer.state.get(p, {}).get("exp_avg", torch.empty(0)).clone() for p in weights]
 

@@ -184,7 +184,7 @@ def test_nothing_is_dropped_where_there_are_several_buckets(ranks2: RankPool, na
 
 
 def resume_buckets() -> tuple[bool, bool]:
-    """Whether a resume after step 3 ends in the same bits; and (control) one that forgets the residuals."""
+    """Return whether a resume after step 3 ends in the same bits; and (control) one without the residuals."""
 
     def fresh() -> Loop:
         return Loop(AllReduce(), reducer=PowerSGD(rank=1), model=Wide, optimizer=sgd(lr=1e-4))
@@ -295,7 +295,7 @@ def order_of_collectives(delay: int) -> list[str]:
 
 @pytest.mark.parametrize("delay", [0, 2])
 def test_fragments_go_in_one_order_on_all_ranks(ranks3: RankPool, delay: int) -> None:
-    """In different orders two collectives wait for each other for ever."""
+    """Two collectives in different orders would wait for each other for ever."""
     orders = ranks3.run(order_of_collectives, delay)
     assert orders[0] == orders[1] == orders[2]
     started = [event for event in orders[0] if event.startswith("start")]

@@ -111,7 +111,7 @@ def test_a_rank_may_run_out_of_batches(ranks2: RankPool, mode: str, of_rank_1: i
 
 
 def measure_last_samples() -> float:
-    """After rank 1 has run out, the mean is rank 0's alone."""
+    """Return the distance of the mean from rank 0's weights, after rank 1 has run out of samples."""
     rank = torch.distributed.get_rank()
     loop = Loop(LocalSGD(period=4), reducer=Weighted(Dense()))
     assert isinstance(loop.reducer, Weighted)
@@ -129,7 +129,7 @@ def test_a_rank_without_samples_does_not_count(ranks2: RankPool) -> None:
 
 
 def measure_nobody() -> float:
-    """Where nobody saw a sample, all count alike."""
+    """Return the distance from an unweighted mean, where no rank saw a sample."""
     loop, plain = Loop(LocalSGD(period=3), reducer=Weighted(Dense())), Loop(LocalSGD(period=3))
     return apart(loop.run(6).weights, plain.run(6).weights)
 

@@ -85,7 +85,7 @@ def test_items_are_timed_while_they_arrive(time: Time) -> None:
 
 
 def test_parts_sum_to_the_whole(time: Time) -> None:
-    """Of any nesting of phases, read at any moment: wall-clock minus the time when the clock stood."""
+    """The parts of any nesting of phases sum to wall-clock minus the time when the clock stood, at any moment."""
     clock, generator = Clock(), random.Random(0)
     started, stood = time.now, 0
 

@@ -43,7 +43,7 @@ def train(module: nn.Module, optimizer: Optimizer, steps: int = STEPS) -> None:
 
 
 def state(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Of each parameter; how many steps it took as a number, which torch keeps as one type or another."""
+    """Return the state of each parameter, with step counts as numbers: torch keeps them in several types."""
     return [
         {key: value.item() if isinstance(value, Tensor) and value.dim() == 0 else value for key, value in kept.items()}
         for kept in optimizer.state_dict()["state"].values()

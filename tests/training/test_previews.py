@@ -1,4 +1,4 @@
-"""What rank 0 shows at every evaluation: it is there, belongs to no training time, and cannot end a training."""
+"""Rank 0's previews at every evaluation: they take no training time and cannot end a run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What the ranks do to each other, against the definitions written out over all ranks' vectors."""
+"""Rank diagnostics, against their definitions written out over all ranks' vectors."""
 
 import math
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Loop:
         return self
 
     def own_gradient(self, step: int) -> Tensor:
-        """By a copy of the model that nobody averages, at the weights that the step began with."""
+        """Return the gradient of a copy of the model that is never averaged, at the weights before the step."""
         model = mlp()
         nn.utils.vector_to_parameters(self.after_sync[step - 1], model.parameters())
         for micro in (1, 2):
@@ -76,7 +76,7 @@ class Loop:
 
 
 def cosine(vectors: list[Tensor]) -> float:
-    """Of two different ranks' vectors, weighted by their lengths."""
+    """Return the cosine of two different ranks' vectors, weighted by their lengths."""
     products = sum(float(one @ other) for one, other in permutations(vectors, 2))
     return products / (len(vectors) - 1) / sum(float(one @ one) for one in vectors)
 

@@ -17,7 +17,7 @@ LR = 0.3
 
 
 def factors(schedule: Schedule, total_steps: int = TOTAL) -> list[float]:
-    """Of steps 1 to `total_steps`."""
+    """Return the factors of steps 1 to `total_steps`."""
     return [schedule.factor(step, total_steps) for step in range(1, total_steps + 1)]
 
 
@@ -89,7 +89,7 @@ def test_the_shortest_runs_have_finite_factors(warmup: int, total_steps: int) ->
 
 
 def torch_lrs(make: Callable[[torch.optim.Optimizer], LRScheduler]) -> list[float]:
-    """What torch's scheduler sets for the same steps."""
+    """Return the learning rates of torch's scheduler for the same steps."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = make(optimizer)
     found = []

@@ -1,4 +1,4 @@
-"""What a task may have beside data, loss and metric, in whole runs."""
+"""Optional parts of a task beside data, loss and metric, in whole runs."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def transformed(task: Task) -> Task:
 def test_a_transform_is_as_if_the_data_had_been_stored_so(
     ranks2: RankPool, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """In training, evaluation and recalibration alike."""
+    """The transform applies in training, evaluation and recalibration."""
     plain, stored, applied = (
         ranks2.run(run, *mode("local_sgd", *options), str(tmp_path / str(i)), 0, change)[0]
         for i, change in enumerate((same, stored_tripled, transformed))
@@ -145,7 +145,7 @@ def test_embedded_digits_have_labels_and_names() -> None:
 @pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1]])
 @pytest.mark.parametrize("part", ["train on", "test"])
 def test_labels_that_do_not_start_at_0_are_refused(labels: list[int], part: str) -> None:
-    """In a dataset of one's own, whose labels nobody has looked at; training would end in an error of torch."""
+    """A user's own dataset may have such labels; training would end in an error of torch."""
     inputs, right, wrong = torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.tensor(labels)
     train, test = (wrong, right) if part == "train on" else (right, wrong)
     with pytest.raises(

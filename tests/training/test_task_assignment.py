@@ -199,7 +199,7 @@ def test_models_without_a_trunk_are_refused(model: nn.Module, message: str) -> N
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_run_with_a_task_for_each_rank(ranks2: RankPool, tmp_path: Path, name: str) -> None:
-    """What it exports is what was evaluated, and a resumed run ends in the same bits."""
+    """The exported model is the evaluated one, and a resumed run ends in the same bits."""
     options = (
         *PARTED,
         "checkpoint_every=3",
