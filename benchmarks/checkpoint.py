@@ -18,7 +18,7 @@ from benchmarks.rounds import Timing, stopwatch, take_turns
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.data.classification import classification
 from ddp_agent.data.task import Data, Task
-from ddp_agent.distributed.error_propagation import tell
+from ddp_agent.distributed.error_propagation import broadcast_text
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.topology import Topology
@@ -155,5 +155,5 @@ def _shared_directory(parent: Path) -> Iterator[Path]:
     world = world_comm()
     here = tempfile.TemporaryDirectory(prefix=".ddp_agent-bench-", dir=parent) if world.rank == 0 else nullcontext("")
     with here as made:
-        yield Path(tell(world, made)).absolute()
+        yield Path(broadcast_text(world, made)).absolute()
         world.barrier()

@@ -1,18 +1,18 @@
-"""Refusals that a user can act on. `exit_code` is what the process returns."""
+"""Errors that a user can act on. The process exits with `exit_code`."""
 
 from collections.abc import Sequence
 
 
 class RefusedError(Exception):
-    """A run that must not start or go on; the text is the whole message, no traceback is needed."""
+    """A run that must not start or continue. Its text is the whole message; no traceback is needed."""
 
     exit_code = 1
-    rank: int | None = None  # where it arose, when that is not where it is raised
+    rank: int | None = None  # the rank where it arose, when another rank raises it
     step: int | None = None
 
 
 class ConfigError(RefusedError):
-    """Every problem of a configuration at once, each naming its key, what was found and what would be right."""
+    """All problems of a configuration. Each names its key, the value that was found and the values that are right."""
 
     exit_code = 2
 
@@ -22,7 +22,7 @@ class ConfigError(RefusedError):
 
 
 class DataError(RefusedError):
-    """A data file that is missing, damaged or not what it claims to be."""
+    """A data file that is missing, damaged or of another format than it claims."""
 
     exit_code = 3
 
@@ -34,13 +34,13 @@ class CheckpointError(RefusedError):
 
 
 class CutOffError(RefusedError):
-    """A replica cannot reach the coordinator, or the others do not come; alone it must not go on."""
+    """A replica that cannot reach the coordinator, or for which the others do not come. Alone it must not continue."""
 
     exit_code = 4
 
 
 class PeerFailedError(RefusedError):
-    """Another rank failed, so this one cannot go on. `code` is what that rank exits with, if it told why."""
+    """A failure of another rank, which ends this one too. `code`: that rank's exit code, if it reported one."""
 
     exit_code = 4
 
@@ -50,13 +50,13 @@ class PeerFailedError(RefusedError):
 
 
 class NoProgressError(RefusedError):
-    """Several attempts got no further than where they began."""
+    """A run of which several attempts got no further than the step they began with."""
 
     exit_code = 4
 
 
 class DivergedError(RefusedError):
-    """Ranks do not have alike what they share."""
+    """Ranks whose copies of shared tensors differ."""
 
     exit_code = 3
 
@@ -66,7 +66,7 @@ class DivergedError(RefusedError):
 
 
 class NonFiniteError(RefusedError):
-    """A loss or gradient that is NaN or infinite. `rank` is None on a rank that got it from another."""
+    """A loss or gradient that is NaN or infinite. `rank` is None on a rank that received it from another."""
 
     exit_code = 5
 
@@ -76,7 +76,7 @@ class NonFiniteError(RefusedError):
 
 
 class PreemptedError(RefusedError):
-    """A signal asked the run to stop; it has saved everything and can go on."""
+    """A run that a signal asked to stop. It has saved everything and can be resumed."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 

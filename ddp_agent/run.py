@@ -15,10 +15,9 @@ from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.shard_stats import summary as shard_summary
 from ddp_agent.data.slicing.tasks import Owners
 from ddp_agent.data.task import Task
-from ddp_agent.distributed import ports as sockets
-from ddp_agent.distributed import process_group
+from ddp_agent.distributed import ports, process_group
 from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256_of
-from ddp_agent.distributed.error_propagation import tell
+from ddp_agent.distributed.error_propagation import broadcast_text
 from ddp_agent.distributed.failure_report import Failure
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
@@ -203,8 +202,8 @@ class Run:
             log.info("%s is trained by rank%s %s", name, "s" * (len(owners) > 1), ", ".join(map(str, owners)))
         for remark in settings.remarks(ranks.world_size):
             (log.info if remark.harmless else log.warning)(remark.text)
-        if ranks.rank == 0 and (ports := sockets.told({"torchrun": os.getppid(), "rank 0": os.getpid()})):
-            log.info(ports)
+        if ranks.rank == 0 and (text := ports.describe({"torchrun": os.getppid(), "rank 0": os.getpid()})):
+            log.info(text)
 
     def _refuse_futile_attempt(self) -> None:
         """Raise NoProgressError on all ranks if the last attempts began at this very step, too."""
@@ -213,7 +212,7 @@ class Run:
         if ranks.rank == 0:
             futile = restarts.begin(self.directory, ranks.attempt, self.session.step, self._last_reason)
         with world.uncounted():
-            if futile := tell(world, futile):
+            if futile := broadcast_text(world, futile):
                 raise NoProgressError(futile)
 
     def _traces(self) -> "list[Trace]":

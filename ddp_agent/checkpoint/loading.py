@@ -13,7 +13,7 @@ import torch
 from ddp_agent.checkpoint.folder import file_of, manifest_of_run, newest
 from ddp_agent.checkpoint.manifest import Manifest
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.distributed.error_propagation import attempt, first_problem, on_all, on_rank_0, tell
+from ddp_agent.distributed.error_propagation import attempt, broadcast_text, first_problem, on_all, on_rank_0
 from ddp_agent.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def load(
     refused = []
     with comm.uncounted():
         candidates = on_rank_0(comm, newest, directory) or []
-        for name in tell(comm, " ".join(path.name for path in candidates)).split():
+        for name in broadcast_text(comm, " ".join(path.name for path in candidates)).split():
             admitted = None if of_other_ranks else comm.size
             manifest = on_all(comm, manifest_of_run, directory / name, fingerprint, admitted)
             rank = comm.rank if manifest.world_size == comm.size else 0

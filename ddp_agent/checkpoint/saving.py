@@ -28,7 +28,7 @@ from ddp_agent.checkpoint.folder import (
 )
 from ddp_agent.checkpoint.manifest import File, Manifest
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.distributed.error_propagation import attempt, first_problem, on_all, on_rank_0, tell
+from ddp_agent.distributed.error_propagation import attempt, broadcast_text, first_problem, on_all, on_rank_0
 from ddp_agent.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def save(
         _, error = attempt(_verify, path, fingerprint, comm)
         if first_problem(comm, error) is None:
             return path
-        scratch = path.with_name(f"{path.name}.tmp-{tell(comm, secrets.token_hex(4))}")
+        scratch = path.with_name(f"{path.name}.tmp-{broadcast_text(comm, secrets.token_hex(4))}")
         try:
             on_rank_0(comm, _prepare, path, scratch, fingerprint, comm.size)
             file = on_all(comm, _write, scratch / file_of(comm.rank), state)

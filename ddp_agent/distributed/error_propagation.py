@@ -1,7 +1,7 @@
-"""Work that may fail on one rank: then all ranks raise, instead of waiting for it in a collective for ever.
+"""Work that may fail on one rank. All ranks raise then, instead of waiting for that rank in a collective for ever.
 
-Every function here but `attempt` is a collective, whose traffic counts like any other: put it inside
-`comm.uncounted()` where that would falsify a measurement.
+Every function except `attempt` is a collective whose traffic is counted: call it inside `comm.uncounted()` where that
+would falsify a measurement.
 """
 
 from collections.abc import Callable
@@ -17,39 +17,40 @@ T = TypeVar("T")
 
 
 def on_all(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Does `work` on every rank. All go on, or all raise a CheckpointError with what went wrong on one."""
+    """Run `work` on every rank and return its result. When it fails on one, all ranks raise its CheckpointError."""
     result, error = attempt(work, *args, **kwargs)
     _raise_together(comm, error)
     return cast(T, result)
 
 
 def on_rank_0(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Like `on_all`, with the other ranks waiting; they get None."""
+    """Run `work` on rank 0 while the other ranks wait; return None there. All ranks raise as in `on_all`."""
     result, error = attempt(work, *args, **kwargs) if comm.rank == 0 else (None, None)
     _raise_together(comm, error)
     return result
 
 
 def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, None] | tuple[None, Exception]:
+    """Return the result of `work` and None, or None and its exception."""
     try:
         return work(*args, **kwargs), None
-    except Exception as error:  # any: the peers wait to hear from this rank, whatever happened to it
+    except Exception as error:  # any: the peers wait for this rank, whatever happened to it
         return None, error
 
 
 def first_problem(comm: Comm, error: Exception | None) -> str | None:
-    """What the lowest rank with an error says of it, on all ranks alike; None when no rank has one."""
+    """Return on every rank the text of the lowest rank that has an error, or None when no rank has one."""
     failing = torch.tensor(comm.size if error is None else comm.rank, device=comm.device)
     comm.all_reduce_(failing, "min")
     rank = int(failing)
     if rank == comm.size:
         return None
-    text = tell(comm, _reason(error) if error else "", source=rank)
+    text = broadcast_text(comm, _reason(error) if error else "", source=rank)
     return text if comm.size == 1 else f"rank {rank}: {text}"
 
 
-def tell(comm: Comm, text: str, source: int = 0) -> str:
-    """The text of rank `source`, on every rank. Sent as numbers: collectives for objects unpickle."""
+def broadcast_text(comm: Comm, text: str, source: int = 0) -> str:
+    """Return the text of rank `source` on every rank. It travels as numbers: collectives for objects unpickle."""
     encoded = text.encode(errors="replace")
     length = torch.tensor(len(encoded), device=comm.device)
     comm.broadcast_(length, source)

@@ -1,4 +1,4 @@
-"""Which ports of this machine a run listens at, as Linux's /proc tells it; elsewhere nothing is known."""
+"""Ports on which a run's processes listen, read from Linux's /proc. Elsewhere nothing is known."""
 
 import ipaddress
 import os
@@ -13,60 +13,67 @@ _TABLES = ("tcp", "tcp6")
 
 
 class Port(NamedTuple):
+    """An address on which a process listens."""
+
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     number: int
 
     @property
-    def private(self) -> bool:
-        """Whether other machines cannot reach it."""
+    def loopback(self) -> bool:
+        """True when other machines cannot reach it."""
         return self.address.is_loopback
 
     def __str__(self) -> str:
-        everywhere = f"every address, port {self.number}"
-        return everywhere if self.address.is_unspecified else f"{self.address} port {self.number}"
+        if self.address.is_unspecified:
+            return f"{self.number} (all interfaces)"
+        return f"{self.number} ({'loopback' if self.loopback else self.address})"
 
 
-def listening(process: int) -> list[Port]:
-    """Of one process, without its children."""
+def open_ports(process: int) -> list[Port]:
+    """Return the ports of one process, without its children's."""
     if sys.platform != "linux":
         return []
     own = _inodes(process)
-    return sorted((port for inode, port in _table().items() if inode in own), key=str)
+    return sorted((port for inode, port in _listening_sockets().items() if inode in own), key=str)
+
+
+def describe(processes: Mapping[str, int]) -> str:
+    """Return a log line about the open ports of processes, given by name and id; empty where nothing is known."""
+    ports = [(name, port) for name, process in processes.items() for port in open_ports(process)]
+    text = "Open ports: " + ", ".join(f"{name} {port}" for name, port in ports)
+    if not all(port.loopback for _, port in ports):
+        text += (
+            ". Ports have no password: use a private network, or python train.py, which listens on loopback alone; "
+            "see SECURITY.md"
+        )
+    return text if ports else ""
 
 
 def _inodes(process: int) -> set[str]:
-    found = set()
-    with suppress(OSError):  # it has ended, or belongs to somebody else
+    """Return the inodes of a process's sockets."""
+    inodes = set()
+    with suppress(OSError):  # the process has ended, or belongs to another user
         for link in Path("/proc", str(process), "fd").iterdir():
             with suppress(OSError):
-                found.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
-    return found
+                inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    return inodes
 
 
-def _table() -> dict[str, Port]:
-    """All listening TCP sockets, by inode."""
-    found = {}
+def _listening_sockets() -> dict[str, Port]:
+    """Return all listening TCP sockets by inode."""
+    ports = {}
     for table in _TABLES:
         with suppress(OSError):  # a kernel without IPv6
             for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == _LISTEN:
-                    found[fields[9]] = _port(fields[1])
-    return found
+                    ports[fields[9]] = _port(fields[1])
+    return ports
 
 
 def _port(text: str) -> Port:
-    """`0100007F:1F90`: words of 32 bits in the machine's order."""
+    """Return the port of a text such as `0100007F:1F90`, whose address is words of 32 bits in the machine's order."""
     address, _, port = text.partition(":")
-    words = [bytes.fromhex(address[place : place + 8]) for place in range(0, len(address), 8)]
+    words = [bytes.fromhex(address[start : start + 8]) for start in range(0, len(address), 8)]
     ordered = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
     return Port(ipaddress.ip_address(ordered), int(port, 16))
-
-
-def told(processes: Mapping[str, int]) -> str:
-    """What to say of the ports of these processes; nothing where nothing is known."""
-    ports = [(name, port) for name, process in processes.items() for port in listening(process)]
-    text = "listening: " + ", ".join(f"{name} at {port}" for name, port in ports)
-    if not all(port.private for _, port in ports):
-        text += " (without a password: needs a private network; python train.py listens on loopback alone)"
-    return text if ports else ""

@@ -1,4 +1,4 @@
-"""How a process of a run begins and ends."""
+"""The beginning and the end of a run's process."""
 
 import atexit
 import ctypes
@@ -12,26 +12,29 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """A SIGKILLed torchrun cannot take its ranks down: have the kernel do it. Call it before slow imports."""
+    """Have the kernel kill this process when its parent dies: a SIGKILLed torchrun cannot take its ranks down.
+
+    Call it before slow imports. Does nothing but on Linux.
+    """
     if sys.platform != "linux":
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the kernel was asked
         os._exit(1)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends a process that used collectives: all that `sys.exit` does, but for taking the interpreter apart.
+    """End a process that used collectives. Does all that `sys.exit` does, except finalising the interpreter.
 
-    A thread of gloo lets go of the last collective's tensor at a moment of its own. In an interpreter that is being
-    taken apart torch 2.15 then aborts ("terminate called without an active exception", exit code 134) and a run that
-    was whole looks failed.
+    A thread of gloo releases the last collective's tensor at some later moment. If the interpreter is being finalised
+    then, torch 2.15 aborts ("terminate called without an active exception", exit code 134), and a run that succeeded
+    looks failed.
     """
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # private: no public function runs the registered hooks without finalising
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The store that the ranks of a run share before there is a process group, and the number of the attempt."""
+"""The store that ranks share before there is a process group, and the number of the attempt."""
 
 import functools
 import os
@@ -10,30 +10,28 @@ from datetime import timedelta
 from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
 from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment
 
-# Ranks of one run may be this far apart when they start: imports from a cold network disk take minutes.
+# Ranks of one run may start this far apart: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
-
-
 POLL_S = 0.01
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """The store that all ranks of a run reach before there is a process group."""
+    """One rank's connection to the store."""
 
     store: Store
     environment: TorchrunEnvironment
 
     def agree(self, key: str, proposal: str) -> str:
-        """The same answer on every rank, and on every attempt of one torchrun: the first proposal wins."""
+        """Return the first proposal for `key`, on every rank and in every attempt of one torchrun."""
         return self.store.compare_set(key, "", proposal).decode()
 
     @functools.cached_property
     def attempt(self) -> int:
-        """0, then 1, 2, … after restarts, those of a sweep's job included; the same on all ranks. Waits for all.
+        """The number of restarts before this attempt, equal on all ranks. Waits for all of them at first use.
 
-        TORCHELASTIC_RESTART_COUNT does not do: on several nodes only the node that failed counts. So rank 0
-        counts, and answers each rank under a key that only this process of that rank can have asked for.
+        Restarts of a sweep's job count too. TORCHELASTIC_RESTART_COUNT does not serve: on several nodes only the node
+        that failed counts. So rank 0 counts, and answers each rank under a key that only this process can have chosen.
         """
         if self.environment.rank == 0:
             attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
@@ -51,7 +49,7 @@ class Rendezvous:
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
         while missing:
             for rank in sorted(missing):
-                if self.store.check([f"question/{rank}"]):  # perhaps an old one: nobody reads that answer
+                if self.store.check([f"question/{rank}"]):  # perhaps of an earlier attempt: nobody reads that answer
                     self.store.set(f"answer/{self.store.get(f'question/{rank}').decode()}", str(attempt))
                 if self.store.check([f"arrived/{attempt}/{rank}"]):
                     missing.discard(rank)
@@ -62,7 +60,7 @@ class Rendezvous:
 
 @functools.cache
 def connect() -> Rendezvous:
-    """Joins the store that torchrun opened; without torchrun's, rank 0 opens it; without ranks, it is local."""
+    """Join torchrun's store. If torchrun serves none, rank 0 opens it. Without torchrun the store is local."""
     environment = TorchrunEnvironment.read()
     if environment is None:
         return Rendezvous(HashStore(), TorchrunEnvironment())

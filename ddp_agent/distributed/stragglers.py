@@ -1,7 +1,7 @@
-"""Waiting for others told apart from moving bytes.
+"""The part of blocked time in which a rank waited for later ranks, apart from the time in which bytes moved.
 
-Every rank stamps a collective when it launches it. Put on one clock, the latest of the ranks' stamps says from when on
-bytes could move: whoever stood still before that waited for a straggler.
+Every rank stamps a collective when it launches it. Bytes can move from the latest of the ranks' stamps on, once these
+are put on one clock. A rank that stood still before that waited for a straggler.
 """
 
 import time
@@ -13,11 +13,11 @@ from torch import Tensor
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.ledger import Wait
 
-ROUNDS = 5  # of a barrier, 0.1 ms each: the quickest tells how far two clocks are apart
+ROUNDS = 5  # of a barrier, 0.1 ms each: the quickest bounds the difference of two clocks
 
 
 def settle_(comm: Comm) -> None:
-    """Adds to `comm.stats.straggler_s` what has been waited for others since the last call. An uncounted collective."""
+    """Add the time waited for others since the last call to `comm.stats.straggler_s`. An uncounted collective."""
     if comm.size == 1:
         return
     waits, host_s = comm.ledger.take_waits(comm), comm.ledger.timer.host_s
@@ -37,9 +37,9 @@ def settle_(comm: Comm) -> None:
 
 
 def _latest(launched: Tensor, waits: Sequence[Wait], comm: Comm) -> Tensor:
-    """When the last rank that each collective needs had come, by rank 0's clock."""
+    """Return when the last rank that each collective needs had launched it, in seconds of rank 0's clock."""
     latest = launched.to(comm.device, copy=True)
-    if all(wait.senders is None for wait in waits):  # the same on every rank: they made the same calls
+    if all(wait.senders is None for wait in waits):  # equal on every rank: they made the same calls
         comm.all_reduce_(latest, "max")
         return latest.cpu()
     ranks = torch.stack(comm.all_gather(latest)).cpu()
@@ -48,17 +48,17 @@ def _latest(launched: Tensor, waits: Sequence[Wait], comm: Comm) -> Tensor:
 
 
 def clock_ahead_s(comm: Comm) -> float:
-    """How far this process's `perf_counter` is ahead of rank 0's; 0 where they may be one, as on one machine.
+    """Return the seconds by which this process's `perf_counter` is ahead of rank 0's. A collective.
 
-    Nobody leaves a barrier before all have entered it, so each gives a bound from either side; the middle of the
-    tightest is off by at most half the time of a barrier.
+    Return 0 where both may be one clock, as on one machine. No rank leaves a barrier before all have entered it, so
+    each barrier gives a lower and an upper bound. The middle of the tightest bounds is off by at most half a barrier.
     """
     stamps = torch.zeros(2, ROUNDS, dtype=torch.float64)
     for column in range(ROUNDS):
         stamps[0, column] = time.perf_counter()
         comm.barrier()
         stamps[1, column] = time.perf_counter()
-    everybody = comm.all_gather(stamps.to(comm.device))
-    (entered_0, left_0), (entered, left) = everybody[0].cpu(), stamps
+    all_stamps = comm.all_gather(stamps.to(comm.device))
+    (entered_0, left_0), (entered, left) = all_stamps[0].cpu(), stamps
     least, most = float((entered - left_0).max()), float((left - entered_0).min())
     return 0.0 if least <= 0 <= most else (least + most) / 2

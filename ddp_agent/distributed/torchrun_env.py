@@ -1,7 +1,4 @@
-"""Where this process stands among the ranks, told by torchrun's environment variables, and how it ends.
-
-Imports no torch.
-"""
+"""The environment variables by which torchrun and the launcher of replicas tell a process who it is. Needs no torch."""
 
 import os
 from collections.abc import Mapping
@@ -12,12 +9,12 @@ _TORCHRUN = (*_REQUIRED, "LOCAL_WORLD_SIZE")
 _TORCHRUN_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_")
 
 REPLICA = ("DDP_AGENT_REPLICA", "DDP_AGENT_REPLICAS", "DDP_AGENT_COORDINATOR")
-EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # at this run, by a sweep or a cluster that goes on with it
+EARLIER_ATTEMPTS = "DDP_AGENT_EARLIER_ATTEMPTS"  # of this run, counted by a sweep or a cluster that restarts it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrunEnvironment:
-    """`local_rank` chooses the GPU and nothing else."""
+    """One process's number among the ranks. `local_rank` chooses the GPU and nothing else."""
 
     rank: int = 0
     local_rank: int = 0
@@ -27,7 +24,7 @@ class TorchrunEnvironment:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> "TorchrunEnvironment | None":
-        """None when the process was not started by torchrun (or by a scheduler that sets the same variables)."""
+        """Return None unless torchrun started the process (or a scheduler that sets the same variables)."""
         if any(name not in environment for name in _REQUIRED):
             return None
         rank, local_rank, world_size = (int(environment[n]) for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
@@ -42,12 +39,13 @@ class TorchrunEnvironment:
 
     @property
     def single_node(self) -> bool:
+        """True when all ranks are on one node."""
         return self.local_world_size == self.world_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """Which of `count` runs this is that train together, each in a torchrun of its own (`launch/elastic.sh`)."""
+    """One run out of `count` that train together, each in a torchrun of its own (`launch/elastic.sh`)."""
 
     number: int
     count: int
@@ -55,7 +53,7 @@ class Replica:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> "Replica | None":
-        """None for a run that is none."""
+        """Return None for an ordinary run."""
         if any(name not in environment for name in REPLICA):
             return None
         number, count, coordinator = (environment[name] for name in REPLICA)
@@ -63,7 +61,7 @@ class Replica:
 
 
 def without_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a torchrun of its own: a nested one that inherits these joins its parent's store."""
+    """Return the environment for a nested torchrun: with torchrun's variables it would join its parent's store."""
     return {
         name: value
         for name, value in environment.items()

@@ -1,4 +1,4 @@
-"""Ports that processes listen at, as the kernel tells it."""
+"""Ports on which processes listen, as the kernel reports them."""
 
 import os
 import socket
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from ddp_agent.distributed import ports as sockets
+from ddp_agent.distributed import ports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
 
 
 @pytest.mark.parametrize(
-    ("text", "address", "private"),
+    ("text", "address", "loopback"),
     [
         ("0100007F:1F90", "127.0.0.1", True),
         ("00000000:1F90", "0.0.0.0", False),
@@ -23,25 +23,25 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net
     ],
 )
 @pytest.mark.skipif(sys.byteorder != "little", reason="the texts are a little-endian machine's")
-def test_addresses_are_read_as_the_kernel_writes_them(text: str, address: str, private: bool) -> None:
-    port = sockets._port(text)
-    assert (str(port.address), port.number, port.private) == (address, 8080, private)
+def test_addresses_are_read_as_the_kernel_writes_them(text: str, address: str, loopback: bool) -> None:
+    port = ports._port(text)
+    assert (str(port.address), port.number, port.loopback) == (address, 8080, loopback)
 
 
-def test_what_this_process_listens_at_is_found_and_told() -> None:
+def test_open_ports_of_this_process_are_described() -> None:
+    this = {"this": os.getpid()}
     with socket.create_server(("127.0.0.1", 0)) as near, socket.create_connection(near.getsockname()):
         number = near.getsockname()[1]
-        assert number in [port.number for port in sockets.listening(os.getpid()) if port.private]
-        told = sockets.told({"this": os.getpid()})
-        assert told.startswith("listening: this at ")
-        assert f"this at 127.0.0.1 port {number}" in told
-        far = socket.create_server(("", 0))
-        with far:
-            told = sockets.told({"this": os.getpid()})
-            assert f"this at every address, port {far.getsockname()[1]}" in told
-            assert "needs a private network" in told
-    assert number not in [port.number for port in sockets.listening(os.getpid())]
+        assert number in [port.number for port in ports.open_ports(os.getpid()) if port.loopback]
+        text = ports.describe(this)
+        assert text.startswith("Open ports: this ")
+        assert f"this {number} (loopback)" in text
+        with socket.create_server(("", 0)) as far:
+            text = ports.describe(this)
+            assert f"this {far.getsockname()[1]} (all interfaces)" in text
+            assert "Ports have no password: use a private network" in text
+    assert number not in [port.number for port in ports.open_ports(os.getpid())]
 
 
-def test_of_a_process_that_is_gone_nothing_is_told() -> None:
-    assert sockets.told({"nobody": 2**22 + 1}) == ""
+def test_a_process_that_is_gone_has_no_ports() -> None:
+    assert ports.describe({"nobody": 2**22 + 1}) == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_agent.distributed import ports as sockets
+from ddp_agent.distributed.ports import Port, open_ports
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-bird"
@@ -88,7 +88,7 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
         "HF_TOKEN": f"{CANARY}-2",
         "PASSWORD_OF_THE_MACHINE": f"{CANARY}-5",
     }
-    ports: dict[int, set[sockets.Port]] = {}
+    ports: dict[int, set[Port]] = {}
     with (tmp_path / "said").open("w+b") as said:
         command = [sys.executable, str(ROOT / "train.py"), *TYPED]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -96,7 +96,7 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
             deadline = time.monotonic() + 300
             while process.poll() is None and time.monotonic() < deadline:
                 for one in children(process.pid):
-                    ports.setdefault(one, set()).update(sockets.listening(one))
+                    ports.setdefault(one, set()).update(open_ports(one))
                 time.sleep(0.3)  # looking costs more than what is looked at
         finally:
             process.terminate()
@@ -107,7 +107,7 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
 
     listeners = {number: found for number, found in ports.items() if found}
     assert len(listeners) == 3, "torchrun with its store and two ranks with gloo's sockets"
-    assert all(port.private for found in listeners.values() for port in found)
+    assert all(port.loopback for found in listeners.values() for port in found)
 
     (sweep,) = (tmp_path / "multirun").iterdir()
     run = sweep / "0"
