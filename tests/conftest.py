@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(folder) for folder in sorted(Path(__file__).parent.iterdir()) if folder.is_dir()]
 
 import pytest  # noqa: E402
+from launching import configs, own_environment, project  # noqa: E402, F401
 from rank_pool import RankPool, RankProcesses  # noqa: E402
 
 
