@@ -44,7 +44,7 @@ from ddp_agent.training.resume import fingerprint, resume
 from ddp_agent.training.session import Session, TrainSetup
 from ddp_agent.training.settings import Settings, check_against_data, parse
 from ddp_agent.training.summarise import hparams, summarise
-from ddp_agent.training.task_assignment import deal, partition
+from ddp_agent.training.task_assignment import assign_tasks, partition
 from ddp_agent.training.trainer import Outcome, Trainer
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Run:
         self._last_reason = directory.reason() if ranks.rank == 0 else None
         if ranks.rank == 0:
             directory.write_status("running")
-        self.owners: Owners = deal(settings.slicing, task, model, ranks.world_size)
+        self.owners: Owners = assign_tasks(settings.slicing, task, model, ranks.world_size)
         self.traces = self._traces()
         topology, self.replica_group = self._replicas()
         model.to(ranks.device)

@@ -31,4 +31,8 @@ class RunFacts:
     precision: str | None = None
     on_rank_loss: Literal["stop", "continue"] = "stop"
     tasks_are_partitioned: bool = False  # ranks train different heads
+    seed: int = 0
+    epochs: int = 1
+    samples: Any = None  # the training data's `SampleAttributes`, once they are loaded
+    subtasks: tuple[str, ...] = ()  # names of the tasks, where the data have several
     pieces: Mapping[str, Any] = field(default_factory=dict)  # the other pieces, by config group

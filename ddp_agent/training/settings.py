@@ -10,7 +10,6 @@ from ddp_agent.config.options import UNTRACED_STEPS, Options
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.config.registry import build, problems, schema_problems
 from ddp_agent.data.slicing.base import SampleAttributes, Slicing
-from ddp_agent.data.slicing.tasks import task_problems
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.reducers import Reducer
@@ -54,10 +53,10 @@ class Settings:
         changed: dict[str, Any] = {"cadence": cadence} if "cadence" in parameters(type(self.sync)) else {}
         return replace(self, cadence=cadence, sync=replace(self.sync, **changed))
 
-    def problems(self, world_size: int, total_steps: int | None = None) -> list[Problem]:
-        """Return what the pieces say of a run of these settings, in order of their groups."""
+    def problems(self, world_size: int, **known: Any) -> list[Problem]:
+        """Return what the pieces say of a run of these settings. `known`: further fields of `RunFacts`."""
         built = {group: getattr(self, group) for group in GROUPS}
-        return _said(built, _facts(built, vars(self.options), world_size, total_steps))
+        return _said(built, replace(_facts(built, vars(self.options), world_size), **known))
 
     def remarks(self, world_size: int) -> list[Problem]:
         """Return what the pieces say of a run that may start."""
@@ -99,10 +98,13 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     if task.data.test_count == 0:
         found.append("dataset: found no test samples")
     total_steps = options.total_steps(samples)
-    epochs = -(-total_steps * options.global_batch_size // samples)
-    found += settings.slicing.problems(SampleAttributes.of(task.data), world_size, options.seed, epochs)
-    found += task_problems(settings.slicing, [each.name for each in task.subtasks], world_size)
-    found += [str(problem) for problem in settings.problems(world_size, total_steps) if problem.fatal]
+    known = {
+        "total_steps": total_steps,
+        "epochs": -(-total_steps * options.global_batch_size // samples),
+        "samples": SampleAttributes.of(task.data),
+        "subtasks": tuple(subtask.name for subtask in task.subtasks),
+    }
+    found += [str(problem) for problem in settings.problems(world_size, **known) if problem.fatal]
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
         found.append(
             f"profile_steps: found {options.profile_steps} after {UNTRACED_STEPS} that are not traced, expected at "
@@ -164,17 +166,16 @@ def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]
         )
 
 
-def _facts(
-    built: Mapping[str, Any], options: Mapping[str, Any], world_size: int, total_steps: int | None = None
-) -> RunFacts:
-    """Return what is known of the run; `total_steps` defaults to max_steps."""
+def _facts(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int) -> RunFacts:
+    """Return what is known of the run before there is data; `total_steps` is max_steps."""
     slicing = built.get("slicing")
     return RunFacts(
         world_size=world_size,
         ranks_per_node=options.get("ranks_per_node") or world_size,
-        total_steps=total_steps or options.get("max_steps"),
+        total_steps=options.get("max_steps"),
         precision=options.get("precision"),
         on_rank_loss=options.get("on_rank_loss", "stop"),
+        seed=options.get("seed", 0),
         tasks_are_partitioned=slicing is not None and slicing.tasks == "partition",
         pieces=built,
     )
@@ -182,7 +183,7 @@ def _facts(
 
 def _said(built: Mapping[str, Any], run: RunFacts) -> list[Problem]:
     """Return what the pieces say of a run. The other groups have nothing to say before there is data."""
-    asked = [built[group] for group in ("cadence", "sync", "reducer", "schedule") if group in built]
+    asked = [built[group] for group in ("slicing", "cadence", "sync", "reducer", "schedule") if group in built]
     return [problem for piece in asked for problem in piece.problems(run)]
 
 

@@ -1,4 +1,4 @@
-"""A run's tasks dealt to its ranks."""
+"""The assignment of a run's tasks to its ranks."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from ddp_agent.data.multi_task_labels import loss_of
 from ddp_agent.data.slicing.base import Slicing
-from ddp_agent.data.slicing.tasks import Owners, owners_of
+from ddp_agent.data.slicing.tasks import Owners
 from ddp_agent.data.task import Task
 from ddp_agent.models.common.multi_task import MultiTask
 from ddp_agent.sync.base import SyncStrategy
@@ -14,12 +14,12 @@ from ddp_agent.sync.engine.by_owner import ByOwner
 from ddp_agent.training.evaluate import inference
 
 
-def deal(slicing: Slicing, task: Task, model: nn.Module, ranks: int) -> Owners:
-    """Which ranks train which task; empty for data with one."""
+def assign_tasks(slicing: Slicing, task: Task, model: nn.Module, ranks: int) -> Owners:
+    """Return the ranks that train each task; empty for data with one task."""
     if not isinstance(model, MultiTask):
         return {}
     costs = head_flops(model, task) if slicing.deal == "by_cost" else dict.fromkeys(model.heads, 0)
-    return owners_of(slicing, costs, ranks)
+    return slicing.assign_tasks(costs, ranks)
 
 
 def head_flops(model: MultiTask, task: Task) -> dict[str, int]:

@@ -15,9 +15,11 @@ from test_run import states, training_state
 from torch import nn
 
 from ddp_agent.checkpoint import export
+from ddp_agent.config.problems import RunFacts
 from ddp_agent.data.multi_task_labels import Labels, multi_task
+from ddp_agent.data.slicing.base import SampleAttributes
 from ddp_agent.data.slicing.shared import Shared
-from ddp_agent.data.slicing.tasks import Owners, by_cost, owners_of, round_robin, task_problems
+from ddp_agent.data.slicing.tasks import Owners, by_cost, partition_problems, round_robin
 from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.common import multi_task as models
@@ -74,7 +76,7 @@ def test_by_cost_no_rank_has_more_than_it_must() -> None:
 
 def test_what_cannot_be_dealt_is_said() -> None:
     def said(tasks: list[str], deal: Any, ranks: int = 2) -> list[str]:
-        return list(task_problems(Shared(tasks="partition", deal=deal), tasks, ranks))
+        return [str(problem) for problem in partition_problems(deal, tasks, ranks)]
 
     assert said(["a", "b"], (("a",), ("b", "a"))) == []
     assert said(["a", "b"], "by_cost", 9) == []
@@ -88,10 +90,10 @@ def test_what_cannot_be_dealt_is_said() -> None:
         "slicing.deal: found no task for rank 1, expected at least one: it would train nothing"
     ]
     assert said(["a", "b"], (("a",), ("b", "x"))) == ["slicing.deal: found x for rank 1, expected some of a, b"]
-    assert list(task_problems(Shared(), ["a"], 2)) == []
+    assert Shared().problems(RunFacts(world_size=2, samples=SampleAttributes(count=4), subtasks=("a",))) == []
     listed = Shared(tasks="partition", deal=(("a",), ("b", "a")))
-    assert owners_of(listed, {"a": 1, "b": 1}, 2) == {"a": (0, 1), "b": (1,)}
-    assert owners_of(Shared(), {"a": 1, "b": 1}, 2) == {"a": (0, 1), "b": (0, 1)}
+    assert listed.assign_tasks({"a": 1, "b": 1}, 2) == {"a": (0, 1), "b": (1,)}
+    assert Shared().assign_tasks({"a": 1, "b": 1}, 2) == {"a": (0, 1), "b": (0, 1)}
 
 
 def test_the_key_and_what_it_may_hold() -> None:

@@ -1,7 +1,7 @@
 """The interface of every way to slice the data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ddp_agent.config.fields import check_fields
+from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.data.sample_order import Order, SampleOrder, ShardOrder
+from ddp_agent.data.slicing.tasks import Deal, Owners, partition_problems, partitioned
 from ddp_agent.data.task import Data
 from ddp_agent.rng import mixed_seed
 
@@ -39,7 +41,7 @@ class Slicing:
 
     tasks: Literal["replicate", "partition"] = "replicate"
     """replicate: every rank trains every task. partition: each rank trains those that `deal` assigns to it."""
-    deal: Literal["round_robin", "by_cost"] | tuple[tuple[str, ...], ...] = "round_robin"
+    deal: Deal = "round_robin"
     """round_robin, by_cost (costly tasks first, to the least busy rank), or one list of tasks per rank."""
 
     def __post_init__(self) -> None:
@@ -49,8 +51,22 @@ class Slicing:
         """Return the order in which `rank` takes its samples."""
         return SampleOrder(samples.count, seed)
 
-    def problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[str]:
-        """Yield one line, with a remedy, for each reason why `ranks` cannot share these samples for so many epochs."""
+    def assign_tasks(self, costs: Mapping[str, int], ranks: int) -> Owners:
+        """Return the ranks that train each task of `costs`, which maps a task to its work per sample."""
+        if self.tasks == "replicate":
+            return {task: tuple(range(ranks)) for task in costs}
+        return partitioned(self.deal, costs, ranks)
+
+    def problems(self, run: RunFacts) -> list[Problem]:
+        """Return the reasons why the ranks cannot share these samples and tasks; none before the data are known."""
+        if run.samples is None or run.world_size is None:
+            return []
+        found = [*self._sample_problems(run.samples, run.world_size, run.seed, run.epochs)]
+        if self.tasks == "partition":
+            found += partition_problems(self.deal, run.subtasks, run.world_size)
+        return found
+
+    def _sample_problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[Problem]:
         yield from ()
 
 
@@ -89,15 +105,16 @@ class Shards(Slicing, ABC):
         which = f"ranks {', '.join(empty)} of {ranks}"
         return f"name: found {type(self).__name__}, which leaves {which} without samples; use fewer ranks"
 
-    def problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[str]:
-        """Yield a line for the first epoch that leaves a rank without samples, among the first `CHECKED_EPOCHS`."""
+    def _sample_problems(self, samples: SampleAttributes, ranks: int, seed: int, epochs: int) -> Iterator[Problem]:
+        """Yield a problem for the first epoch that leaves a rank without samples, among the first `CHECKED_EPOCHS`."""
         if ranks > samples.count:
             return  # refused elsewhere; no slicing would help
         for epoch in range(min(epochs, CHECKED_EPOCHS) if self.drawn == "every_epoch" else 1):
             try:
                 self.shards(samples, ranks, seed, epoch)
             except ValueError as error:
-                yield f"slicing.{error}"
+                key, _, text = str(error).partition(": ")
+                yield Problem(f"slicing.{key}", text)
                 return
 
 
