@@ -17,26 +17,27 @@ MAY_DIFFER = ("data_root", "resume", "run_name")  # paths, which nodes may see u
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def differences(sha256_of: Mapping[str, str], comm: Comm) -> list[str]:
-    """Return a text per name whose hash is not the same on all ranks, the same texts on every rank. A collective.
+def differing_ranks(sha256_of: Mapping[str, str], comm: Comm) -> dict[str, list[int]]:
+    """Return the ranks whose hash is not rank 0's, by name, for the names where there are such ranks. A collective.
 
     `sha256_of`: a hex digest per name, with the same names on every rank.
     """
     mine = torch.tensor([list(bytes.fromhex(it)) for it in sha256_of.values()], dtype=torch.uint8, device=comm.device)
     with comm.uncounted():
         gathered = comm.all_gather(mine)
-    problems = []
+    differing = {}
     for row, name in enumerate(sha256_of):
         hashes = [theirs[row].tolist() for theirs in gathered]
-        if others := [rank for rank, theirs in enumerate(hashes) if theirs != hashes[0]]:
-            problems.append(f"ranks differ: {name} of {_ranks(others)} is not that of rank 0")
-    return problems
+        differing[name] = [rank for rank, theirs in enumerate(hashes) if theirs != hashes[0]]
+    return {name: ranks for name, ranks in differing.items() if ranks}
 
 
 def require_identical(sha256_of: Mapping[str, str], comm: Comm) -> None:
-    """Raise ConfigError on every rank with all `differences`. A collective."""
-    if problems := differences(sha256_of, comm):
-        raise ConfigError(problems)
+    """Raise ConfigError on every rank, with all names whose hashes differ and the ranks. A collective."""
+    if differing := differing_ranks(sha256_of, comm):
+        raise ConfigError(
+            [f"ranks differ: {name} of {_ranks(ranks)} is not that of rank 0" for name, ranks in differing.items()]
+        )
 
 
 @dataclass(frozen=True)

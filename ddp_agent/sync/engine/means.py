@@ -2,10 +2,10 @@
 
 import hashlib
 
-import torch
 from torch import Tensor, nn
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.consistency import differing_ranks
 from ddp_agent.sync.engine.flat import Flat
 
 
@@ -20,16 +20,10 @@ def require_same_model(model: nn.Module, flat: Flat, comm: Comm, *, trained: boo
 
     With `trained`, ranks must also train the same parameters: DDP's buckets would differ. A collective.
     """
-    _require_same(flat.layout_sha256, comm, "the model's parameters and buffers")
+    sha256_of = {"the model's parameters and buffers": flat.layout_sha256}
     if trained:
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        _require_same(sha256, comm, "the parameters that are trained (requires_grad)")
-
-
-def _require_same(sha256: str, comm: Comm, what: str) -> None:
-    digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8, device=comm.device)
-    digests = comm.all_gather(digest)
-    different = [rank for rank, other in enumerate(digests) if not torch.equal(other, digests[0])]
-    if different:
-        raise ValueError(f"{what} differ between ranks: not as on rank 0 are ranks {different}; check code and config")
+        trained_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        sha256_of["the parameters that are trained (requires_grad)"] = trained_sha256
+    for name, ranks in differing_ranks(sha256_of, comm).items():
+        raise ValueError(f"{name} differ between ranks: not as on rank 0 are ranks {ranks}; check code and config")
