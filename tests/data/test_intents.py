@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from configs import node
-from torch import Tensor
+from resident import tensors
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import intents
@@ -49,10 +49,6 @@ def dataset(data_root: Path, **values: Any) -> Intents:
 
 def load(data_root: Path, **values: Any) -> Task:
     return dataset(data_root, **values).load()
-
-
-def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 # Tokens.

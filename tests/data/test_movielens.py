@@ -10,6 +10,7 @@ import pytest
 import torch
 from configs import node
 from rank_pool import RankPool
+from resident import tensors
 from runs import mode, run
 from test_run import same, states, training_state
 from torch import Tensor, nn
@@ -47,10 +48,6 @@ def write(folder: Path, given: Iterable[Row], name: str = "ratings.csv", header:
 def load(data_root: Path, **values: Any) -> Task:
     task: Task = build("dataset", node("dataset", "movielens", **values), data_root=data_root).load()
     return task
-
-
-def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 def pairs_of(given: Iterable[Row]) -> set[tuple[int, int]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from configs import node
 from PIL import Image
-from torch import Tensor
+from resident import tensors
 
 from ddp_agent.config.registry import build
 from ddp_agent.data.datasets import sign_digits
@@ -25,10 +25,6 @@ EACH = 5
 def load(data_root: Path, **values: Any) -> Task:
     task: Task = build("dataset", node("dataset", "sign_digits", **values), data_root=data_root).load()
     return task
-
-
-def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 def arrays() -> dict[str, Any]:

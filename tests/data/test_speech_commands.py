@@ -11,9 +11,9 @@ import pytest
 import torch
 from configs import node
 from rank_pool import RankPool
+from resident import tensors
 from runs import mode, run
 from test_run import same, states, training_state
-from torch import Tensor
 from wav_files import tone, wav
 
 from ddp_agent.config.registry import build
@@ -32,10 +32,6 @@ def load(data_root: Path, **values: Any) -> Task:
     settings = {"seconds": 0.05, **values}
     task: Task = build("dataset", node("dataset", "speech_commands", **settings), data_root=data_root).load()
     return task
-
-
-def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 # Folders.

@@ -12,8 +12,8 @@ import pytest
 import torch
 from configs import node
 from rank_pool import RankPool
+from resident import tensors
 from runs import mode, run
-from torch import Tensor
 from wav_files import tone, wav
 
 from ddp_agent.config.registry import build
@@ -61,10 +61,6 @@ def dataset(data_root: Path, **values: Any) -> SpokenDigits:
 
 def load(data_root: Path, **values: Any) -> Task:
     return dataset(data_root, **values).load()
-
-
-def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("place", ["", "fsdd"])

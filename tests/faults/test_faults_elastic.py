@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from elastic_loops import ElasticLoop
 from elastic_runs import SMALL, coordinator, run, same, signal_file, summary, weights
 from fault_points import Fault
 from forked_torchrun import Outcome
+from processes import with_variable
 from torch import nn
 
 from ddp_agent.distributed.torchrun_env import REPLICA
@@ -116,18 +117,6 @@ def _pid(run_dir: Path) -> int:
     return int((run_dir / ".lock").read_text().split()[1])
 
 
-def _processes_of(address: str) -> Iterator[int]:
-    """Yield the ids of processes that were started with this coordinator's address."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                told = (folder / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if f"{REPLICA[2]}={address}".encode() in told:
-                yield int(folder.name)
-
-
 # In the middle of an averaging: processes that hold nothing but a large tensor.
 
 NUMBERS = 4_000_000
@@ -217,6 +206,6 @@ def test_the_launcher_starts_a_killed_replica_again_and_leaves_nothing(tmp_path:
     finally:
         launcher.kill()
         launcher.wait()
-    assert list(_processes_of(address)) == []
+    assert with_variable(REPLICA[2], address) == []
     statuses = [json.loads((out / f"replica-{number}" / "status.json").read_text())["status"] for number in range(2)]
     assert statuses == ["preempted"] * 2

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from fault_points import Fault
 from forked_torchrun import Outcome, run
+from processes import listen_to_ctrl_c, with_variable
 from whole_runs import EVERY_FIVE, MODES, SMALL, Wholes, checkpoints
 
 pytestmark = pytest.mark.faults
@@ -68,10 +69,6 @@ def start(
     )
 
 
-def listen_to_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
-
-
 def outcome(project: Path) -> Outcome:
     return Outcome(project / "outputs" / "run")
 
@@ -83,18 +80,8 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 
 def left_of(project: Path) -> list[int]:
-    """All processes of a command that still run: torchrun puts its ranks into sessions of their own, so that neither
-    parent nor process group tells whose they are, but what they inherited in their environment does."""
-    mark = f"{MARK}={project}".encode()
-    members = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            ended = (folder / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-            if not ended and mark in (folder / "environ").read_bytes().split(b"\0"):
-                members.append(int(folder.name))
-        except OSError:
-            continue
-    return members
+    """Ids of all processes of the project's commands that still run."""
+    return with_variable(MARK, project)
 
 
 def test_ctrl_c_saves_and_leaves_nobody(project: Path) -> None:

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import listen_to_ctrl_c
 
 NETLAB = Path(__file__).parents[2] / "launch" / "netlab.py"
 
@@ -25,13 +25,9 @@ REASON = why_not()
 needs_namespaces = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
-def hear_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
-
-
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, str(NETLAB), *map(str, arguments)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": listen_to_ctrl_c}
     process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **(pipes | options))
     return process
 

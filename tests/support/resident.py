@@ -1,6 +1,7 @@
 """Properties of data kept on the device that the rest of the harness relies on."""
 
 import torch
+from torch import Tensor
 
 from ddp_agent.data.task import Task
 
@@ -26,3 +27,8 @@ def check(task: Task, *, input_shape: tuple[int, ...], outputs: int, train: int,
     assert task.data.labels is not None and torch.equal(task.data.labels, task.data.train.tensors[1])  # type: ignore[attr-defined]
     assert len(task.presentation.class_names) in (0, outputs)
     assert len(task.data.sha256) == 64
+
+
+def tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs and targets to train on, then those to test on."""
+    return (*task.data.train.tensors, *task.data.test.tensors)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""A real Slurm of two nodes on this machine, for as long as a `with` lasts: its own daemons, keys, ports and folder.
+"""A real Slurm of two nodes on this machine, as a context manager: its own daemons, keys, ports and folder.
 
-Nothing of it is installed, and nothing touches a Slurm that is there already. Daemons and jobs live in a process
-namespace of their own, whose first process dies with this one: then the kernel ends all others, however that came.
+It installs nothing and does not touch a Slurm that is there already. Daemons and jobs live in a process namespace of
+their own, whose first process dies with this one. Then the kernel ends the others, however the test session ended.
 """
 
 import os
@@ -11,9 +11,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from processes import with_variable
 
 from ddp_agent.distributed.process import die_with_parent
 
@@ -67,7 +68,7 @@ wait
 
 
 def why_not() -> str | None:
-    """Why there can be no cluster here."""
+    """Return the reason why no cluster can run here, or None."""
     if missing := [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]:
         return f"needs {missing[0]} (packages slurm-wlm and munge)"
     alone = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False)
@@ -79,7 +80,7 @@ def search_path() -> str:
 
 
 class SlurmCluster:
-    """`conf` is what commands need as SLURM_CONF. Its folder is short: names of sockets may have 107 characters."""
+    """The cluster. Commands need `conf` as SLURM_CONF. Its path is short: socket names have up to 107 characters."""
 
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
@@ -103,7 +104,7 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nobody is asked: what the daemons would save is thrown away."""
+        """Kill the daemons, whose state nobody needs."""
         self._daemons.kill()
         self._daemons.wait()
         self._until(lambda: not self.left(), "all processes have ended")
@@ -123,7 +124,7 @@ class SlurmCluster:
         return done.stdout
 
     def submit(self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
-        """The number of the new job."""
+        """Submit a job and return its number."""
         return self.call("sbatch", "--parsable", *arguments, cwd=cwd, environment=environment).strip()
 
     def job(self, number: str) -> dict[str, str]:
@@ -132,20 +133,13 @@ class SlurmCluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, number: str, *states: str, limit_s: float = 150.0) -> dict[str, str]:
-        """The job, once it is in one of these states."""
+        """Return the job once it is in one of these states."""
         self._until(lambda: self.job(number)["JobState"] in states, f"job {number} is {states}", limit_s)
         return self.job(number)
 
     def left(self) -> list[int]:
-        """Processes that have this cluster's SLURM_CONF, of jobs and their ranks, too."""
-        mark = f"SLURM_CONF={self.conf}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                ended = (folder / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-                if not ended and mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-        return found
+        """Ids of the processes that have this cluster's SLURM_CONF, of jobs and their ranks, too."""
+        return with_variable("SLURM_CONF", self.conf)
 
     def _write(self) -> None:
         (self.folder / "state").mkdir()
@@ -164,17 +158,17 @@ class SlurmCluster:
         self.conf.write_text(CONF.format(**given, nodes="\n".join(nodes), names=",".join(NODES)))
 
     def _idle(self) -> bool:
-        """Both nodes are. Not while slurmctld does not answer yet."""
+        """Return whether both nodes are idle. False while slurmctld does not answer yet."""
         ask = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
         return subprocess.run(ask, env=self.environment, capture_output=True, check=False).stdout.strip() == b"2"
 
     def _until(self, reached: Callable[[], bool], what: str, limit_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + limit_s
         while not reached():
-            assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}\n{self._said()}"
+            assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}\n{self._logs()}"
             time.sleep(0.1)
 
-    def _said(self) -> str:
+    def _logs(self) -> str:
         return "\n".join(log.read_text()[-2000:] for log in sorted(self.folder.glob("*.log")))
 
 
