@@ -5,10 +5,12 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import ddp_agent
+from ddp_agent.config import registry
 from ddp_agent.config.registry import classes
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,16 @@ def test_a_star_brings_the_exports_and_nothing_else() -> None:
     names: dict[str, object] = {}
     exec("from ddp_agent import *", names)  # noqa: S102
     assert names.keys() - {"__builtins__"} == set(ddp_agent.__all__)
+
+
+def test_a_new_choice_is_exported_without_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = ModuleType("ddp_agent.sync.made_up")
+    vars(made_up)["MadeUp"] = kind = type("MadeUp", (), {})
+    monkeypatch.setitem(sys.modules, made_up.__name__, made_up)
+    monkeypatch.setattr(registry, "classes", lambda group: {"MadeUp": made_up.__name__} if group == "sync" else {})
+    assert "MadeUp" in ddp_agent.__all__
+    assert ddp_agent.MadeUp is kind
+    del vars(ddp_agent)["MadeUp"]
 
 
 def test_type_checkers_see_what_an_interpreter_sees() -> None:
