@@ -1,19 +1,19 @@
-"""Which classes a model takes for which."""
+"""The classes that a model confuses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-FEW = 20  # classes that can be told one by one
-WORST, BEST = 10, 5  # of more, these are
+FEW = 20  # classes that are all listed
+WORST, BEST = 10, 5  # classes that are listed if there are more
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`counts`: test samples by their class and by the model's guess, int64 [classes, classes].
+    """A confusion matrix: `counts` are test samples by class and by the model's guess, int64 [classes, classes].
 
-    `given_names` may be empty: a class then goes by its number.
+    Where `given_names` is empty, a class goes by its number.
     """
 
     counts: Tensor
@@ -21,22 +21,23 @@ class Confusion:
 
     @property
     def names(self) -> list[str]:
+        """The name of each class."""
         return list(self.given_names) or [str(label) for label in range(len(self.counts))]
 
     @property
     def accuracies(self) -> list[float | None]:
-        """None for a class of which nothing is tested."""
+        """The share of each class that is guessed right. None for a class without test samples."""
         pairs = zip(self.counts.diagonal().tolist(), self.counts.sum(1).tolist(), strict=True)
         return [right / samples if samples else None for right, samples in pairs]
 
     def values(self) -> dict[str, float | None]:
-        """Flat, for metrics and summary; nothing where it would be too much to read."""
+        """Return the accuracy per class under flat keys, for metrics and summary. Empty for more than 20 classes."""
         if len(self.counts) > FEW:
             return {}
         return {f"class_accuracy/{name}": value for name, value in zip(self.names, self.accuracies, strict=True)}
 
-    def words(self) -> str:
-        """A line a class, the worst first; of many, the worst and the best."""
+    def text(self) -> str:
+        """Return one line per class, the worst first. Of many classes, only the worst and the best are listed."""
         accuracies = self.accuracies
         tested = [(value, label) for label, value in enumerate(accuracies) if value is not None]
         lines = [self._line(label, value) for value, label in sorted(tested)]
@@ -53,5 +54,5 @@ class Confusion:
 
 
 def values(counts: Tensor | None, names: Sequence[str]) -> dict[str, float | None]:
-    """Nothing for data without classes."""
+    """Return the accuracy per class under flat keys. Empty for data without classes."""
     return {} if counts is None else Confusion(counts, names).values()

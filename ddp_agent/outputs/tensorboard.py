@@ -1,4 +1,4 @@
-"""The mirror of `metrics.jsonl` in TensorBoard."""
+"""The mirror of `metrics.jsonl` in TensorBoard, without any care for errors: see `tracking.TensorBoard`."""
 
 import re
 import time
@@ -17,31 +17,27 @@ from ddp_agent.models.common.layer_table import layer_table
 from ddp_agent.outputs.files import to_json
 from ddp_agent.outputs.metrics_file import Record, read_metrics
 
-# 4,096 values and 30 bins (as many as TensorBoard draws) make an evaluation of ResNet-50's 161 parameters
-# cost about 0.2 s and 0.2 MB, whatever their size.
+# With 4,096 values and 30 bins (as many as TensorBoard draws) the histograms of ResNet-50's 161 parameters cost about
+# 0.2 s and 0.2 MB per evaluation, whatever the size of the parameters.
 _HISTOGRAM_SAMPLES = 4096
-
-
 _HISTOGRAM_BINS = 30
 
-
-# What the HParams tab compares runs by. Absent or unreached (null) ones are left out.
+# The results by which the HParams tab compares runs. Missing ones and targets that were not reached are left out.
 _COMPARED = (
     "test_metric", "best_metric", "test_loss", "time_to_target_s", "bytes_to_target", "train_s",
     "exposed_comm_s", "samples_per_s", "syncs", "payload_bytes", "wire_bytes", "consensus_distance",
 )  # fmt: skip
 
-
-# The tab has a column for five hyperparameters, the others wait behind ticks. It takes its columns from one run,
-# which need not have a period.
+# The tab shows five hyperparameters at first, the others can be ticked. It takes its columns from one run, which need
+# not have a period.
 _COLUMNS = ("lr", "reducer", "seed", "sync", "sync.period")
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run recorded up to `last_step`.
+    """The records of a run up to `last_step`.
 
-    What is drawn, or said of an evaluation in words, is in its event files alone, all of it in the newest.
+    Pictures, histograms and texts of evaluations are in the event files alone. The newest file holds all of them.
     """
 
     records: list[Record]
@@ -50,10 +46,12 @@ class History:
 
     @classmethod
     def read(cls, run: Path, last_step: int) -> Self:
+        """Return the history of a run directory."""
         event_files = (run / "tensorboard").glob("events.out.tfevents.*")
         return cls(read_metrics(run / "metrics.jsonl", last_step), max(event_files, default=None), last_step)
 
     def drawn_events(self) -> Iterator[Any]:
+        """Yield TensorBoard's events with pictures, histograms and texts of evaluations."""
         if self.event_file is None:
             return
         reader = import_module("tensorboard.backend.event_processing.event_file_loader")
@@ -63,12 +61,12 @@ class History:
 
 
 def _is_drawn(value: Any, step: int) -> bool:
-    """Of texts, those of an evaluation: `describe` writes the others anew, at step 0."""
+    """Return whether an event is to be replayed. Texts of step 0 are not: `describe` writes them again."""
     return bool(value.HasField("histo") or value.HasField("image") or (value.HasField("tensor") and step > 0))
 
 
 class TensorBoardMirror:
-    """`metric` is the key of the test metric, which is also drawn over seconds and over megabytes."""
+    """A TensorBoard writer. It also draws the test metric, whose key is `metric`, over seconds and over megabytes."""
 
     def __init__(self, directory: Path, metric: str) -> None:
         from torch.utils.tensorboard import SummaryWriter, summary  # 0.5 s, on rank 0 alone
@@ -78,18 +76,20 @@ class TensorBoardMirror:
         self._protos: Any = summary
         self._start_s = time.time()
         self._samples: dict[str, Tensor] = {}
-        # A purge at the checkpoint's step would hit seconds and megabytes too: one field serves all three. So
-        # every attempt voids all that came before (readers ignore the first such mark they meet) and `replay`
-        # writes it again. Old files stay: a TensorBoard that is reading one would not get past its removal.
+        # A purge at the checkpoint's step would hit seconds and megabytes, too, since one field serves all three. So
+        # every attempt voids everything before it (readers ignore the first such mark that they meet), and `replay`
+        # writes it again. Old files stay, because a TensorBoard that is reading one would not get past its removal.
         self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
 
     def replay(self, history: History) -> None:
+        """Write the history of the run that this one continues."""
         for event in history.drawn_events():
             self._writer.file_writer.add_event(event, event.step, event.wall_time)
         for record in history.records:
             self.record(record)
 
     def record(self, record: Record) -> None:
+        """Draw a line of `metrics.jsonl`."""
         scalars = dict(record)
         step, unix_s = scalars.pop("step"), scalars.pop("unix_s")
         self._scalars(scalars, step, unix_s)
@@ -98,13 +98,15 @@ class TensorBoardMirror:
             self._scalars({f"{self._metric}/by_seconds": value}, round(train_s), self._start_s + train_s)
             self._scalars({f"{self._metric}/by_megabytes": value}, round(megabytes), unix_s)
 
-    def describe(self, model: nn.Module, config: Mapping[str, Any], specimen: Tensor | None) -> None:
+    def describe(self, model: nn.Module, config: Mapping[str, Any], inputs: Tensor | None) -> None:
+        """Show the model, with shapes and FLOPs if there are `inputs` [1, ...], and the configuration."""
         self._samples = _sample(model)
-        self._writer.add_text("model", layer_table(model, specimen))
+        self._writer.add_text("model", layer_table(model, inputs))
         self._writer.add_text("config", _code_block(to_json(redacted(config), indent=2)))
         self._writer.add_custom_scalars(self._layout())
 
     def histograms(self, model: nn.Module, step: int) -> None:
+        """Draw the parameters, and their change since the last time or since `describe`."""
         earlier, self._samples = self._samples, _sample(model)
         for name, values in self._samples.items():
             self._histogram(f"parameters/{name}", values, step)
@@ -112,27 +114,30 @@ class TensorBoardMirror:
                 self._histogram(f"updates/{name}", values - earlier[name], step)
 
     def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        """Show an image, uint8 [height, width, 3]."""
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int) -> None:
+        """Show a text as it is, line by line."""
         self._writer.add_text(tag, _code_block(text), step)
 
     def compare(self, summary: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-        """One row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""
+        """Write the run's row of the HParams tab. SummaryWriter.add_hparams would put it into a run of its own."""
         finite = {f"summary/{key}": finite_or_none(summary.get(key)) for key in _COMPARED}
         results = {tag: number for tag, number in finite.items() if number is not None}
         self._scalars(results, summary["steps"], time.time())
-        told = dict(_flat(redacted(hparams)))
-        columns, _, _ = self._protos.hparams({"sync.period": 0} | told, results)
-        _, start, end = self._protos.hparams(told, results)
+        values = dict(_flat(redacted(hparams)))
+        columns, _, _ = self._protos.hparams({"sync.period": 0} | values, results)
+        _, start, end = self._protos.hparams(values, results)
         for part in (_with_first(columns, _COLUMNS), start, end):
             self._writer.file_writer.add_summary(part)
 
     def close(self) -> None:
+        """Write what is still buffered."""
         self._writer.close()
 
     def _scalars(self, values: Mapping[str, float | None], step: int, unix_s: float) -> None:
-        """One event for all of them: eight scalars cost 70 µs together, 400 µs apart."""
+        """Write all values in one event: eight scalars cost 70 µs together, 400 µs apart."""
         value = self._protos.Summary.Value
         points = [value(tag=tag, simple_value=number) for tag, number in values.items() if number is not None]
         if points:
@@ -144,7 +149,7 @@ class TensorBoardMirror:
             self._writer.add_histogram(tag, finite.numpy(), step, bins=_HISTOGRAM_BINS)
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
-        def chart(*tags: str) -> list[Any]:  # tags are patterns, and would match what they are a prefix of
+        def chart(*tags: str) -> list[Any]:  # tags are patterns, which match everything that begins like them
             return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
 
         return {
@@ -171,7 +176,7 @@ class TensorBoardMirror:
 
 @torch.no_grad()
 def _sample(model: nn.Module) -> dict[str, Tensor]:
-    """Evenly spaced values of each parameter, always the same ones, in one copy from the device."""
+    """Return evenly spaced values of each parameter, always the same ones, in one copy from the device."""
     views = {
         name: parameter.detach().flatten()[:: ceil(parameter.numel() / _HISTOGRAM_SAMPLES)].float()
         for name, parameter in model.named_parameters()
@@ -198,16 +203,21 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str 
 
 
 def _with_first(columns: Any, names: Container[str]) -> Any:
-    """TensorBoard shows hyperparameters that `differ` between runs before others, each by name: have these be so."""
+    """Return `columns` with these hyperparameters first.
+
+    `columns` is the event that declares the tab's columns. TensorBoard sorts the columns whose `differs` is set before
+    all others, then by name. SummaryWriter has no argument for it, so the flag is set in the message that it made.
+    """
     plugin = columns.value[0].metadata.plugin_data
-    protos = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
-    data = protos.HParamsPluginData.FromString(plugin.content)
-    for info in data.experiment.hparam_infos:
-        info.differs = info.name in names
-    plugin.content = data.SerializeToString()
+    messages = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
+    declared = messages.HParamsPluginData.FromString(plugin.content)
+    for column in declared.experiment.hparam_infos:
+        column.differs = column.name in names
+    plugin.content = declared.SerializeToString()
     return columns
 
 
 def finite_or_none(value: float | Tensor | None) -> float | None:
+    """Return a number for JSON: None for NaN and infinities, which JSON does not know."""
     number = value.item() if isinstance(value, Tensor) else value
     return number if number is not None and isfinite(number) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddp_agent.config.options import Options
 from ddp_agent.data.loader import Batch, Share, micro_batches
 from ddp_agent.data.sample_order import Order
 from ddp_agent.data.task import Data
@@ -31,3 +32,9 @@ class Batches:
         Closing the generator ends the processes that read ahead.
         """
         return micro_batches(self.data, self.order, self.share, steps=range(first, last + 1), device=self.device)
+
+
+def share_of(options: Options, rank: int, ranks: int) -> Share:
+    """Return a rank's part of every step's `global_batch_size` samples."""
+    accumulation = options.accumulation_steps
+    return Share(rank, ranks, options.global_batch_size // (accumulation * ranks), accumulation)

@@ -1,4 +1,4 @@
-"""The inner optimizers, torch's own. `fused`: one kernel a step, on CPU and GPU."""
+"""The inner optimizers: those of torch, fused into one kernel per step on CPU and GPU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class SGD:
             raise ValueError("nesterov: found true with momentum 0, expected a momentum above 0")
 
     def create(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameters."""
         return torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -48,6 +49,7 @@ class AdamW:
         check_fields(self)
 
     def create(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameters."""
         return torch.optim.AdamW(
             parameters,
             lr=self.lr,

@@ -65,7 +65,7 @@ class Previews(Observer):
             if evaluation.confusion is not None:
                 table = Confusion(evaluation.confusion, task.presentation.class_names)
                 self._board.picture("confusion", lambda: confusion(table), step)
-                self._board.text("classes", table.words(), step)
+                self._board.text("classes", table.text(), step)
             with inference(model), torch.compiler.set_stance("force_eager"):  # a new batch size would compile again
                 self._show_predictions(step, model)
                 if task.presentation.sample is not None and step < self._last_step:

@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor of the optimizer's lr, computed from the step alone.
 
-Functions of the step, not torch's schedulers: there is no state that a resume could get wrong, and setting a number
-costs 1 us a step where a scheduler's costs 15.
+They are functions of the step and not torch's schedulers: a resume has no state to get wrong, and setting a number
+costs 1 us per step where a scheduler costs 15.
 """
 
 import math
@@ -14,6 +14,8 @@ from ddp_agent.config.problems import Problem, RunFacts
 
 @dataclass(kw_only=True)
 class Schedule(ABC):
+    """A learning-rate schedule with a linear warm-up."""
+
     warmup_steps: NonNegativeInt
 
     def __post_init__(self) -> None:
@@ -27,9 +29,9 @@ class Schedule(ABC):
         return [Problem("schedule.warmup_steps", text)]
 
     def factor(self, step: int, total_steps: int) -> float:
-        """For the 1-based `step`. Warm-up is linear and ends at 1 in step `warmup_steps`; the rest follows it.
+        """Return the factor of the 1-based `step`. Warm-up ends at 1 in step `warmup_steps`.
 
-        Without warm-up it is the first step that has 1, so one step of warm-up is the same as none.
+        Without warm-up the first step has 1, so one step of warm-up is the same as none.
         """
         full = max(1, self.warmup_steps)
         if step < full:
@@ -38,12 +40,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, total_steps: int) -> float:
-        """For steps 0, 1, …, `total_steps` since the factor reached 1."""
+        """Return the factor `step` steps after it reached 1, for 0, 1, …, `total_steps`."""
 
 
 @dataclass(kw_only=True)
 class Constant(Schedule):
-    """The optimizer's lr throughout."""
+    """A constant learning rate: the optimizer's lr."""
 
     def after_warmup(self, step: int, total_steps: int) -> float:
         return 1.0
@@ -51,7 +53,7 @@ class Constant(Schedule):
 
 @dataclass(kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine down to `final` times the lr at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """A half cosine, down to `final` times the lr at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
     final: Fraction
 
@@ -61,7 +63,7 @@ class Cosine(Schedule):
 
 @dataclass(kw_only=True)
 class Step(Schedule):
-    """Multiplied by `decay` after every `every_steps` steps."""
+    """A factor that is multiplied by `decay` after every `every_steps` steps."""
 
     every_steps: PositiveInt
     decay: Fraction

@@ -7,7 +7,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.options import Options
-from ddp_agent.data.loader import Share
 from ddp_agent.data.slicing.base import SampleAttributes, Slicing
 from ddp_agent.data.slicing.shared import Shared
 from ddp_agent.data.task import Task
@@ -21,7 +20,7 @@ from ddp_agent.reducers import Reducer
 from ddp_agent.rng import RandomStreams
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training.batches import Batches
+from ddp_agent.training.batches import Batches, share_of
 from ddp_agent.training.clock import Clock, Meter
 from ddp_agent.training.ema import EMA
 from ddp_agent.training.evaluate import BestScore
@@ -68,8 +67,8 @@ class Session:
         options, task, sync, device = setup.options, setup.task, setup.sync, setup.device
         link = Link.from_environment()
         self.clock = Clock(*([link] if link else []), *setup.meters)
-        slot, slots, accumulation = setup.replica_group.slot, setup.replica_group.slots, options.accumulation_steps
-        share = Share(slot, slots, options.global_batch_size // (accumulation * slots), accumulation)
+        slot, slots = setup.replica_group.slot, setup.replica_group.slots
+        share = share_of(options, slot, slots)
         order = setup.slicing.order(SampleAttributes.of(task.data), options.seed, slot, slots)
         self.batches = Batches(data=task.data, order=order, share=share, device=device)
         self._total_steps = setup.total_steps
@@ -82,7 +81,7 @@ class Session:
             model=sync.setup(setup.module, setup.optimizer, setup.topology, setup.reducer),
             device=device,
             precision=options.precision,
-            accumulation=accumulation,
+            accumulation=share.accumulation,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.ema = EMA(setup.module, options.ema_decay) if options.ema_decay is not None else None

@@ -1,4 +1,4 @@
-"""What a whole configuration may hold, and what its parts ask of each other."""
+"""The checked configuration of a run: its types, its values, and the conditions that its parts set each other."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ddp_agent.training.optimizers import SGD, AdamW
 from ddp_agent.training.schedules import Schedule
 
 GROUPS = ("model", "dataset", "slicing", "cadence", "sync", "reducer", "optimizer", "schedule")
-# What the run tells a constructor: root keys, shapes and sizes of the data, and another group's object.
+# Arguments that a constructor gets from the run: root keys, shapes and sizes of the data, another group's object.
 RUNTIME = {
     "model": ("input_shape", "outputs", "vocabulary", "users", "items", "mean"),
     "dataset": ("data_root",),
@@ -30,10 +30,11 @@ RUNTIME = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A configuration that was checked: options, and what every group builds before there is data."""
+    """A configuration that was checked: its options, and the objects that its groups describe."""
 
     options: Options
-    model: Mapping[str, Any]  # built when input and output shapes are known
+    model: Mapping[str, Any]
+    """The node of the model, which is built as soon as input and output shapes are known."""
     dataset: Any
     slicing: Slicing
     cadence: Cadence
@@ -41,10 +42,12 @@ class Settings:
     reducer: Reducer
     optimizer: SGD | AdamW
     schedule: Schedule
-    choices: Mapping[str, str]  # the config file chosen in each group: what a run is called by
+    choices: Mapping[str, str]
+    """The config file chosen in each group, which labels that part of the run."""
     cfg: Mapping[str, Any]
 
     def label(self, group: str) -> str:
+        """Return the name of a group's config file, or of its class if no file describes it."""
         return self.choices.get(group, str(self.cfg[group]["name"]))
 
     def for_steps(self, total_steps: int) -> Self:
@@ -54,49 +57,51 @@ class Settings:
         return replace(self, cadence=cadence, sync=replace(self.sync, **changed))
 
     def problems(self, world_size: int, **known: Any) -> list[Problem]:
-        """Return what the pieces say of a run of these settings. `known`: further fields of `RunFacts`."""
+        """Return the problems that the pieces see in a run of these settings. `known`: further fields of `RunFacts`."""
         built = {group: getattr(self, group) for group in GROUPS}
-        return _said(built, replace(_facts(built, vars(self.options), world_size), **known))
+        return _problems_of(built, replace(_facts(built, vars(self.options), world_size), **known))
 
     def remarks(self, world_size: int) -> list[Problem]:
-        """Return what the pieces say of a run that may start."""
+        """Return the problems that do not keep a run from starting."""
         return [problem for problem in self.problems(world_size) if not problem.fatal]
-
-    def micro_batch(self, world_size: int) -> int:
-        return self.options.global_batch_size // (world_size * self.options.accumulation_steps)
 
 
 def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int) -> Settings:
-    """Checks everything that can be known without data. Raises ConfigError with all problems at once."""
+    """Check everything that can be known without data. Raises ConfigError with all problems at once.
+
+    Raises CheckpointError if the run to resume has no complete checkpoint.
+    """
     root = {key: value for key, value in cfg.items() if key not in GROUPS}
-    found = schema_problems(root, parameters(Options), also_known=GROUPS)
-    right = _right(root, parameters(Options))
-    built, wrong = _build_groups(cfg, right)
-    found += [*wrong, *_option_problems(right, world_size)]
-    found += [str(problem) for problem in _said(built, _facts(built, right, world_size)) if problem.fatal]
+    messages = schema_problems(root, parameters(Options), also_known=GROUPS)
+    valid = _valid_values(root, parameters(Options))
+    built, invalid = _build_groups(cfg, valid)
+    messages += [*invalid, *_option_problems(valid, world_size)]
+    messages += [str(problem) for problem in _problems_of(built, _facts(built, valid, world_size)) if problem.fatal]
     if targets := list(_targets(cfg)):
-        found = [line for line in found if line.partition(":")[0] not in targets]
-        found += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
-    if found:
-        raise ConfigError(found)
-    options = Options(**right)
+        messages = [line for line in messages if line.partition(":")[0] not in targets]
+        messages += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
+    if messages:
+        raise ConfigError(messages)
+    options = Options(**valid)
     if options.resume is not None and not newest(options.resume / "checkpoints"):
         raise CheckpointError(f"resume: {options.resume / 'checkpoints'} holds no complete checkpoint")
     return Settings(options=options, model=cfg["model"], choices=choices, cfg=cfg, **built)
 
 
 def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
-    """Checks what depends on the size of the data. Raises ConfigError with all problems at once."""
+    """Check everything that depends on the size of the data. Raises ConfigError with all problems at once."""
     samples, options = task.data.train_count, settings.options
-    found = []
+    messages = []
     if options.global_batch_size > samples:
-        found.append(
+        messages.append(
             f"global_batch_size: found {options.global_batch_size}, expected at most the {samples} training samples"
         )
     if world_size > samples:
-        found.append(f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks")
+        messages.append(
+            f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks"
+        )
     if task.data.test_count == 0:
-        found.append("dataset: found no test samples")
+        messages.append("dataset: found no test samples")
     total_steps = options.total_steps(samples)
     known = {
         "total_steps": total_steps,
@@ -104,18 +109,18 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         "samples": SampleAttributes.of(task.data),
         "subtasks": tuple(subtask.name for subtask in task.subtasks),
     }
-    found += [str(problem) for problem in settings.problems(world_size, **known) if problem.fatal]
+    messages += [str(problem) for problem in settings.problems(world_size, **known) if problem.fatal]
     if options.profile_steps is not None and UNTRACED_STEPS + options.profile_steps > total_steps:
-        found.append(
+        messages.append(
             f"profile_steps: found {options.profile_steps} after {UNTRACED_STEPS} that are not traced, expected at "
             f"most the run's {total_steps} steps together"
         )
-    if found:
-        raise ConfigError(found)
+    if messages:
+        raise ConfigError(messages)
 
 
-def _right(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[str, Any]:
-    """The values that are right by themselves: what they ask of each other is told in the same message."""
+def _valid_values(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Return the values that are valid by themselves, so that one message can also tell how they conflict."""
     return {
         key: coerce(given[key], parameter.annotation)
         for key, parameter in accepted.items()
@@ -123,41 +128,41 @@ def _right(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[
     }
 
 
-def _build_groups(cfg: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What the groups build that have all they need, and everything that is wrong with any of them."""
+def _build_groups(cfg: Mapping[str, Any], valid: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the objects of all groups that are valid and complete, and the problems of all groups."""
     built: dict[str, Any] = {}
-    found: list[str] = []
-    trusted = right.get("trusted_packages", [])
+    messages: list[str] = []
+    trusted = valid.get("trusted_packages", [])
     for group in GROUPS:
         node, wanted = cfg.get(group), RUNTIME.get(group, ())
-        known = {"total_steps": right.get("max_steps"), **right, **built}
+        known = {"total_steps": valid.get("max_steps"), **valid, **built}
         given = {key: known[key] for key in wanted if key in known}
         if not isinstance(node, Mapping):
-            found.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")
+            messages.append(f"{group}: found {node!r}, expected a choice from conf/{group}/")
         elif len(given) < len(wanted):
-            found += problems(group, node, trusted_packages=trusted, runtime=wanted)
+            messages += problems(group, node, trusted_packages=trusted, runtime=wanted)
         else:
             try:
                 built[group] = build(group, node, trusted_packages=trusted, **given)
             except ConfigError as error:
-                found += error.problems
-    return built, found
+                messages += error.problems
+    return built, messages
 
 
-def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]:
-    batch, accumulation = right.get("global_batch_size"), right.get("accumulation_steps")
+def _option_problems(valid: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    batch, accumulation = valid.get("global_batch_size"), valid.get("accumulation_steps")
     if batch and accumulation and batch % (ways := world_size * accumulation):
         near = max(1, round(batch / ways)) * ways
         yield (
             f"global_batch_size: found {batch}, expected a multiple of {world_size} ranks x "
             f"{accumulation} accumulation_steps, such as {near}"
         )
-    if {"epochs", "max_steps"} <= right.keys() and right["epochs"] is None and right["max_steps"] is None:
+    if {"epochs", "max_steps"} <= valid.keys() and valid["epochs"] is None and valid["max_steps"] is None:
         yield "epochs: found null, and max_steps too; expected one of them"
-    resume = right.get("resume")
+    resume = valid.get("resume")
     if resume is not None and not resume.is_dir():
         yield f"resume: found {str(resume)!r}, which is no directory; expected the directory of an earlier run"
-    ranks_per_node = right.get("ranks_per_node") or world_size
+    ranks_per_node = valid.get("ranks_per_node") or world_size
     if world_size % ranks_per_node:
         divisors = [str(count) for count in range(1, world_size + 1) if world_size % count == 0]
         yield (
@@ -167,7 +172,7 @@ def _option_problems(right: Mapping[str, Any], world_size: int) -> Iterator[str]
 
 
 def _facts(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int) -> RunFacts:
-    """Return what is known of the run before there is data; `total_steps` is max_steps."""
+    """Return the facts of the run that are known before there is data; `total_steps` is max_steps."""
     slicing = built.get("slicing")
     return RunFacts(
         world_size=world_size,
@@ -181,14 +186,14 @@ def _facts(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int
     )
 
 
-def _said(built: Mapping[str, Any], run: RunFacts) -> list[Problem]:
-    """Return what the pieces say of a run. The other groups have nothing to say before there is data."""
-    asked = [built[group] for group in ("slicing", "cadence", "sync", "reducer", "schedule") if group in built]
-    return [problem for piece in asked for problem in piece.problems(run)]
+def _problems_of(built: Mapping[str, Any], run: RunFacts) -> list[Problem]:
+    """Return the problems that the pieces see in a run."""
+    pieces = [built[group] for group in ("slicing", "cadence", "sync", "reducer", "schedule") if group in built]
+    return [problem for piece in pieces for problem in piece.problems(run)]
 
 
 def _targets(node: Any, path: str = "") -> Iterator[str]:
-    """Where a config holds Hydra's `_target_`: a config file from someone else must not name code to run."""
+    """Yield the keys that hold Hydra's `_target_`: a config file from someone else must not name code to run."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             here = f"{path}.{key}" if path else str(key)

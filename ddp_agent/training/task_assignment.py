@@ -23,11 +23,11 @@ def assign_tasks(slicing: Slicing, task: Task, model: nn.Module, ranks: int) -> 
 
 
 def head_flops(model: MultiTask, task: Task) -> dict[str, int]:
-    """What each head costs for a sample, in multiplications and additions of a forward pass.
+    """Return the cost of each head per sample, in multiplications and additions of a forward pass.
 
-    Counted, not timed: all ranks, and all attempts of a run, must come to the same numbers.
+    It is counted, not timed, since all ranks and all attempts of a run must find the same numbers.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # which most runs do not need
+    from torch.utils.flop_counter import FlopCounterMode  # most runs do not need it
 
     inputs = task.data.train[0][0].unsqueeze(0)
     flops = {}
@@ -41,14 +41,15 @@ def head_flops(model: MultiTask, task: Task) -> dict[str, int]:
 
 
 def partition(task: Task, model: nn.Module, sync: SyncStrategy, owners: Owners, rank: int) -> tuple[Task, SyncStrategy]:
-    """What a rank trains, `model` told so, and what keeps it in step, where ranks train different tasks.
+    """Return the task and the sync mode of `rank`. They differ from the given ones if ranks train different tasks.
 
-    As many ranks as train a task show it so many samples, and their mean is a task's part of the trunk's gradient: so
-    that all tasks count alike there, as if every rank trained all of them, those of few ranks count more.
+    The tasks of this rank and their weights are set in `model.trained`. The trunk's gradient is a mean over all ranks,
+    in which a task counts in proportion to the ranks that train it. The weights undo that: all tasks count the same, as
+    if every rank trained all of them.
     """
-    ranks = len({owner for each in owners.values() for owner in each})
-    if not isinstance(model, MultiTask) or all(len(each) == ranks for each in owners.values()):
+    ranks = len({owner for owners_of_task in owners.values() for owner in owners_of_task})
+    if not isinstance(model, MultiTask) or all(len(some) == ranks for some in owners.values()):
         return task, sync
-    model.trained = {name: ranks / len(each) for name, each in owners.items() if rank in each}
+    model.trained = {name: ranks / len(some) for name, some in owners.items() if rank in some}
     mine = replace(task, objective=replace(task.objective, train_loss=loss_of(task.subtasks, list(model.trained))))
-    return mine, ByOwner(mode=sync, owners={f"heads.{name}": each for name, each in owners.items()})
+    return mine, ByOwner(mode=sync, owners={f"heads.{name}": some for name, some in owners.items()})

@@ -17,6 +17,7 @@ from ddp_agent.config.registry import PLACES
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.sync import DiLoCo
+from ddp_agent.training.batches import share_of
 from ddp_agent.training.settings import GROUPS, Settings, check_against_data, parse
 
 EVERY_YAML = [(group, name) for group in groups() for name in files(group)]
@@ -113,7 +114,7 @@ def test_a_part_is_called_by_its_file_or_else_by_its_class() -> None:
 def test_the_articles_case_is_right_for_its_ten_nodes(sync: str) -> None:
     found = settings("+experiment=article", f"sync={sync}", world_size=10)
     assert (found.label("dataset"), found.label("model"), found.label("sync")) == ("article", "linear", sync)
-    assert found.micro_batch(world_size=10) * 10 == found.options.global_batch_size
+    assert share_of(found.options, 0, 10).micro_batch * 10 == found.options.global_batch_size
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_epochs_cover_every_sample() -> None:
 @pytest.mark.parametrize(("world_size", "accumulation", "expected"), [(1, 1, 64), (2, 1, 32), (4, 8, 2)])
 def test_micro_batch_is_the_ranks_share(world_size: int, accumulation: int, expected: int) -> None:
     found = parsed(config(f"accumulation_steps={accumulation}"), world_size)
-    assert found.micro_batch(world_size) == expected
+    assert share_of(found.options, 0, world_size).micro_batch == expected
 
 
 # Modes and reducers

@@ -100,7 +100,7 @@ def test_many_classes_are_told_in_words_alone() -> None:
 
 
 def test_words_begin_with_the_worst_and_say_what_it_is_taken_for() -> None:
-    assert THREE.words().splitlines()[1:] == [
+    assert THREE.text().splitlines()[1:] == [
         "   0.500       10  cow, most often taken for bee (4)",
         "   0.800       10  ant, most often taken for cow (2)",
     ]
@@ -110,7 +110,7 @@ def test_of_many_classes_the_worst_and_the_best_are_told() -> None:
     counts = torch.zeros(30, 30, dtype=torch.int64)
     for label in range(30):
         counts[label, label], counts[label, 0] = 10 * label, counts[label, 0] + 300 - 10 * label
-    told = [line.split()[2].strip(",") for line in Confusion(counts, ()).words().splitlines()[1:]]
+    told = [line.split()[2].strip(",") for line in Confusion(counts, ()).text().splitlines()[1:]]
     assert told == [*map(str, range(1, 11)), "more", "26", "27", "28", "29", "0"]
 
 
