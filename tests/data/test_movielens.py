@@ -11,8 +11,8 @@ import torch
 from configs import node
 from rank_pool import RankPool
 from resident import tensors
+from run_states import same, states, training_state
 from runs import mode, run
-from test_run import same, states, training_state
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import build

@@ -12,8 +12,8 @@ import torch
 from configs import node
 from rank_pool import RankPool
 from resident import tensors
+from run_states import same, states, training_state
 from runs import mode, run
-from test_run import same, states, training_state
 from wav_files import tone, wav
 
 from ddp_agent.config.registry import build

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import RankPool
+from run_states import same, states, training_state
 from runs import config, run
 from test_image_folder import BOTH, write_images
-from test_run import same, states, training_state
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 

@@ -1,7 +1,6 @@
-"""A whole run: what it leaves behind, that it resumes bit for bit, and what it refuses."""
+"""A whole run: the files that it leaves, and options that hold in every mode."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partialmethod
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import RankPool, RankProcesses
+from run_states import recorded, same
 from runs import EACH, MODES, config, mode, run
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_agent.checkpoint import export
 from ddp_agent.checkpoint.manifest import Manifest
@@ -29,32 +29,6 @@ SUMMARY_KEYS = """
     straggler_wait_s collectives higher_is_better peak_memory_bytes python_version platform cpus commit
     consensus_relative change_cosine gradient_cosine pseudo_gradient_norm critical_batch_samples
 """
-
-
-def recorded(run_dir: Path, key: str = "step") -> list[int]:
-    """The steps at which `key` was measured."""
-    return [record["step"] for record in read_metrics(run_dir / "metrics.jsonl", 99) if key in record]
-
-
-def states(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
-
-
-def training_state(state: dict[str, Any]) -> dict[str, Any]:
-    """All of a checkpoint but the time that things took."""
-    timing = {"clock", "comm", "logged", "standing"}
-    return {key: value for key, value in state.items() if key not in timing}
 
 
 @dataclass(frozen=True)
@@ -129,106 +103,6 @@ def exported(path: str) -> tuple[list[float], float]:
 def test_the_exported_model_is_the_one_that_was_scored(plain_runs: Callable[[str], Plain], name: str) -> None:
     plain = plain_runs(name)
     assert exported(str(plain.path))[1] == pytest.approx(plain.summaries[0]["test_metric"], abs=1e-12)
-
-
-# Resume.
-
-
-def continued_from(whole: Path, step: int, path: Path) -> Path:
-    """A directory that holds of a run what it had at `step`, as if it had been killed then."""
-    shutil.copytree(whole, path, ignore=shutil.ignore_patterns("step-*", ".lock"))
-    checkpoint = f"checkpoints/step-{step:08d}"
-    shutil.copytree(whole / checkpoint, path / checkpoint)
-    (path / "summary.json").unlink()
-    return path
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", EACH)
-def test_resume_is_bitwise_at_every_step(name: str, size: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Each resume runs in a new directory, from a checkpoint that the previous resumed run wrote."""
-    pool: RankPool = request.getfixturevalue(f"ranks{size}")
-    options = ("checkpoint_every=1", "keep_checkpoints=99", "optimizer=adamw", "ema_decay=0.9")
-    assert isinstance(pool.run(run, *mode(name, *options), str(tmp_path / "whole"))[0], dict)
-    expected = [training_state(state) for state in states(tmp_path / "whole", 8)]
-    before = tmp_path / "whole"
-    for step in range(1, 5):
-        source = continued_from(before, step, tmp_path / f"killed {step}")
-        target = tmp_path / f"resumed {step}"
-        cfg, choices = mode(name, *options)
-        summary = pool.run(run, cfg | {"resume": str(source)}, choices, str(target))[0]
-        assert isinstance(summary, dict), summary
-        assert same([training_state(state) for state in states(target, 8)], expected), step
-        model, whole = (path / "model.safetensors" for path in (target, tmp_path / "whole"))
-        assert model.read_bytes() == whole.read_bytes()
-        before = target
-
-
-def test_a_resumed_run_counts_on(ranks2: RankPool, tmp_path: Path) -> None:
-    options = ("checkpoint_every=1", "keep_checkpoints=99")
-    whole = ranks2.run(run, *mode("local_sgd", *options), str(tmp_path / "whole"))[0]
-    source = continued_from(tmp_path / "whole", 3, tmp_path / "killed")
-    resumed = ranks2.run(run, *mode("local_sgd", *options, f"resume={source}"), str(tmp_path / "resumed"))[0]
-    for key in ("steps", "samples", "syncs", "payload_bytes", "wire_bytes", "test_metric", "init_sha256"):
-        assert resumed[key] == whole[key], key
-    assert recorded(tmp_path / "resumed") == recorded(tmp_path / "whole") == [2, 4, 6, 8]
-
-
-def test_a_restarted_attempt_finds_its_own_checkpoint(ranks2: RankPool, tmp_path: Path) -> None:
-    options = ("checkpoint_every=1", "keep_checkpoints=99")
-    whole = ranks2.run(run, *mode("diloco", *options), str(tmp_path / "whole"))[0]
-    killed = continued_from(tmp_path / "whole", 5, tmp_path / "killed")
-    restarted = ranks2.run(run, *mode("diloco", *options), str(killed), 1)[0]
-    assert restarted["test_loss"] == whole["test_loss"]
-    assert same(*([training_state(s) for s in states(path, 8)] for path in (killed, tmp_path / "whole")))
-
-
-def test_a_restart_before_the_first_checkpoint_starts_afresh(ranks2: RankPool, tmp_path: Path) -> None:
-    """Dropout and BatchNorm would tell if anything had been drawn or trained before."""
-    ranks2.run(run, *mode("allreduce", "model=resnet20", "max_steps=2"), str(tmp_path / "whole"))
-    cfg, choices = mode("allreduce", "model=resnet20", "max_steps=2")
-    ranks2.run(run, cfg, choices, str(tmp_path / "restarted"), 1)
-    assert same(*([training_state(s) for s in states(tmp_path / path, 2)] for path in ("whole", "restarted")))
-
-
-def test_a_longer_run_goes_on_from_a_finished_one(ranks2: RankPool, tmp_path: Path) -> None:
-    """The last checkpoint comes before the flush: eight steps and then four more are twelve."""
-    ranks2.run(run, *mode("local_sgd", "max_steps=6"), str(tmp_path / "six"))
-    longer = mode("local_sgd", f"resume={tmp_path / 'six'}")
-    ranks2.run(run, *longer, str(tmp_path / "longer"))
-    ranks2.run(run, *mode("local_sgd"), str(tmp_path / "whole"))
-    assert same(*([training_state(s) for s in states(tmp_path / path, 8)] for path in ("longer", "whole")))
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (("model.hidden=[32]",), "model"),
-        (("sync=diloco",), "sync"),
-        (("optimizer.lr=0.5",), "optimizer"),
-        (("seed=3",), "seed"),
-        (("reducer=bf16", "sync=diloco"), "reducer"),
-        (("max_steps=4",), "max_steps: found 4, expected at least the checkpoint's step 8"),
-    ],
-)
-def test_resume_of_another_run_is_refused(
-    ranks2: RankPool, tmp_path: Path, change: tuple[str, ...], named: str
-) -> None:
-    ranks2.run(run, *mode("local_sgd"), str(tmp_path / "first"))
-    before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()}
-    overrides = ["sync=local_sgd", "sync.period=4"] if not any("sync=" in item for item in change) else []
-    messages = ranks2.run(run, *config(*overrides, *change, f"resume={tmp_path / 'first'}"), str(tmp_path / "second"))
-    assert len(set(messages)) == 1
-    assert named in messages[0]
-    assert {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()} == before
-
-
-def test_another_world_size_is_refused(ranks2: RankPool, ranks3: RankPool, tmp_path: Path) -> None:
-    ranks2.run(run, *mode("local_sgd"), str(tmp_path / "first"))
-    message = ranks3.run(run, *mode("local_sgd", f"resume={tmp_path / 'first'}"), str(tmp_path / "second"))[0]
-    assert "2" in message
-    assert "3" in message
-    assert message.startswith("CheckpointError")
 
 
 # Options hold in every mode.

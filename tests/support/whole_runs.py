@@ -2,13 +2,11 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
 from configs import files
 from forked_torchrun import Outcome, run
+from run_states import same, states, training_state
 from short_periods import short
-from torch import Tensor
 
 from ddp_agent.checkpoint.manifest import Manifest
 
@@ -45,26 +43,12 @@ class Wholes:
     def assert_same_end(self, outcome: Outcome, mode: str, size: int) -> None:
         """Compare every rank's state except times, and the exported model."""
         whole = self.of(mode, size)
-        for rank, (one, other) in enumerate(zip(final_states(whole), final_states(outcome.run_dir), strict=True)):
-            for key in one.keys() - {"clock", "comm", "logged", "standing"}:
-                assert _same(one[key], other[key]), f"rank {rank}: {key} differs"
+        pairs = zip(states(whole, STEPS), states(outcome.run_dir, STEPS), strict=True)
+        for rank, (one, other) in enumerate((training_state(one), training_state(other)) for one, other in pairs):
+            for key in one:
+                assert same(one[key], other[key]), f"rank {rank}: {key} differs"
         models = [(path / "model.safetensors").read_bytes() for path in (whole, outcome.run_dir)]
         assert models[0] == models[1]
-
-
-def final_states(run_dir: Path) -> list[dict[str, Any]]:
-    folder = run_dir / "checkpoints" / f"step-{STEPS:08d}"
-    return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
 
 
 def checkpoints(run_dir: Path) -> list[int]:

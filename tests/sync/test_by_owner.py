@@ -9,9 +9,10 @@ import pytest
 import torch
 from loops import DTYPE, Loop, apart, random_batch, refusal, sgd
 from rank_pool import RankPool
+from run_states import same
 from runs import FEW
 from test_laws import ALL, TOLERANCE
-from test_sync import REDUCERS, one_averaging, same
+from test_sync import REDUCERS, one_averaging
 from torch import Tensor, nn
 
 from ddp_agent.distributed.consistency import require_replicated

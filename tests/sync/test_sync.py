@@ -10,6 +10,7 @@ import pytest
 import torch
 from loops import DTYPE, InBuckets, Loop, alone, apart, mlp, norm_net, random_batch, refusal, sgd, train
 from rank_pool import RankPool
+from run_states import same
 from test_laws import ALL, MODES
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -163,16 +164,6 @@ def test_a_saved_state_does_not_change_as_training_goes_on(mode: str) -> None:
     before = copy.deepcopy(state)
     loop.run(5)
     assert same(state, before)
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 @MODES

@@ -9,9 +9,9 @@ import torch
 from configs import config as plain_config
 from configs import parsed, refusal
 from rank_pool import RankPool
+from run_states import same as same_state
+from run_states import states, training_state
 from runs import EACH, config, mode, run
-from test_run import same as same_state
-from test_run import states, training_state
 from torch import nn
 
 from ddp_agent.checkpoint import export
