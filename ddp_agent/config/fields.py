@@ -47,6 +47,19 @@ class Pattern:
         return self.words
 
 
+@dataclass(frozen=True)
+class Hint:
+    """Any value, with a `remedy` that follows the type in an error message."""
+
+    remedy: str
+
+    def __contains__(self, value: object) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return self.remedy
+
+
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 Layers = Annotated[int, Range(1, 1000)]  # each takes time, if no memory

@@ -3,11 +3,16 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from ddp_agent.config.fields import Hint
+
+DataRoot = Annotated[Path, Hint("(set data_root=<folder>)")]
+"""The folder of data files, which a dataset's constructor takes as `data_root`."""
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Transform = Callable[[Tensor], Tensor]
 Look = Literal["image", "spectrogram"]

@@ -28,7 +28,9 @@ def groups() -> list[str]:
 
 @functools.cache
 def _read(group: str, name: str) -> Any:
-    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
+    root: Any = OmegaConf.load(CONF / "config.yaml")
+    common = root.get(group, {})  # values for every file of the group
+    loaded = OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), common)
     known = {group: loaded} | ({} if group == "schedule" else {"schedule": _read("schedule", "constant")})
     resolved: Any = OmegaConf.to_container(OmegaConf.create(known), resolve=True)
     return resolved[group]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddp_agent.config.fields import NonNegativeInt, PositiveInt, check_fields
 from ddp_agent.data.readers.archive import stays_inside
 from ddp_agent.data.readers.download import Published, located
-from ddp_agent.data.task import Data, Objective, Presentation, Task, fingerprint
+from ddp_agent.data.task import Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
 TESTED = 10  # one character in so many: the last ones
@@ -29,7 +29,7 @@ SHAKESPEARE = Published(
 class CharLM:
     """Any text by its characters (input.txt: tiny Shakespeare); the first 90 % to train on, the rest to test."""
 
-    data_root: Path
+    data_root: DataRoot
     file: str
     download: bool
     """Only input.txt, which is tiny Shakespeare."""

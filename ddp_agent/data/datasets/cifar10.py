@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.data.readers.download import Published, in_turn
 from ddp_agent.data.readers.images import normalise
-from ddp_agent.data.task import Data, Presentation, Samples, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -33,7 +32,7 @@ STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
 class CIFAR10:
     """CIFAR-10: 60,000 coloured 32 x 32 pictures of ten kinds of things, through torchvision."""
 
-    data_root: Path
+    data_root: DataRoot
     download: bool
     augment: bool
     """Random crops and mirror images of what is trained on."""

@@ -9,7 +9,7 @@ from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.download import Published, in_turn
 from ddp_agent.data.readers.idx import read_idx
 from ddp_agent.data.readers.images import normalise
-from ddp_agent.data.task import Data, Presentation, Samples, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -36,7 +36,7 @@ DEBIAN_FOLDER = "fashion-mnist"
 class FashionMNIST:
     """Fashion-MNIST: 70,000 grey 28 x 28 pictures of clothing in ten classes, from IDX files."""
 
-    data_root: Path
+    data_root: DataRoot
     download: bool
     loss: LossName
 

@@ -12,7 +12,7 @@ from ddp_agent.config.fields import Range, check_fields
 from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.images import read_rgb
-from ddp_agent.data.task import Data, Presentation, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 SPLITS = ("train", "test")
@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageFolder:
     """Your own images: data_root/{train,test}/<class>/*.png or jpg, resized and streamed by workers."""
 
-    data_root: Path
+    data_root: DataRoot
     image_size: Annotated[int, Range(1, 4096)]
     """Side of the square that is cut from the middle, after the shorter side was brought to it."""
     augment: bool

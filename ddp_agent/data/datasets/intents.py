@@ -15,7 +15,7 @@ from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
 from ddp_agent.data.readers.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.tokens import Features, encode, words
-from ddp_agent.data.task import Data, Presentation, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import ConfigError, DataError
 
 CorpusName = Literal["clinc150", "banking77"]
@@ -30,7 +30,7 @@ Parts = dict[str, list[Sentence]]
 class Intents:
     """What sentences ask for: CLINC150 (150 intents, in-scope) or BANKING77, as padded token numbers."""
 
-    data_root: Path
+    data_root: DataRoot
     download: bool
     corpus: CorpusName
     features: Features

@@ -3,7 +3,6 @@
 import functools
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from ddp_agent.config.fields import PositiveInt, check_fields
 from ddp_agent.data.negative_sampling import NegativeSampler
 from ddp_agent.data.readers.ratings import HIGHEST, LOWEST, Ratings, find, read_ratings, read_titles
 from ddp_agent.data.recommendations import recommendations
-from ddp_agent.data.task import Criterion, Data, Objective, Presentation, Task, fingerprint
+from ddp_agent.data.task import Criterion, Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
 # What is tested is the same for every run. How hard a random tenth of 100,004 ratings is depends on luck: the RMSE of
@@ -29,7 +28,7 @@ TOP = 10
 class MovieLens:
     """Ratings of films: predict stars (RMSE), or rank the film seen last among unseen ones (HR@10, NDCG@10)."""
 
-    data_root: Path
+    data_root: DataRoot
     predict: Literal["stars", "ranking"]
     ranking_loss: Literal["bpr", "softmax"]
     """Of a film seen against unseen ones: each of them (Rendle et al. 2009, arXiv:1205.2618), or all at once."""

@@ -17,7 +17,7 @@ from ddp_agent.data.datasets.digits import stratified_split
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.images import normalise, read_rgb
 from ddp_agent.data.readers.zip_members import content_sha256, members
-from ddp_agent.data.task import Data, Presentation, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 CLASSES = 10
@@ -52,7 +52,7 @@ class _Pictures:
 class SignDigits:
     """2,062 coloured 32 x 32 photos of hands that show a digit; a random fifth of each digit is tested."""
 
-    data_root: Path
+    data_root: DataRoot
     download: bool
     augment: bool
     """Random crops and mirror images of what is trained on."""

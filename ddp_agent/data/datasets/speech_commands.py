@@ -18,7 +18,7 @@ from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.word_folders import PartName, WavClip
-from ddp_agent.data.task import Data, Presentation, Samples, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
 GOOGLE_FOLDER = "speech_commands_v0.02"
@@ -36,7 +36,7 @@ UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
 class SpeechCommands:
     """Spoken words as mel spectrograms: Google's Speech Commands, or wav files of yours in its layout."""
 
-    data_root: Path
+    data_root: DataRoot
     corpus: Literal["folders"]
     """The layout of the data: one folder of wav files per word."""
     download: bool

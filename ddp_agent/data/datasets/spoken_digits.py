@@ -18,7 +18,7 @@ from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.wav import read_wav
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.zip_members import content_sha256, members
-from ddp_agent.data.task import Data, Presentation, Task
+from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 TaskName = Literal["digit", "speaker"]
@@ -50,7 +50,7 @@ class _Spoken:
 class SpokenDigits:
     """3,000 spoken digits of 6 speakers (FSDD) as mel spectrograms, from a zip file of wav files."""
 
-    data_root: Path
+    data_root: DataRoot
     download: bool
     rate: Rate
     """Samples a second; recordings of another rate are resampled."""
