@@ -13,15 +13,15 @@ from ddp_agent.distributed.consistency import ReplicatedTensor, ranks_unlike_ran
 from ddp_agent.errors import CheckpointError, NonFiniteError
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync.base import SyncStrategy
-from ddp_agent.sync.engine.internals import internals
+from ddp_agent.sync.engine.internals import Internals, internals
 from ddp_agent.training.clock import Clock
 from ddp_agent.training.link_bytes import Link
 
 log = logging.getLogger(__name__)
 
 # Parts that differ between ranks, also where all ranks have the same parameters.
-OWN = ("optimizer", "reducer", "diagnostics", "random")
-MEETINGS_CHANGE = ("weights", "syncs", "sync", "reducer", "standing", "optimizer")
+OWN_PARTS = ("optimizer", "reducer", "diagnostics", "random")
+CHANGED_BY_EXCHANGE = ("weights", "syncs", "sync", "reducer", "standing", "optimizer")
 
 
 class Stateful(Protocol):
@@ -74,14 +74,18 @@ class State:
         """Optimizer steps that were taken."""
         return self.position.step
 
+    @property
+    def _sync(self) -> Internals:
+        return internals(self.sync)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the content of this rank's file in a checkpoint."""
-        at, world = self.position, internals(self.sync).world
+        at, world = self.position, self._sync.world
         return {
             "step": at.step,
-            "ranks": [world.size, not ranks_unlike_rank_0(internals(self.sync).flat.parameters, world)],
-            "weights": [internals(self.sync).flat.everything, *internals(self.sync).flat.others],
-            "syncs": internals(self.sync).syncs,
+            "ranks": [world.size, not ranks_unlike_rank_0(self._sync.flat.parameters, world)],
+            "weights": [self._sync.flat.everything, *self._sync.flat.others],
+            "syncs": self._sync.syncs,
             "comm": asdict(world.ledger.settle()),
             "loss_sum": at.loss_sum,
             "logged": [at.logged_step, at.logged_s],
@@ -97,65 +101,76 @@ class State:
         other_ranks = self._of_other_ranks(state)
         self.position.step = state["step"]
         for name, value in state["comm"].items():
-            setattr(internals(self.sync).world.stats, name, value)
+            setattr(self._sync.world.stats, name, value)
         self.position.loss_sum.copy_(state["loss_sum"])
         self.position.logged_step, self.position.logged_s = state["logged"]
         if self.link:
             self.link.training_bytes = state.get("link_bytes")
-        self._load(state, self.parts.keys() - set(OWN if other_ranks else ()))
+        self._load(state, self.parts.keys() - set(OWN_PARTS if other_ranks else ()))
 
     def check_start(self) -> None:
+        """Raise DivergedError if ranks start with different parameters. A collective."""
         if self.step == 0:
-            world = internals(self.sync).world
-            require_replicated([ReplicatedTensor(internals(self.sync).flat.parameters, range(world.size))], world, 0)
+            world = self._sync.world
+            require_replicated([ReplicatedTensor(self._sync.flat.parameters, range(world.size))], world, 0)
 
     def snapshot(self) -> dict[str, Any]:
+        """Return copies of everything that an exchange may change."""
         state = self.state_dict()
         local = not self.sync.traits.merges_optimizer_state
-        return {key: copied(state[key]) for key in MEETINGS_CHANGE if not (key == "optimizer" and local)}
+        return {key: copied(state[key]) for key in CHANGED_BY_EXCHANGE if not (key == "optimizer" and local)}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """What is there may be half changed, and is not looked at."""
+        """Return to a `snapshot`. The state before may be half changed, and is not read."""
         self._load(snapshot, snapshot)
 
     def regroup(self, rank: int, size: int, new_size: int) -> None:
+        """Adapt to another number of ranks; see `Reducer.regroup`."""
         self.reducer.regroup(rank, size, new_size)
 
     def join_state(self) -> dict[str, Any]:
-        """The optimizer's moments, too: better than none, and with optimizer_state=average they are everybody's."""
+        """Return the state that a replica which joins continues from.
+
+        It includes the optimizer's moments: the newcomer starts better with another rank's moments than with zeros.
+        With optimizer_state=average they are identical on all ranks.
+        """
         state = self.state_dict() | {"reducer": self.reducer.common_state()}
-        return {key: state[key] for key in ("step", *MEETINGS_CHANGE, "scaler", "ema") if key in state}
+        return {key: state[key] for key in ("step", *CHANGED_BY_EXCHANGE, "scaler", "ema") if key in state}
 
     def load_join_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from another replica's `join_state`."""
         self.position.step = state["step"]
         self._load(state, state)
         self.position.loss_sum.zero_()
         self.position.logged_step, self.position.logged_s = self.step, self.clock.read(0.0)["train_s"]
 
     def _load(self, state: Mapping[str, Any], names: Container[str]) -> None:
-        """Weights, and the parts of these names."""
-        internals(self.sync).flat.restore(state["weights"])
-        internals(self.sync).syncs = state["syncs"]
+        """Load the weights and the parts of these names."""
+        self._sync.flat.restore(state["weights"])
+        self._sync.syncs = state["syncs"]
         for name, part in self.parts.items():
             if name in names:
                 part.load_state_dict(state[name])
 
     def _of_other_ranks(self, state: Mapping[str, Any]) -> bool:
-        """Whether it is rank 0's of another number of ranks. Raises CheckpointError when these were not alike."""
-        here = internals(self.sync).world.size
-        size, alike = state.get("ranks", (here, True))
+        """Return whether the state was saved by another number of ranks, and is rank 0's then.
+
+        Raises CheckpointError if the parameters of those ranks were not identical.
+        """
+        here = self._sync.world.size
+        size, identical = state.get("ranks", (here, True))
         if size == here:
             return False
-        if not alike:
+        if not identical:
             raise CheckpointError(
                 f"resume_other_ranks: after step {state['step']} the {size} ranks of the checkpoint had parameters of "
                 "their own, expected one that was saved right after all were averaged (sync.period divides "
                 "checkpoint_every, for example)"
             )
         log.warning(
-            "resumed with %d ranks what %d ranks had saved: parameters, the sync mode's own state and the position in "
-            "the data go on; optimizer state, error feedback and random streams begin afresh, shards are cut anew, "
-            "buffers and moving averages are those of rank 0",
+            "resumed with %d ranks a checkpoint of %d ranks: parameters, the sync mode's own state and the position in "
+            "the data continue; optimizer state, error feedback and random streams start from scratch, shards are cut "
+            "again, buffers and moving averages are those of rank 0",
             here,
             size,
         )
