@@ -18,7 +18,7 @@ from ddp_agent.plan.fit import Link, algorithms, fit
 from ddp_agent.plan.measured import Measured, check_same_task, labels_of, measure, read, why_not
 from ddp_agent.plan.outcome import BASELINE, Outcome, Question, plan
 from ddp_agent.plan.predict import Model
-from ddp_agent.report.runs import ReportError, Run
+from ddp_agent.report.runs.run import ReportError, Run
 
 
 def main(typed: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ from statistics import mean
 from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Prediction
 from ddp_agent.plan.words import counted
-from ddp_agent.report.files import number
-from ddp_agent.report.runs import Run
+from ddp_agent.report.runs.files import number
+from ddp_agent.report.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ddp_agent.plan.fit import Link, fit, lateness, link_of, spread_s
 from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.predict import Model, exposed_s, nearest
 from ddp_agent.plan.traffic import loads
-from ddp_agent.report.runs import ReportError
+from ddp_agent.report.runs.run import ReportError
 
 
 @dataclass(frozen=True)

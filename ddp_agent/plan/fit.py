@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ddp_agent.plan.collectives import Algorithm, Cluster, Hop, expected_max
 from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.traffic import loads
-from ddp_agent.report.runs import ReportError
+from ddp_agent.report.runs.run import ReportError
 
 # On 1,448 bytes of data 66 of headers, and 66 of acknowledgement for two such packets: 1.07; less in larger packets.
 HEADERS = 1.06

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from ddp_agent.report.files import plain
-from ddp_agent.report.rows import differing_keys, settings_of
-from ddp_agent.report.runs import ReportError, Run, find_runs
+from ddp_agent.report.runs.files import one_line
+from ddp_agent.report.runs.run import ReportError, Run, find_runs
+from ddp_agent.report.runs.settings import differing_keys, settings_of
 
 # Of a setting they are another measurement: how many ranks there were, and how much work each had.
 _NOT_A_SETTING = ("global_batch_size", "accumulation_steps", "ranks_per_node", "device")
@@ -116,7 +116,7 @@ def check_same_task(runs: Sequence[Run]) -> None:
     for key in _MUST_AGREE:
         having: defaultdict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            having[plain(run.summary.get(key))[:12]].append(run)
+            having[one_line(run.summary.get(key))[:12]].append(run)
         if len(having) > 1:
             lines = [f"  {value}: {', '.join(str(run.path) for run in those)}" for value, those in having.items()]
             raise ReportError("\n".join([f"{key} differs, so one model cannot describe these runs:", *lines]))

@@ -13,7 +13,7 @@ from ddp_agent.plan.check import Checked
 from ddp_agent.plan.fit import Link
 from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.predict import Model, Prediction, nearest
-from ddp_agent.report.runs import ReportError
+from ddp_agent.report.runs.run import ReportError
 
 BASELINE = "allreduce"
 

@@ -1,1 +1,1 @@
-"""Tabulates and draws finished runs. Imports no training code: it works wherever the folders are."""
+"""Comparison of finished runs in tables, figures and sentences. Imports no training code: run folders are enough."""

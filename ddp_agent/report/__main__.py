@@ -11,31 +11,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ddp_agent.report.answer import answer
-from ddp_agent.report.compare import compare
-from ddp_agent.report.fair import check_comparable
-from ddp_agent.report.files import plain
-from ddp_agent.report.folder import INDEX, write
-from ddp_agent.report.notes import notes
-from ddp_agent.report.result import Result
-from ddp_agent.report.rows import rows_of
-from ddp_agent.report.runs import ReportError, find_runs
-from ddp_agent.report.sheets import sheets
-from ddp_agent.report.table import table
+from ddp_agent.report.comparison.answer import answer
+from ddp_agent.report.comparison.comparability import check_comparable
+from ddp_agent.report.comparison.compare import compare
+from ddp_agent.report.comparison.notes import notes
+from ddp_agent.report.comparison.result import Result
+from ddp_agent.report.comparison.rows import rows_of
+from ddp_agent.report.output_folder import INDEX, write
+from ddp_agent.report.report_json import report_json
+from ddp_agent.report.runs.files import one_line
+from ddp_agent.report.runs.run import ReportError, find_runs
+from ddp_agent.report.tables import tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = _parser().parse_args(arguments)
+    """Run the command. Return its exit code: 2 if it refused."""
+    options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    output = asked.output or asked.directories[0] / "report"
+    output = options.output or options.directories[0] / "report"
     try:
-        result = _compared(asked.directories, asked.baseline, asked.target, console)
-        tell(result, console)
+        result = _compare(options.directories, options.baseline, options.target, console)
+        print_result(result, console)
         write(output, contents(result))
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
-    _say(console, f"report: {output / 'index.html'}")
+    _print_line(console, f"report: {output / 'index.html'}")
     return 0
 
 
@@ -58,41 +59,44 @@ def _finite(text: str) -> float:
     return value
 
 
-def _compared(directories: Sequence[Path], baseline: str | None, target: float | None, console: Console) -> Result:
-    """Raises ReportError when there is nothing to compare, or when the comparison would be unfair."""
+def _compare(directories: Sequence[Path], baseline: str | None, target: float | None, console: Console) -> Result:
+    """Compare the runs and name the unusable ones. Raises ReportError if nothing is left, or if it would be unfair."""
     runs = find_runs(directories)
     finished, failed = [run for run in runs if not run.problem], [run for run in runs if run.problem]
     for run in failed:
-        _say(console, f"not in the tables: {run.path}: {run.problem}{f' ({run.asked})' if run.asked else ''}")
+        command = f" ({run.overrides})" if run.overrides else ""
+        _print_line(console, f"not in the tables: {run.path}: {run.problem}{command}")
     if not finished:
         raise ReportError("no finished run to report")
     check_comparable(finished)
     return compare(rows_of(finished), failed, baseline=baseline, target=target)
 
 
-def tell(result: Result, console: Console) -> None:
-    for sheet in sheets(result):
-        console.print(table(sheet))
+def print_result(result: Result, console: Console) -> None:
+    """Print the tables, the answer and the notes."""
+    for table in tables(result):
+        console.print(table.for_terminal())
     for paragraph in [*answer(result), *notes(result)]:
-        console.print(plain(paragraph), markup=False, highlight=False)
+        console.print(one_line(paragraph), markup=False, highlight=False)
 
 
-def _say(console: Console, line: str) -> None:
-    """In one line, however long, and with nothing in it taken for markup."""
-    console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
+def _print_line(console: Console, line: str) -> None:
+    """Print literally and without wrapping."""
+    console.print(one_line(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def contents(result: Result) -> dict[str, bytes]:
-    """The report's files by name. Matplotlib takes a second to import: the tables come first."""
-    from ddp_agent.report.document import document
-    from ddp_agent.report.figures import charts, files_of
-    from ddp_agent.report.page import page
+    """Return the report's files by name."""
+    # Imported here: Matplotlib takes a second, and the tables should be printed before that.
+    from ddp_agent.report.figures.charts import charts
+    from ddp_agent.report.figures.render import files_of
+    from ddp_agent.report.page.page import page
 
     drawn = charts(result)
     figures = {name: content for chart in drawn for name, content in files_of(chart).items()}
     beside = [INDEX, *figures]
     return {
-        INDEX: document(result, [*beside, "index.html"]).encode(),
+        INDEX: report_json(result, [*beside, "index.html"]).encode(),
         "index.html": page(result, drawn, beside).encode(),
         **figures,
     }

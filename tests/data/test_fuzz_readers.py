@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from idx_files import idx, pixels
 from records import Records
-from report_cases import make_sweep, result_of, told
+from report_cases import make_sweep, printed, result_of
 from test_archive import GOOD, as_tar
 from torch import nn
 from wav_files import tone, wav
@@ -48,9 +48,9 @@ from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History, TensorBoardMirror
 from ddp_agent.plan.__main__ import main as plan
-from ddp_agent.report.document import document
-from ddp_agent.report.folder import check_free
-from ddp_agent.report.runs import ReportError
+from ddp_agent.report.output_folder import check_free
+from ddp_agent.report.report_json import report_json
+from ddp_agent.report.runs.run import ReportError
 
 Damage = Callable[[bytes], "st.SearchStrategy[bytes]"]
 
@@ -286,8 +286,8 @@ def write_report_runs(path: Path) -> None:
 
 def report(path: Path) -> None:
     result = result_of(path)
-    told(result)
-    json.loads(document(result, []))
+    printed(result)
+    json.loads(report_json(result, []))
 
 
 def report_of(victim: str, damage: Damage) -> Reader:

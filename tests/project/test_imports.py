@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, list[str]] = {
 ONLY_IN: dict[str, list[str]] = {
     "hydra": ["ddp_agent.cli.*"],
     "omegaconf": ["ddp_agent.cli.*"],
-    "yaml": ["ddp_agent.cli.*", "ddp_agent.report.files"],
+    "yaml": ["ddp_agent.cli.*", "ddp_agent.report.runs.files"],
     "torch.distributed": [
         *("ddp_agent.distributed.*", "ddp_agent.sync.engine.ddp_hook"),
         *("ddp_agent.cli.rank_process", "ddp_agent.cli.relaunch"),  # torchrun, and errors of its store

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from rank_pool import RankPool
-from report_cases import cells, make_run, make_sweep, metrics, result_of, told
+from report_cases import cells, make_run, make_sweep, metrics, printed, result_of
 from runs import mode, run
 
 from ddp_agent.report import __main__ as command
 from ddp_agent.report.__main__ import main
-from ddp_agent.report.fair import OF_A_SEED, OF_ALL
-from ddp_agent.report.runs import find_runs
+from ddp_agent.report.comparison.comparability import OF_A_SEED, OF_ALL
+from ddp_agent.report.runs.run import find_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_slicings_are_compared_and_the_shards_of_each_are_checked(
     sliced("dirichlet", "c", alpha=1.0)
     labels = {line.label for line in result_of(tmp_path).lines}
     assert labels == {"allreduce iid", "allreduce dirichlet alpha=0.1", "allreduce dirichlet alpha=1.0", "diloco"}
-    assert "Samples were dealt to ranks in 3 ways" in told(result_of(tmp_path))
+    assert "Samples were dealt to ranks in 3 ways" in printed(result_of(tmp_path))
     other = sliced("dirichlet", "d" * 64, "diloco", alpha=0.1, tasks="partition")
     said = refusal(tmp_path, capsys=capsys)
     assert "order_sha256 differs, so these runs of seed 0 cannot be compared" in said
@@ -236,7 +236,7 @@ def test_half_a_line_of_metrics_costs_that_line(tmp_path: Path) -> None:
         file.write('{"step": 40, "test_accur')
     result = result_of(tmp_path)
     assert [point.step for point in result.baseline.points] == [10, 20, 30]
-    assert "lines that are not whole, which were passed over, in a." in told(result)
+    assert "lines that are not whole, which were passed over, in a." in printed(result)
 
 
 def test_a_run_killed_before_its_last_evaluation_is_named(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_aliases_in_a_config_are_not_followed(tmp_path: Path) -> None:
         f"{name}: &{name} {{{', '.join(f'{k}: *{before}' for k in range(9))}}}" for before, name in pairwise(names)
     ]
     (run / ".hydra" / "config.yaml").write_text("\n".join(lines))
-    assert "Without .hydra/config.yaml, so known by their summaries alone: a." in told(result_of(tmp_path))
+    assert "Without .hydra/config.yaml, so known by their summaries alone: a." in printed(result_of(tmp_path))
 
 
 def test_bad_directories_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,14 +318,14 @@ def test_runs_of_one_name_get_names_that_tell_them_apart(tmp_path: Path) -> None
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     for name in ("hidden=[a,b]", "hidden=[c,d]"):
         make_run(tmp_path / name, sync="[bold]mode")
-    output = told(result_of(tmp_path))
+    output = printed(result_of(tmp_path))
     for expected in ("[bold]mode (hidden=[a,b])", "[bold]mode (hidden=[c,d])"):
         assert expected in output
 
 
 def test_an_unprintable_name_is_made_printable(tmp_path: Path) -> None:
     make_run(tmp_path / "a\x1b[2J\udcff", sync="x\ud800\x07y")
-    told(result_of(tmp_path)).encode()
+    printed(result_of(tmp_path)).encode()
 
 
 # What is written

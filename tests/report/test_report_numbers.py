@@ -7,13 +7,13 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import pytest
-from report_cases import cells, make_run, make_sweep, metrics, result_of, told
+from report_cases import cells, make_run, make_sweep, metrics, printed, result_of
 
-from ddp_agent.report.document import document
-from ddp_agent.report.interval import Estimate, estimate, paired_difference, t_quantile
-from ddp_agent.report.pareto import front
-from ddp_agent.report.runs import ReportError
-from ddp_agent.report.scales import fence
+from ddp_agent.report.comparison.intervals import Estimate, estimate, paired_difference, t_quantile
+from ddp_agent.report.figures.axes import metric_limits
+from ddp_agent.report.figures.pareto import front
+from ddp_agent.report.report_json import report_json
+from ddp_agent.report.runs.run import ReportError
 
 # Made-up accuracies of five seeds; the seeds differ more among one another than the modes within each.
 ACCURACY = {
@@ -116,7 +116,7 @@ def test_one_seed_has_no_interval_and_no_verdict_and_says_so(tmp_path: Path) -> 
     assert cells(result, "Quality")["diloco"]["test accuracy ↑"] == "0.9300"
     assert cells(result, "Quality")["diloco"]["difference to allreduce"] == "+0.0200"
     assert cells(result, "Quality")["diloco"]["verdict"] == "no verdict (one seed)"
-    text = told(result)
+    text = printed(result)
     assert "No verdicts: with one seed, nothing shows what another seed would have changed." in text
     assert "±" not in text and "95 %" not in text
 
@@ -132,7 +132,7 @@ def test_equal_differences_are_no_interval_to_judge_by(tmp_path: Path) -> None:
     }
     for job in ("4", "5"):
         shutil.rmtree(tmp_path / job)
-    assert "No verdicts: all 2 differences are equal." in told(result_of(tmp_path))
+    assert "No verdicts: all 2 differences are equal." in printed(result_of(tmp_path))
 
 
 def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_p
     assert diloco.metric.n == 4
     assert diloco.difference is not None
     assert diloco.difference.by_seed == pytest.approx({0: 0.01, 1: 0.02, 2: 0.03})
-    assert (slowmo.difference, slowmo.verdict, slowmo.why) == (None, "no verdict", "no seed in common")
-    text = told(result)
+    assert (slowmo.difference, slowmo.verdict, slowmo.reason) == (None, "no verdict", "no seed in common")
+    text = printed(result)
     assert "allreduce lacks seed 9, which others have." in text
     assert "diloco lacks seed 3, which others have; its difference is over the 3 seeds in common." in text
     assert "slowmo lacks seeds 0, 1, 2 and 3, which others have; it has none in common with the baseline." in text
@@ -154,7 +154,7 @@ def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_p
 
 def test_the_number_of_comparisons_is_said(tmp_path: Path) -> None:
     result = result_of(make_sweep(tmp_path, ACCURACY))
-    assert "3 comparisons with allreduce, each at 95 %: of modes that do not differ at all, about one in" in told(
+    assert "3 comparisons with allreduce, each at 95 %: of modes that do not differ at all, about one in" in printed(
         result
     )
 
@@ -214,9 +214,9 @@ def test_what_no_row_knows_is_no_column_but_null_in_the_document(tmp_path: Path)
     assert "samples/s" not in cost["diloco"]
     assert (cost["diloco"]["syncs"], cost["allreduce"]["syncs"]) == ("–", "30")
     assert (cost["diloco"]["of which waiting %"], cost["allreduce"]["of which waiting %"]) == ("16.7", "–")
-    rows = json.loads(document(result, []))["rows"]
+    rows = json.loads(report_json(result, []))["rows"]
     assert [row["costs"]["samples_per_s"] for row in rows] == [None, None]
-    assert rows[0]["parts_s"] == {"communication": 1.0}  # nobody told waiting from moving bytes
+    assert rows[0]["parts_s"] == {"communication": 1.0}  # nobody printed waiting from moving bytes
     assert rows[1]["parts_s"] == {"moving bytes": 0.5, "waiting for stragglers": 0.5}
 
 
@@ -244,7 +244,7 @@ def test_the_way_to_the_target_ends_at_the_first_evaluation_at_or_beyond_it(tmp_
     assert shown["allreduce"] == {
         "mode": "allreduce", "steps": "–", "seconds": "–", "MB sent": "–", "reached by": "2 of 3 seeds"
     }  # fmt: skip
-    first, second = (row["to_target"] for row in json.loads(document(result, []))["rows"])
+    first, second = (row["to_target"] for row in json.loads(report_json(result, []))["rows"])
     assert first == {"reached": 2, "of": 3, "steps": None, "seconds": None, "wire_bytes": None}
     assert second["steps"]["by_seed"] == {"0": 20, "1": 10}
     assert (second["steps"]["mean"], second["seconds"]["mean"], second["wire_bytes"]["mean"]) == (15, 1.5, 1_500_000)
@@ -261,7 +261,7 @@ def test_the_runs_own_target_is_used_unless_they_differ(tmp_path: Path) -> None:
     make_run(tmp_path / "b", target=0.6, sync="diloco")
     result = result_of(tmp_path)
     assert result.target is None
-    assert "Not all runs had the same target (0.6 and 0.7): --target chooses one." in told(result)
+    assert "Not all runs had the same target (0.6 and 0.7): --target chooses one." in printed(result)
     assert result_of(tmp_path, target=0.9).target == 0.9
 
 
@@ -269,7 +269,7 @@ def test_the_runs_own_target_that_nobody_reached_is_null_and_said(tmp_path: Path
     make_run(tmp_path / "a", target=0.99)
     result = result_of(tmp_path)
     assert cells(result, "Until")["allreduce"] == {"mode": "allreduce", "reached by": "0 of 1 seed"}
-    assert "No run reached the target 0.99." in told(result)
+    assert "No run reached the target 0.99." in printed(result)
 
 
 # Rows and their names
@@ -375,7 +375,7 @@ def test_the_baseline_is_allreduce_or_the_first_row_or_what_is_asked_for(tmp_pat
     make_run(tmp_path / "4", reducer="bf16")
     make_run(tmp_path / "5", reducer="dense")
     assert labels(tmp_path) == ["allreduce dense", "diloco", "local_sgd", "allreduce bf16"]
-    text = told(result_of(tmp_path))
+    text = printed(result_of(tmp_path))
     assert "Several rows are allreduce; the baseline is allreduce dense (--baseline chooses)." in text
     assert labels(tmp_path, baseline="allreduce bf16")[0] == "allreduce bf16"
 
@@ -405,7 +405,7 @@ def test_the_answer_names_who_is_as_good_for_less(tmp_path: Path) -> None:
             make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, test_metric=value, wire_bytes=sent[mode],
                      train_s=seconds[mode])  # fmt: skip
     result = result_of(tmp_path)
-    text = told(result)
+    text = printed(result)
     local = next(line for line in result.lines if line.label == "local_sgd").difference
     assert local is not None and local.low is not None and local.high is not None
     assert "Better than allreduce in test accuracy: slowmo (+0.0051 ± 0.0006)." in text
@@ -426,20 +426,20 @@ def test_one_that_is_cheapest_in_all_is_named_once(tmp_path: Path) -> None:
             make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, wire_bytes=cost * 10**6, train_s=cost)
     assert (
         "Of those not shown to be worse, allreduce sends the fewest bytes (1.00 MB) and trains fastest (1.00 s)."
-    ) in told(result_of(tmp_path))
+    ) in printed(result_of(tmp_path))
 
 
 def test_who_sends_least_is_not_said_when_one_might_send_less(tmp_path: Path) -> None:
     for mode, sent in {"allreduce": 9e6, "local_sgd": 3e6, "diloco": None}.items():
         for seed in (0, 1):
             make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, test_metric=0.9, wire_bytes=sent)
-    text = told(result_of(tmp_path))
+    text = printed(result_of(tmp_path))
     assert "trains fastest" in text
     assert "fewest bytes" not in text
 
 
 def test_one_row_is_no_comparison(tmp_path: Path) -> None:
-    text = told(result_of(make_sweep(tmp_path, {"allreduce": (0.91, 0.93, 0.92)})))
+    text = printed(result_of(make_sweep(tmp_path, {"allreduce": (0.91, 0.93, 0.92)})))
     assert (
         "allreduce reaches a test accuracy of 0.9200 ± 0.0248 (3 seeds); there is nothing to compare it with." in text
     )
@@ -448,7 +448,7 @@ def test_one_row_is_no_comparison(tmp_path: Path) -> None:
 def test_different_machines_are_said(tmp_path: Path) -> None:
     make_run(tmp_path / "a", device="cpu")
     make_run(tmp_path / "b", device="NVIDIA H200", sync="diloco")
-    assert "Not all runs had the same device: cpu and NVIDIA H200." in told(result_of(tmp_path))
+    assert "Not all runs had the same device: cpu and NVIDIA H200." in printed(result_of(tmp_path))
 
 
 # Curves
@@ -492,14 +492,14 @@ def test_the_front_is_what_nobody_beats(tmp_path: Path) -> None:
 
 def test_one_that_went_astray_does_not_press_the_others_flat() -> None:
     good = [0.90, 0.905, 0.91, 0.91, 0.915]
-    low, high = fence([*good, 0.1], higher_is_better=True)
+    low, high = metric_limits([*good, 0.1], higher_is_better=True)
     assert 0.89 < low < 0.9 and 0.915 < high < 0.92
-    assert fence([*good, 0.85], higher_is_better=True)[0] > 0.89  # the middle third is 0.903 to 0.910
-    assert fence([*good, 0.88], higher_is_better=True)[0] < 0.88
-    low, high = fence([1 - value for value in [*good, 0.1]], higher_is_better=False)
+    assert metric_limits([*good, 0.85], higher_is_better=True)[0] > 0.89  # the middle third is 0.903 to 0.910
+    assert metric_limits([*good, 0.88], higher_is_better=True)[0] < 0.88
+    low, high = metric_limits([1 - value for value in [*good, 0.1]], higher_is_better=False)
     assert 0.08 < low < 0.085 and 0.1 < high < 0.11
-    assert fence([*good, 1.5], higher_is_better=True)[1] > 1.5  # what is better is always in view
-    low, high = fence([0.5], higher_is_better=True)
+    assert metric_limits([*good, 1.5], higher_is_better=True)[1] > 1.5  # what is better is always in view
+    low, high = metric_limits([0.5], higher_is_better=True)
     assert low < 0.5 < high
 
 
@@ -509,7 +509,7 @@ def test_one_that_went_astray_does_not_press_the_others_flat() -> None:
 def test_the_document_holds_everything_as_numbers(tmp_path: Path) -> None:
     make_sweep(tmp_path / "good", ACCURACY, target=0.5, device="cpu", config={"optimizer": {"lr": 0.1}})
     bad = make_run(tmp_path / "bad", status={"status": "failed", "reason": "why"}, sync="gossip")
-    content = json.loads(document(result_of(tmp_path), ["report.json"]))
+    content = json.loads(report_json(result_of(tmp_path), ["report.json"]))
     assert content.keys() == {
         "generator", "files", "metric", "higher_is_better", "target", "baseline", "confidence", "comparisons", "answer",
         "notes", "shared", "rows", "config_differences", "environment", "failed",
@@ -540,7 +540,7 @@ def test_the_document_holds_everything_as_numbers(tmp_path: Path) -> None:
 def test_config_differences_are_those_between_rows(tmp_path: Path) -> None:
     make_run(tmp_path / "a", config={"optimizer": {"lr": 0.1, "momentum": 0.9}})
     make_run(tmp_path / "b", sync="diloco", config={"optimizer": {"lr": 0.2, "momentum": 0.9}, "sync": {"period": 16}})
-    content = json.loads(document(result_of(tmp_path), []))
+    content = json.loads(report_json(result_of(tmp_path), []))
     assert content["config_differences"] == {
         "optimizer.lr": {"allreduce": "0.1", "diloco": "0.2"},
         "sync.period": {"diloco": "16"},

@@ -18,10 +18,11 @@ from matplotlib.patches import Rectangle
 from report_cases import cells, make_run, result_of
 
 from ddp_agent.report.__main__ import contents
-from ddp_agent.report.figures import charts, for_page
-from ddp_agent.report.marks import interval, swatch
-from ddp_agent.report.palette import DARK, INK, MARKERS, Style
-from ddp_agent.report.result import Result
+from ddp_agent.report.comparison.result import Result
+from ddp_agent.report.figures.charts import charts
+from ddp_agent.report.figures.palette import DARK, INK, MARKERS, Style
+from ddp_agent.report.figures.render import for_page
+from ddp_agent.report.page.inline_svg import difference, swatch
 
 HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'>&amp;$\\frac{1}$"""
 MODES = {"allreduce": 0.90, "local_sgd": 0.903, "diloco": 0.86, "parameter_update": 0.2}
@@ -238,7 +239,7 @@ def test_two_figures_of_one_page_share_no_ids_and_take_their_colours_from_it() -
         '<defs><path id="m1"/></defs>'
         f'<use xlink:href="#m1" clip-path="url(#m1)" style="fill: {INK}; stroke: {Style(0).colour}"/></svg>'
     )
-    assert for_page(svg, prefix="a-", says='"it"') == (
+    assert for_page(svg, prefix="a-", description='"it"') == (
         '<svg role="img" aria-label="&quot;it&quot;" viewBox="0 0 9 9"><title>&quot;it&quot;</title>'
         '<defs></defs><defs><path id="a-m1"/></defs><use xlink:href="#a-m1" clip-path="url(#a-m1)" '
         f'style="fill: currentColor; stroke: var(--c-{Style(0).colour[1:]})"/></svg>'
@@ -278,15 +279,15 @@ def test_intervals_are_drawn_to_one_scale_with_better_on_the_right(tmp_path: Pat
     scale = 2 * -line.difference.low
 
     def ends(**options: Any) -> list[float]:
-        (found,) = re.findall(r"M([\d.]+) 10H([\d.]+)M", interval(line, scale, **options))
+        (found,) = re.findall(r"M([\d.]+) 10H([\d.]+)M", difference(line, scale, **options))
         return [float(x) for x in found]
 
     left, right = ends(higher_is_better=True)
     assert (left, right) == pytest.approx((36, 72 + 72 * line.difference.high / scale), abs=0.06)
-    assert 'class="worse"' in interval(line, scale, higher_is_better=True)
+    assert 'class="worse"' in difference(line, scale, higher_is_better=True)
     left, right = ends(higher_is_better=False)
     assert right == pytest.approx(108, abs=0.06)
-    assert interval(result.baseline, scale, higher_is_better=True) == ""
+    assert difference(result.baseline, scale, higher_is_better=True) == ""
 
 
 # In a browser

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ddp_agent.report.__main__ import tell
-from ddp_agent.report.compare import compare
-from ddp_agent.report.fair import check_comparable
-from ddp_agent.report.result import Result
-from ddp_agent.report.rows import rows_of
-from ddp_agent.report.runs import find_runs
-from ddp_agent.report.sheets import sheets
+from ddp_agent.report.__main__ import print_result
+from ddp_agent.report.comparison.comparability import check_comparable
+from ddp_agent.report.comparison.compare import compare
+from ddp_agent.report.comparison.result import Result
+from ddp_agent.report.comparison.rows import rows_of
+from ddp_agent.report.runs.run import find_runs
+from ddp_agent.report.tables import tables
 
 STEPS = (10, 20, 30)
 
@@ -76,15 +76,15 @@ def result_of(*directories: Path, baseline: str | None = None, target: float | N
     return compare(rows_of(finished), [run for run in runs if run.problem], baseline=baseline, target=target)
 
 
-def told(result: Result) -> str:
+def printed(result: Result) -> str:
     """Return the terminal's text, without line breaks inside sentences."""
     file = io.StringIO()
-    tell(result, Console(file=file, width=140))
+    print_result(result, Console(file=file, width=140))
     return " ".join(file.getvalue().split())
 
 
 def cells(result: Result, title: str) -> dict[str, dict[str, str]]:
     """Return the cells of a table, by row and column."""
-    (sheet,) = [sheet for sheet in sheets(result) if sheet.title.startswith(title)]
-    names = [column.name for column in sheet.columns]
-    return {row[0]: dict(zip(names, row, strict=True)) for row in sheet.rows}
+    (table,) = [table for table in tables(result) if table.title.startswith(title)]
+    names = [column.name for column in table.columns]
+    return {row[0]: dict(zip(names, row, strict=True)) for row in table.rows}

@@ -1,15 +1,15 @@
-"""From runs to numbers: means over seeds, differences within seeds, and when a target was reached."""
+"""Numbers from runs: means over seeds, differences within seeds, and the costs of reaching a target."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from ddp_agent.report.files import number
-from ddp_agent.report.interval import Estimate, estimate, paired_difference
-from ddp_agent.report.result import PARTS, Line, Point, Reached, Result, Verdict
-from ddp_agent.report.rows import Row, choose_baseline
-from ddp_agent.report.runs import ReportError, Run
+from ddp_agent.report.comparison.intervals import Estimate, estimate, paired_difference
+from ddp_agent.report.comparison.result import PARTS, Line, Point, Reached, Result, Verdict
+from ddp_agent.report.comparison.rows import Row, choose_baseline
+from ddp_agent.report.runs.files import number
+from ddp_agent.report.runs.run import ReportError, Run
 
-# Keys of a summary of which a row has the mean over its seeds, and shares of the training time in percent.
+# Keys of a summary that are averaged over the seeds of a row, and shares of the training time in percent.
 _COSTS = (
     "wire_bytes", "payload_bytes", "link_bytes", "syncs", "collectives", "train_s", "wall_s", "samples_per_s",
     "consensus_distance", "consensus_relative", "change_cosine", "gradient_cosine", "pseudo_gradient_norm",
@@ -20,58 +20,49 @@ _BASELINE: tuple[Verdict, str] = ("baseline", "")
 
 
 def compare(rows: Sequence[Row], failed: Sequence[Run], *, baseline: str | None, target: float | None) -> Result:
-    """Raises ReportError for a baseline that is not there, and for a target that was asked for and nobody reached."""
+    """Compare rows with the baseline. Raises ReportError for an unknown baseline, or a `target` that no run reached."""
     first = choose_baseline(rows, baseline)
     target = _target(rows, target)
     lines = [_line(row, first, target) for row in [first, *(row for row in rows if row is not first)]]
     return Result(lines, failed, target)
 
 
-def _target(rows: Sequence[Row], asked: float | None) -> float | None:
+def _target(rows: Sequence[Row], wanted: float | None) -> float | None:
     runs = [run for row in rows for run in row.runs]
-    if asked is None:
+    if wanted is None:
         targets = {run.value("target") for run in runs}
         return targets.pop() if len(targets) == 1 else None
-    if all(to_target(run, asked) is None for run in runs):
+    if all(run.first_at(wanted) is None for run in runs):
         best = max if runs[0].higher_is_better else min
-        value, name = best((value, run.name) for run in runs for value in _values(run))
-        raise ReportError(f"--target {asked:g}: no run reached it; the best evaluation is {value:g} (run {name})")
-    return asked
+        value, name = best((value, run.name) for run in runs for value in _metrics(run))
+        raise ReportError(f"--target {wanted:g}: no run reached it; the best evaluation is {value:g} (run {name})")
+    return wanted
 
 
-def _values(run: Run) -> list[float]:
+def _metrics(run: Run) -> list[float]:
     values = [number(record[run.metric]) for record in run.evaluations] + [run.value("test_metric")]
     return [value for value in values if value is not None]
 
 
-def to_target(run: Run, target: float) -> Mapping[str, float | None] | None:
-    """The costs of the first evaluation at or beyond it; never extrapolated."""
-    for record in run.evaluations:
-        value = number(record[run.metric])
-        if value is not None and (value >= target if run.higher_is_better else value <= target):
-            return {key: number(record.get(key)) for key in ("step", "train_s", "wire_bytes")}
-    return None
-
-
 def _line(row: Row, first: Row, target: float | None) -> Line:
-    metric, theirs = _over_seeds(row, "test_metric"), _over_seeds(first, "test_metric")
-    assert metric and theirs, "runs without the metric are not compared"
-    difference = None if row is first else paired_difference(metric.by_seed, theirs.by_seed)
-    verdict, why = _BASELINE if row is first else _judged(difference, row.runs[0].higher_is_better)
+    metric, baseline = _over_seeds(row, "test_metric"), _over_seeds(first, "test_metric")
+    assert metric and baseline, "runs without the metric are not compared"
+    difference = None if row is first else paired_difference(metric.by_seed, baseline.by_seed)
+    verdict, reason = _BASELINE if row is first else _judge(difference, row.runs[0].higher_is_better)
     return Line(
         row=row,
         metric=metric,
         difference=difference,
         verdict=verdict,
-        why=why,
+        reason=reason,
         costs=_costs(row),
         parts_s=_parts(row),
         reached=None if target is None else _reached(row, target),
-        points=_points(row),
+        points=[_point(row, index) for index in range(len(row.runs[0].evaluations))],
     )
 
 
-def _judged(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdict, str]:
+def _judge(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdict, str]:
     if difference is None:
         return "no verdict", "no seed in common"
     if difference.low is None or difference.high is None:
@@ -99,43 +90,40 @@ def _over_seeds(row: Row, key: str) -> Estimate | None:
 
 
 def _mean_of(row: Row, value_of: Callable[[Run], float | None]) -> Estimate | None:
-    """None unless every run has it: a mean over some of the seeds would not be the row's."""
+    """Average a value over the seeds. None unless every run has it: a mean over some seeds would not be the row's."""
     values = {run.seed: value for run in row.runs if (value := value_of(run)) is not None}
     return estimate(values) if len(values) == len(row.runs) else None
 
 
 def _reached(row: Row, target: float) -> Reached:
-    found = {run.seed: costs for run in row.runs if (costs := to_target(run, target)) is not None}
+    records = {run.seed: record for run in row.runs if (record := run.first_at(target)) is not None}
 
     def mean_of(key: str) -> Estimate | None:
-        return _mean_of(row, lambda run: found.get(run.seed, {}).get(key))
+        return _mean_of(row, lambda run: number(records.get(run.seed, {}).get(key)))
 
-    return Reached(len(found), len(row.runs), mean_of("step"), mean_of("train_s"), mean_of("wire_bytes"))
+    return Reached(len(records), len(row.runs), mean_of("step"), mean_of("train_s"), mean_of("wire_bytes"))
 
 
 def _parts(row: Row) -> dict[str, float]:
-    """Means over the seeds, by PARTS. Where waiting was not told from moving bytes, both are "communication"."""
+    """Return mean seconds by PARTS. Runs that did not separate waiting from moving bytes have "communication" alone."""
     keys = ("data_s", "compute_s", "exposed_comm_s", "straggler_wait_s", "eval_s", "checkpoint_s")
     means = [mean.mean if (mean := _over_seeds(row, key)) else None for key in keys]
-    data_s, compute_s, exposed_s, waited_s, eval_s, checkpoint_s = means
-    moving_s = None if exposed_s is None or waited_s is None else max(exposed_s - waited_s, 0.0)
-    together_s = exposed_s if waited_s is None else None
-    values = (data_s, compute_s, moving_s, waited_s, together_s, eval_s, checkpoint_s)
+    data_s, compute_s, exposed_s, waiting_s, eval_s, checkpoint_s = means
+    moving_s = None if exposed_s is None or waiting_s is None else max(exposed_s - waiting_s, 0.0)
+    communication_s = exposed_s if waiting_s is None else None
+    values = (data_s, compute_s, moving_s, waiting_s, communication_s, eval_s, checkpoint_s)
     return {part: value for part, value in zip(PARTS, values, strict=True) if value is not None}
 
 
-def _points(row: Row) -> list[Point]:
-    """All runs were evaluated after the same steps, so a mean of seconds or bytes is one over equal progress."""
-    return [_point(row, at) for at in range(len(row.runs[0].evaluations))]
+def _point(row: Row, index: int) -> Point:
+    """Average the evaluation at `index`. All runs were evaluated after the same steps, so progress is equal."""
 
-
-def _point(row: Row, at: int) -> Point:
     def mean_of(key: str) -> Estimate | None:
-        return _mean_of(row, lambda run: number(run.evaluations[at].get(key)))
+        return _mean_of(row, lambda run: number(run.evaluations[index].get(key)))
 
     train_s, wire_bytes = mean_of("train_s"), mean_of("wire_bytes")
     return Point(
-        step=row.runs[0].evaluations[at]["step"],
+        step=row.runs[0].evaluations[index]["step"],
         train_s=train_s.mean if train_s else None,
         wire_bytes=wire_bytes.mean if wire_bytes else None,
         metric=mean_of(row.runs[0].metric),

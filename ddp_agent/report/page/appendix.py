@@ -1,37 +1,41 @@
-"""What stands at the end of the page: settings, environment, runs that are missing, and how all was computed."""
+"""Sections at the end of the page: settings, environment, runs left out, and how the numbers were computed."""
 
 from typing import Any
 
-from ddp_agent.report.facts import config_differences, environment
-from ddp_agent.report.markup import Cells, section, table, text
-from ddp_agent.report.result import Result
-from ddp_agent.report.shown import listed, plural
+from ddp_agent.report.comparison.result import Result
+from ddp_agent.report.comparison.rows import config_differences
+from ddp_agent.report.formatting import counted, listed
+from ddp_agent.report.page.html import Cells, section, table, text
+from ddp_agent.report.runs.environment import environment
 
 
 def differences_section(result: Result) -> str:
-    """By row rather than by key: most keys are of one mode alone."""
-    having = config_differences([line.row for line in result.lines])
-    if not having:
+    """List the settings in which rows differ, by row: most keys belong to one mode alone."""
+    differences = config_differences([line.row for line in result.lines])
+    if not differences:
         return ""
-    common = [key for key, values in having.items() if len(values) > 1 and not key.startswith("sync.")]
-    said = "Rows differ in the mode and its own settings alone."
+    common = [key for key, values in differences.items() if len(values) > 1 and not key.startswith("sync.")]
+    note = "Rows differ in the mode and its own settings alone."
     if common:
-        said = f"Besides the mode and its own settings, rows differ in {listed(common)}."
-    items = "".join(f"<dt>{text(line.label)}</dt>\n<dd>{_settings(line.label, having)}</dd>\n" for line in result.lines)
-    return section("What was set differently", f'<p class="note">{text(said)}</p>\n<dl>\n{items}</dl>\n')
+        note = f"Besides the mode and its own settings, rows differ in {listed(common)}."
+    items = "".join(
+        f"<dt>{text(line.label)}</dt>\n<dd>{_settings(line.label, differences)}</dd>\n" for line in result.lines
+    )
+    return section("What was set differently", f'<p class="note">{text(note)}</p>\n<dl>\n{items}</dl>\n')
 
 
-def _settings(label: str, having: dict[str, Any]) -> str:
-    own = [f"<code>{text(key)}={text(values[label])}</code>" for key, values in having.items() if label in values]
+def _settings(label: str, differences: dict[str, Any]) -> str:
+    own = [f"<code>{text(key)}={text(values[label])}</code>" for key, values in differences.items() if label in values]
     return " ".join(own) or "nothing of its own"
 
 
 def environment_section(result: Result) -> str:
+    """List the machines' facts; where runs differ, each value with its runs."""
     facts = environment(result.runs)
     if not facts:
         return ""
-    shown = [_by_value(values) for values in facts.values()]
-    columns = [Cells("what", list(map(text, facts))), Cells("value", shown, "wraps")]
+    cells = [_by_value(values) for values in facts.values()]
+    columns = [Cells("what", list(map(text, facts))), Cells("value", cells, "wraps")]
     return section("Environment", table("Environment", columns))
 
 
@@ -42,25 +46,27 @@ def _by_value(values: dict[str, list[str]]) -> str:
 
 
 def failed_section(result: Result) -> str:
+    """List the runs that are in no table, with the reasons."""
     if not result.failed:
         return ""
     columns = [
         Cells("run", [text(run.path) for run in result.failed]),
-        Cells("asked for", [text(run.asked) for run in result.failed], "wraps"),
+        Cells("asked for", [text(run.overrides) for run in result.failed], "wraps"),
         Cells("why it is not in the tables", [text(run.problem) for run in result.failed], "wraps"),
     ]
-    title = f"{plural(len(result.failed), 'run')} left out"
+    title = f"{counted(len(result.failed), 'run')} left out"
     return section(title, table(title, columns))
 
 
 def computed_section(result: Result) -> str:
+    """Explain how the numbers were computed."""
     rises = "higher" if result.higher_is_better else "lower"
     name = text(result.metric_name)
     return section(
         "How it was computed",
         f"""<ul>
 <li>Runs are compared only if they agree in data, world size, sample budget and evaluation points, and those of one seed
-in initial weights and order of samples, as the hashes say that each run wrote down.</li>
+in initial weights and order of samples. The hashes that each run wrote down show it.</li>
 <li>{name.capitalize()} is the consensus model's after the last step; {rises} is better. ± is the half-width of the 95 %
 interval of the mean over n seeds: t<sub>0.975, n−1</sub> · s ∕ √n, with the sample standard deviation s and Student’s
 t.</li>

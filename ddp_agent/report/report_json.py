@@ -1,42 +1,45 @@
-"""report.json: everything that the report shows, as numbers.
+"""The file report.json: everything that the report shows, as numbers.
 
-    generator, files      whose directory this is, and which files in it
-    metric, higher_is_better, target, baseline, confidence, comparisons (how many differences have an interval)
+    generator, files      mark of a report's folder, and the names of its files
+    metric, higher_is_better, target, baseline, confidence, comparisons (the number of differences with an interval)
     answer, notes         the sentences of the page
-    shared                what all runs have in common: dataset, model, ranks, samples …
-    rows                  the baseline first; of each
-        label, mode, reducer, period (text: H, or the range a cadence went through), cadence, seeds, runs (directories)
+    shared                facts that are equal in all runs: dataset, model, ranks, samples …
+    rows                  the settings, the baseline first; each has
+        label, mode, reducer, period (text: H, or the range a cadence went through), cadence, seeds, runs (folders)
         metric            an estimate: mean, low, high (of the 95 % interval; null with one seed), n, by_seed
         difference        an estimate, to the baseline over the common seeds; null for the baseline itself
-        verdict, why      better | worse | no difference shown | no verdict | baseline
+        verdict           better | worse | no difference shown | no verdict | baseline
+        why               the verdict's reason
         to_target         null without a target; reached (runs), of (runs), and steps, seconds, wire_bytes: estimates,
                           null unless all seeds reached it
         costs             estimates or null: wire_bytes, syncs, train_s, samples_per_s, exposed_comm_percent and
                           straggler_wait_percent (both of train_s), consensus_distance, peak_memory_bytes …
         parts_s           mean seconds of data, compute, moving bytes, waiting for stragglers, evaluation, checkpoints;
-                          "communication" in place of the middle two where runs did not tell them apart
-        curve             step, train_s, wire_bytes (means), metric (estimate): one object an evaluation
-        settings          the flat config, without what does not change the training
-    config_differences    of each key in which rows differ, what each row has
-    environment           of each key the values, of each value the runs
-    failed                run, asked (its overrides), reason
+                          "communication" in place of the middle two where runs did not separate them
+        curve             one object per evaluation: step, train_s, wire_bytes (means), metric (an estimate)
+        settings          the config with dotted keys, without the keys that do not change the training
+    config_differences    the keys in which rows differ, each with the rows' values
+    environment           facts about the machines: each key with its values, each value with its runs
+    failed                the other runs: run (folder), asked (command line), reason
 
-Bytes are of rank 0, times of the slowest rank; those in `curve` and `to_target`, taken during a run, of rank 0.
+Bytes are rank 0's. Times are the slowest rank's. Those in `curve` and `to_target`, taken during a run, are rank 0's.
 """
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from ddp_agent.report.answer import answer
-from ddp_agent.report.facts import config_differences, environment, shared
-from ddp_agent.report.folder import GENERATOR
-from ddp_agent.report.interval import CONFIDENCE, Estimate
-from ddp_agent.report.notes import notes
-from ddp_agent.report.result import Line, Point, Reached, Result
+from ddp_agent.report.comparison.answer import answer
+from ddp_agent.report.comparison.intervals import CONFIDENCE, Estimate
+from ddp_agent.report.comparison.notes import notes
+from ddp_agent.report.comparison.result import Line, Point, Reached, Result
+from ddp_agent.report.comparison.rows import config_differences
+from ddp_agent.report.output_folder import GENERATOR
+from ddp_agent.report.runs.environment import environment, shared
 
 
-def document(result: Result, files: Iterable[str]) -> str:
+def report_json(result: Result, files: Iterable[str]) -> str:
+    """Return the text of report.json. `files` are the names of the files in the report folder."""
     content = {
         "generator": GENERATOR,
         "files": sorted(files),
@@ -52,7 +55,7 @@ def document(result: Result, files: Iterable[str]) -> str:
         "rows": [_row(line) for line in result.lines],
         "config_differences": config_differences([line.row for line in result.lines]),
         "environment": environment(result.runs),
-        "failed": [{"run": str(run.path), "asked": run.asked, "reason": run.problem} for run in result.failed],
+        "failed": [{"run": str(run.path), "asked": run.overrides, "reason": run.problem} for run in result.failed],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -69,7 +72,7 @@ def _row(line: Line) -> dict[str, Any]:
         "metric": _estimate(line.metric),
         "difference": _estimate(line.difference),
         "verdict": line.verdict,
-        "why": line.why,
+        "why": line.reason,
         "to_target": _to_target(line.reached),
         "costs": {name: _estimate(cost) for name, cost in line.costs.items()},
         "parts_s": line.parts_s,

@@ -1,4 +1,4 @@
-"""The report's directory: written whole, and over nothing that is not a report's own."""
+"""The folder that a report is written to: as a whole or not at all, and never over files of others."""
 
 import os
 import shutil
@@ -7,15 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-from ddp_agent.report.files import json_object, text_of
-from ddp_agent.report.runs import ReportError
+from ddp_agent.report.runs.files import json_object, text_of
+from ddp_agent.report.runs.run import ReportError
 
 GENERATOR = "ddp_agent.report"
-INDEX = "report.json"  # says whose the directory is, and which files in it
+INDEX = "report.json"  # shows that a report owns the folder, and which files of it
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> None:
-    """All files are on the disk before the first takes its place. Raises ReportError, with everything as it was."""
+    """Write `files` by name, and remove files of an earlier report.
+
+    All contents are on the disk before the first file is replaced. Raises ReportError with the folder unchanged.
+    """
     check_free(directory, files)
     new = not directory.exists()
     try:
@@ -37,14 +40,14 @@ def _replace(directory: Path, aside: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (aside / name).write_bytes(content)
     stale = _own(directory) - set(files)
-    for name in sorted(files, key=lambda name: name != INDEX):  # the index first: the rest is then known as ours
+    for name in sorted(files, key=lambda name: name != INDEX):  # the index first: it then owns the rest
         os.replace(aside / name, directory / name)
     for name in stale:
         (directory / name).unlink(missing_ok=True)
 
 
 def check_free(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Raises ReportError when a file of somebody else would be overwritten."""
+    """Raise ReportError if a file that no report wrote would be overwritten."""
     own = _own(directory)
     foreign = [name for name in files if name not in own and os.path.lexists(directory / name)]
     if foreign:

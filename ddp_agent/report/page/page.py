@@ -4,24 +4,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 
-from ddp_agent.report.answer import answer
-from ddp_agent.report.appendix import computed_section, differences_section, environment_section, failed_section
-from ddp_agent.report.facts import shared
-from ddp_agent.report.figures import Chart, inline_svgs
-from ddp_agent.report.marks import interval, interval_scale, swatch
-from ddp_agent.report.markup import Cells, section, table, text
-from ddp_agent.report.notes import notes
-from ddp_agent.report.palette import DARK, PARTS
-from ddp_agent.report.result import Line, Result
-from ddp_agent.report.sheets import Sheet, sheets
-from ddp_agent.report.shown import verdict
-from ddp_agent.report.split import parts_in
+from ddp_agent.report.comparison.answer import answer
+from ddp_agent.report.comparison.notes import notes
+from ddp_agent.report.comparison.result import Line, Result
+from ddp_agent.report.figures.charts import Chart
+from ddp_agent.report.figures.palette import DARK, PARTS
+from ddp_agent.report.figures.render import inline_svgs
+from ddp_agent.report.figures.time_split import parts_in
+from ddp_agent.report.formatting import counted
+from ddp_agent.report.page.appendix import computed_section, differences_section, environment_section, failed_section
+from ddp_agent.report.page.html import Cells, section, table, text
+from ddp_agent.report.page.inline_svg import difference, difference_scale, swatch
+from ddp_agent.report.runs.environment import NOT_RECORDED, shared
+from ddp_agent.report.tables import Table, tables
 
 _FORBID_ALL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(result: Result, charts: Sequence[Chart], names: Iterable[str]) -> str:
-    """`names` are those of the files beside it."""
+    """Return the page's HTML. `names` are those of the files beside it."""
     title = _title(result)
     return f"""<!doctype html>
 <html lang="en">
@@ -60,32 +61,28 @@ Made by <code>python -m ddp_agent.report</code>.</p>
 
 
 def style() -> str:
-    """With the figures' colours, which follow the screen's."""
+    """Return the style sheet with the figures' colours, for light and dark screens."""
     light = "".join(f"  --c-{colour[1:]}: {colour};\n" for colour in DARK)
     dark = "".join(f"  --c-{colour[1:]}: {other};\n" for colour, other in DARK.items())
-    sheet = files("ddp_agent.report").joinpath("page.css").read_text(encoding="utf-8")
+    sheet = files("ddp_agent.report.page").joinpath("page.css").read_text(encoding="utf-8")
     return f":root {{\n{light}}}\n@media screen and (prefers-color-scheme: dark) {{\n:root {{\n{dark}}}\n}}\n{sheet}"
 
 
 def _title(result: Result) -> str:
     facts = shared(result.runs)
-    what = " on ".join(facts[key] for key in ("model", "dataset") if facts.get(key, "not recorded") != "not recorded")
-    return f"Which way to synchronise {what}?" if what else "Which way to synchronise?"
+    known = [facts[key] for key in ("model", "dataset") if facts.get(key, NOT_RECORDED) != NOT_RECORDED]
+    return f"Which way to synchronise {' on '.join(known)}?" if known else "Which way to synchronise?"
 
 
 def _facts(result: Result) -> str:
     nouns = {"params": "parameter", "world_size": "rank", "nodes": "node", "samples": "sample", "steps": "step"}
     facts = shared(result.runs)
-    said = [_counted(facts[key], noun) for key, noun in nouns.items() if facts.get(key, "").isdecimal()]
+    counts = [counted(int(facts[key]), noun) for key, noun in nouns.items() if facts.get(key, "").isdecimal()]
     seeds = sorted({run.seed for run in result.runs})
-    several = f"seeds {', '.join(map(str, seeds))}"
+    seed_text = f"seeds {', '.join(map(str, seeds))}"
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-        several = f"seeds {seeds[0]}–{seeds[-1]}"
-    return text(" · ".join([*said, several if len(seeds) > 1 else f"seed {seeds[0]}"]))
-
-
-def _counted(value: str, noun: str) -> str:
-    return f"{int(value):,} {noun}{'s' * (value != '1')}"
+        seed_text = f"seeds {seeds[0]}–{seeds[-1]}"
+    return text(" · ".join([*counts, seed_text if len(seeds) > 1 else f"seed {seeds[0]}"]))
 
 
 def _answer(result: Result) -> str:
@@ -94,38 +91,38 @@ def _answer(result: Result) -> str:
 
 
 def _tables(result: Result) -> str:
-    quality, *others = sheets(result)
-    drawn = [section(quality.title, table(quality.title, _quality_columns(result, quality)) + _notes(result))]
-    drawn += [section(sheet.title, table(sheet.title, _columns(sheet))) for sheet in others]
-    return "\n".join(drawn)
+    quality, *others = tables(result)
+    sections = [section(quality.title, table(quality.title, _quality_columns(result, quality)) + _notes(result))]
+    sections += [section(other.title, table(other.title, _columns(other))) for other in others]
+    return "\n".join(sections)
 
 
-def _columns(sheet: Sheet) -> list[Cells]:
+def _columns(source: Table) -> list[Cells]:
     first, *others = (
         Cells(text(column.name), list(map(text, column.cells)), "number" if column.numeric else "")
-        for column in sheet.columns
+        for column in source.columns
     )
-    marked = [
-        f'<span class="mode">{swatch(place)}<span>{cell.replace("_", "_<wbr>")}</span></span>'
-        for place, cell in enumerate(first.cells)
+    labels = [
+        f'<span class="mode">{swatch(index)}<span>{cell.replace("_", "_<wbr>")}</span></span>'
+        for index, cell in enumerate(first.cells)
     ]
-    return [replace(first, cells=marked), *others]
+    return [replace(first, cells=labels), *others]
 
 
-def _quality_columns(result: Result, sheet: Sheet) -> list[Cells]:
-    """With the intervals drawn to a common scale, before the verdicts that follow from them."""
-    *columns, verdicts = _columns(sheet)
+def _quality_columns(result: Result, quality: Table) -> list[Cells]:
+    """Add the intervals, drawn to a common scale, before the verdicts that follow from them."""
+    *columns, verdicts = _columns(quality)
     pills = [_pill(line) for line in result.lines]
-    scale = interval_scale(result)
+    scale = difference_scale(result)
     if scale:
-        drawn = [interval(line, scale, higher_is_better=result.higher_is_better) for line in result.lines]
+        drawn = [difference(line, scale, higher_is_better=result.higher_is_better) for line in result.lines]
         columns.append(Cells("← worse · better →", drawn))
     return [*columns, replace(verdicts, cells=pills)]
 
 
 def _pill(line: Line) -> str:
     kind = f" {line.verdict}" if line.verdict in ("better", "worse") else ""
-    return f'<span class="verdict{kind}">{text(verdict(line))}</span>'
+    return f'<span class="verdict{kind}">{text(line.verdict_with_reason)}</span>'
 
 
 def _notes(result: Result) -> str:
@@ -146,6 +143,6 @@ def _legend(chart: Chart, result: Result) -> str:
     if chart.name == "time_split":
         entries = [f'<i style="background:var(--c-{PARTS[part][1:]})"></i>{text(part)}' for part in parts_in(result)]
     else:
-        lines = [(place, line) for place, line in enumerate(result.lines) if chart.shows(line)]
-        entries = [f"{swatch(place)}{text(line.label)}" for place, line in lines]
+        lines = [(index, line) for index, line in enumerate(result.lines) if chart.shows(line)]
+        entries = [f"{swatch(index)}{text(line.label)}" for index, line in lines]
     return f'<ul class="legend">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>\n'

@@ -1,18 +1,18 @@
-"""The small drawings that stand inside lines of the page: a mode's mark, and a difference with its interval."""
+"""Small drawings inside the lines of the page: a mode's line style, and a difference with its interval."""
 
 from collections.abc import Sequence
 from math import cos, pi, sin
 
-from ddp_agent.report.palette import MARKERS, Style
-from ddp_agent.report.result import Line, Result
+from ddp_agent.report.comparison.result import Line, Result
+from ddp_agent.report.figures.palette import MARKERS, Style
 
 _DASHES = {"-": "", "--": "5 2.5", ":": "1.5 2", "-.": "5 2 1.5 2"}
 _WIDTH, _HEIGHT = 144.0, 20.0
 
 
-def swatch(place: int) -> str:
-    """The line and marker by which the figures know a mode; the name stands beside it."""
-    style = Style(place)
+def swatch(index: int) -> str:
+    """Return the line and marker that a mode has in the figures. The label stands beside it."""
+    style = Style(index)
     dashes = f' stroke-dasharray="{_DASHES[style.dashes]}"' if _DASHES[style.dashes] else ""
     points = " ".join(f"{14 + 4 * x:.1f},{6 - 4 * y:.1f}" for x, y in _outline(style.marker))
     return (
@@ -23,7 +23,7 @@ def swatch(place: int) -> str:
 
 
 def _outline(marker: str) -> Sequence[tuple[float, float]]:
-    """As Matplotlib draws them, in a circle of radius 1."""
+    """Return the corners of a marker within a circle of radius 1, as Matplotlib draws it."""
     if marker in "PX":
         arm = 0.36
         plus = [(arm, 1), (arm, arm), (1, arm), (1, -arm), (arm, -arm), (arm, -1)]
@@ -35,11 +35,14 @@ def _outline(marker: str) -> Sequence[tuple[float, float]]:
     return [(cos(2 * pi * (turn + k / corners)), sin(2 * pi * (turn + k / corners))) for k in range(corners)]
 
 
-assert set(MARKERS) == set("osDvPXp^"), "each has an outline"
+assert set(MARKERS) == set("osDvPXp^"), "each marker has an outline"
 
 
-def interval_scale(result: Result) -> float:
-    """Half the width of the drawing, in the metric: what shows the intervals, unless one is twenty times the least."""
+def difference_scale(result: Result) -> float:
+    """Return the metric difference at the edge of the drawing.
+
+    Every interval fits, unless it reaches more than twenty times as far as the smallest. Without intervals: 0.
+    """
     ends = sorted(
         max(abs(line.difference.low or 0.0), abs(line.difference.high or 0.0))
         for line in result.compared
@@ -48,13 +51,13 @@ def interval_scale(result: Result) -> float:
     return min(ends[-1], 20 * ends[0]) * 1.08 or 1.0 if ends else 0.0
 
 
-def interval(line: Line, scale: float, *, higher_is_better: bool) -> str:
-    """The difference on a line on which better is on the right; what leaves the drawing ends in an arrow."""
+def difference(line: Line, scale: float, *, higher_is_better: bool) -> str:
+    """Return the drawing of a difference, with better on the right. An end that is out of view becomes an arrow."""
     if line.difference is None or line.difference.low is None or line.difference.high is None:
         return ""
-    towards = 1 if higher_is_better else -1
+    direction = 1 if higher_is_better else -1
     low, mean, high = (
-        _WIDTH / 2 * (1 + towards * value / scale)
+        _WIDTH / 2 * (1 + direction * value / scale)
         for value in (line.difference.low, line.difference.mean, line.difference.high)
     )
     left, right = sorted((low, high))
@@ -74,7 +77,7 @@ def _inside(x: float) -> float:
 
 
 def _cap(x: float, side: int) -> str:
-    """A bar where the interval ends, an arrow where the drawing does."""
+    """Return a bar at the end of the interval, or an arrow at the edge of the drawing."""
     end = _inside(x)
     if end == x:
         return f"M{end:.1f} 6.5V13.5"

@@ -1,24 +1,26 @@
-"""The pieces that the page is made of. Whatever comes from a run goes through `text`: it may hold anything."""
+"""HTML elements of the page. Every string that comes from a run must go through `text`: it may hold anything."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ddp_agent.report.files import plain
+from ddp_agent.report.runs.files import one_line
 
 
 def text(value: Any) -> str:
-    return escape(plain(value))
+    """Return `value` escaped, in one line."""
+    return escape(one_line(value))
 
 
 def section(title: str, content: str) -> str:
+    """Return a section. `content` is HTML."""
     return f"<section>\n<h2>{text(title)}</h2>\n{content}</section>"
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A column as HTML."""
+    """A table column whose cells are HTML. `kind` is a class of the style sheet."""
 
     head: str
     cells: Sequence[str]
@@ -26,20 +28,21 @@ class Cells:
 
     @property
     def attribute(self) -> str:
+        """The class attribute of the cells."""
         return f' class="{self.kind}"' if self.kind else ""
 
 
 def table(title: str, columns: Sequence[Cells]) -> str:
-    """It scrolls in its box, which the keyboard reaches; the first column stays in view."""
+    """Return a table that scrolls in its own box, which the keyboard reaches. The first column stays in view."""
     heads = "".join(f'<th scope="col"{column.attribute}>{column.head}</th>' for column in columns)
-    rows = "\n".join(_row(place, columns) for place in range(len(columns[0].cells)))
+    rows = "\n".join(_row(index, columns) for index in range(len(columns[0].cells)))
     return (
         f'<div class="scroll" role="region" aria-label="{text(title)}" tabindex="0">\n<table>\n'
         f"<caption>{text(title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n"
     )
 
 
-def _row(place: int, columns: Sequence[Cells]) -> str:
+def _row(index: int, columns: Sequence[Cells]) -> str:
     first, *others = columns
-    cells = "".join(f"<td{column.attribute}>{column.cells[place]}</td>" for column in others)
-    return f'<tr><th scope="row">{first.cells[place]}</th>{cells}</tr>'
+    cells = "".join(f"<td{column.attribute}>{column.cells[index]}</td>" for column in others)
+    return f'<tr><th scope="row">{first.cells[index]}</th>{cells}</tr>'

@@ -1,4 +1,4 @@
-"""Run directories as they were left: finished, failed, or killed halfway through a line."""
+"""Run folders, whether the run finished, failed, or was killed in the middle of a line."""
 
 import os
 import re
@@ -7,30 +7,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_agent.report.files import Record, flat, json_lines, json_object, number, plain, text_of, yaml_value
+from ddp_agent.report.runs.files import Record, flat, json_lines, json_object, number, one_line, text_of, yaml_value
 
-# Words in a metric's name by which more of it is worse or better, for runs that do not say so themselves.
-_FALLING = {"loss", "error", "rmse", "mse", "mae", "perplexity", "nats", "bits", "bpc", "wer", "cer"}
+# A metric is taken to be better when lower if its name has one of these words and the run does not say the direction.
+_LOWER_IS_BETTER = {"loss", "error", "rmse", "mse", "mae", "perplexity", "nats", "bits", "bpc", "wer", "cer"}
 _NEEDED = {"sync": str, "metric_name": str, "seed": int, "steps": int}
 
 
 class ReportError(Exception):
-    """Why nothing can be reported, in words for the person who asked."""
+    """Reason why nothing can be reported, in words for the user."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """With a `problem`, the reason it cannot be compared, `summary` is empty.
+    """One run folder.
 
-    `name` tells the run from all others of a report; `config` is flat. `evaluations` and `periods` (steps and H) are
-    what metrics.jsonl holds of them, `lines_cut` how many of its lines are not whole.
+    `problem`, where there is one, says why the run cannot be compared; `summary` is then empty.
+    `name` is unique among the runs of a report. `config` has dotted keys. `overrides` is the text of the command line.
+    `evaluations` and `periods` (pairs of step and H) come from metrics.jsonl, which has `lines_cut` damaged lines.
     """
 
     path: Path
     name: str
     summary: Mapping[str, Any]
     config: Mapping[str, str]
-    asked: str
+    overrides: str
     evaluations: tuple[Record, ...] = ()
     periods: tuple[tuple[int, float], ...] = ()
     lines_cut: int = 0
@@ -38,41 +39,59 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return int(self.summary["seed"])
 
     @property
     def mode(self) -> str:
-        return plain(self.summary["sync"])
+        """The label of the sync mode."""
+        return one_line(self.summary["sync"])
 
     @property
     def metric(self) -> str:
+        """The key of the test metric in metrics.jsonl, such as test_accuracy."""
         return f"test_{self.summary['metric_name']}"
 
     @property
     def higher_is_better(self) -> bool:
-        said = self.summary.get("higher_is_better")
-        return said if isinstance(said, bool) else not _FALLING & set(re.split(r"[^a-z]+", self.metric.lower()))
+        """The metric's direction: as recorded, or else guessed from the metric's name."""
+        recorded = self.summary.get("higher_is_better")
+        if isinstance(recorded, bool):
+            return recorded
+        return not _LOWER_IS_BETTER & set(re.split(r"[^a-z]+", self.metric.lower()))
 
     def value(self, key: str) -> float | None:
+        """Return a number of the summary, or None if there is none under `key`."""
         return number(self.summary.get(key))
+
+    def first_at(self, target: float) -> Record | None:
+        """Return the first evaluation at or beyond `target`, or None. Nothing is extrapolated."""
+        for record in self.evaluations:
+            value = number(record.get(self.metric))
+            if value is not None and (value >= target if self.higher_is_better else value <= target):
+                return record
+        return None
 
 
 def find_runs(directories: Iterable[Path]) -> list[Run]:
-    """In the order of their names, numbers by value. Raises ReportError for a directory that holds none."""
-    found: dict[Path, Path] = {}
+    """Return every run below `directories` once, sorted by name with numbers by value.
+
+    Raises ReportError for a directory that does not exist or holds no run.
+    """
+    paths: dict[Path, Path] = {}
     for directory in directories:
         if not directory.is_dir():
             raise ReportError(f"{directory}: no such directory")
-        paths = list(_run_directories(directory))
-        if not paths:
+        below = list(_run_folders(directory))
+        if not below:
             raise ReportError(f"{directory}: no runs in it (a run has a summary.json or a status.json)")
-        for path in paths:
-            found.setdefault(path.resolve(), path)
-    names = distinguishing(list(found))
-    return [replace(_read(path), name=plain(name)) for path, name in zip(found.values(), names, strict=True)]
+        for path in below:
+            paths.setdefault(path.resolve(), path)
+    names = shortest_names(list(paths))
+    return [replace(_read(path), name=one_line(name)) for path, name in zip(paths.values(), names, strict=True)]
 
 
-def _run_directories(top: Path) -> Iterator[Path]:
+def _run_folders(top: Path) -> Iterator[Path]:
     for name, folders, files in os.walk(top):
         folders.sort(key=_by_number)
         if {"summary.json", "status.json"} & set(files):
@@ -84,8 +103,8 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def distinguishing(paths: list[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes for all to differ."""
+def shortest_names(paths: list[Path]) -> list[str]:
+    """Return the ends of the paths, with as few parts as make all of them different."""
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):
@@ -100,13 +119,13 @@ def _read(path: Path) -> Run:
         name="",
         summary={},
         config=dict(flat(tree)) if isinstance(tree, dict) else {},
-        asked=plain(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
+        overrides=one_line(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
     )
     status, summary = json_object(text_of(path / "status.json")), json_object(text_of(path / "summary.json"))
     state = status.get("status", summary.get("status"))
     if state != "finished":
         details = [f"{key} {status[key]}" for key in ("rank", "step", "reason") if status.get(key) is not None]
-        return replace(run, problem=plain(", ".join([str(state or "no readable status"), *details])))
+        return replace(run, problem=one_line(", ".join([str(state or "no readable status"), *details])))
     missing = [key for key, kind in _NEEDED.items() if not _is(summary.get(key), kind)]
     missing += ["test_metric"] if number(summary.get("test_metric")) is None else []
     if missing:
@@ -119,7 +138,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _with_metrics(run: Run) -> Run:
-    """An evaluation has the test metric as a key; its value is null when it was not finite."""
+    """Add the evaluations and periods of metrics.jsonl. A record with the test metric, even null, is an evaluation."""
     records, lines_cut = json_lines(run.path / "metrics.jsonl")
     records = [record for record in records if _is(record.get("step"), int)]
     evaluations = {record["step"]: record for record in records if run.metric in record}

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, perhaps not to the end: what can be read of them, and never an exception."""
+"""Readers for files of another program, which may be damaged or cut off. They return what is whole and never raise."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,11 @@ import yaml
 
 Record = dict[str, Any]
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where there is one: ten times as fast
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast, but optional
 
 
 def text_of(path: Path) -> str:
+    """Return the file's text, or "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -20,7 +21,7 @@ def text_of(path: Path) -> str:
 
 
 def json_object(text: str) -> Record:
-    """Empty when it is none."""
+    """Return the JSON object, or {} if `text` is anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -29,23 +30,23 @@ def json_object(text: str) -> Record:
 
 
 def json_lines(path: Path) -> tuple[list[Record], int]:
-    """The whole lines, and how many others there are."""
+    """Return the lines that are whole JSON objects, and the number of the others."""
     lines = [line for line in text_of(path).splitlines() if line.strip()]
     records = [record for record in map(json_object, lines) if record]
     return records, len(lines) - len(records)
 
 
 def yaml_value(path: Path) -> Any:
-    """None when it cannot be read."""
+    """Return the value of a yaml file, or None if it cannot be read."""
     text = text_of(path)
     try:
-        return _SafeLoader(text).get_single_data() if _is_tame(text) else None
+        return _SafeLoader(text).get_single_data() if _is_harmless(text) else None
     except (yaml.YAMLError, ValueError):
         return None
 
 
-def _is_tame(text: str) -> bool:
-    """Hydra writes no aliases, of which a few lines could stand for gigabytes, and nothing that is nested deeply."""
+def _is_harmless(text: str) -> bool:
+    """Return False for aliases and deep nesting. Hydra writes neither, and a few aliases can stand for gigabytes."""
     depth = 0
     for event in yaml.parse(text, _SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -55,7 +56,7 @@ def _is_tame(text: str) -> bool:
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys, and values as Hydra's command line would have them."""
+    """Yield dotted keys with their values, written as on Hydra's command line."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -64,11 +65,11 @@ def flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def number(value: Any) -> float | None:
-    """As a float of which squares and sums are finite, too."""
-    measured = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
-    return float(value) if measured else None
+    """Return `value` as a float, or None unless it is a number whose squares and sums are finite too."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
+    return float(value) if usable else None
 
 
-def plain(value: Any) -> str:
-    """In one line that is safe to print: a run's name or reason may hold anything."""
+def one_line(value: Any) -> str:
+    """Return `value` as one line of printable characters: a run's name or reason may hold anything."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())

@@ -1,14 +1,14 @@
-"""Colours that are legible on white; the page has a counterpart of each for dark screens."""
+"""Colours, markers and typography of the figures. Each colour has a counterpart for dark screens."""
 
 from dataclasses import dataclass
 from typing import Any
 
-# Neighbours in the list differ in lightness too, and each has a marker of its own: colour is never alone.
+# Neighbours differ in lightness too, and each colour has a marker of its own, for readers who cannot tell colours.
 SERIES = ("#1f5fbf", "#c2570c", "#1a7f4b", "#a83288", "#0e7490", "#8a6100", "#6b4bd6", "#5b6472")
 SERIES_DARK = ("#7db1ff", "#ff9f5f", "#62d394", "#f191d3", "#55cfe0", "#dcb650", "#b9a5ff", "#b3bcc9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES = ("-", "--", ":", "-.")
-# By the names of result.PARTS.
+# The keys are those of result.PARTS.
 PARTS = {
     "data": "#8a6100",
     "compute": "#8aa9d6",
@@ -24,7 +24,7 @@ DARK = dict(zip(SERIES, SERIES_DARK, strict=True)) | {"#8aa9d6": "#4a6fa8", "#9f
 TYPOGRAPHY: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
-    "text.parse_math": False,  # names of runs are not formulas
+    "text.parse_math": False,  # a $ in a run's name does not start a formula
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
@@ -41,24 +41,27 @@ TYPOGRAPHY: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
-    "svg.hashsalt": "ddp_agent.report",  # the same figure is the same file
+    "svg.hashsalt": "ddp_agent.report",  # equal figures are equal files
 }
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the line at `place` in the tables looks in every figure."""
+    """The style in all figures of the line with this `index` in the tables."""
 
-    place: int
+    index: int
 
     @property
     def colour(self) -> str:
-        return SERIES[self.place % len(SERIES)]
+        """The colour on white, such as #1f5fbf."""
+        return SERIES[self.index % len(SERIES)]
 
     @property
     def marker(self) -> str:
-        return MARKERS[(self.place + self.place // len(SERIES)) % len(MARKERS)]
+        """The marker, as Matplotlib names it."""
+        return MARKERS[(self.index + self.index // len(SERIES)) % len(MARKERS)]
 
     @property
     def dashes(self) -> str:
-        return DASHES[self.place // len(SERIES) % len(DASHES)]
+        """The line style, as Matplotlib names it."""
+        return DASHES[self.index // len(SERIES) % len(DASHES)]

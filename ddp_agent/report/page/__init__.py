@@ -1,0 +1,1 @@
+"""The page report/index.html."""

@@ -1,0 +1,1 @@
+"""Reading of run folders, in whatever state they were left."""

@@ -1,0 +1,35 @@
+"""Settings of a run: all that its configuration says about what is trained."""
+
+from collections.abc import Mapping, Sequence
+
+from ddp_agent.report.runs.files import one_line
+from ddp_agent.report.runs.run import Run
+
+# A summary labels these config groups by the names of the chosen files.
+GROUPS = ("reducer", "cadence", "slicing", "model", "dataset")
+# These keys do not change what is trained, or are checked to be equal anyway (budget and evaluation points).
+_NOT_A_SETTING = {
+    "seed", "epochs", "max_steps", "eval_every", "evaluate_own", "log_every", "consensus_every", "consensus_per_layer",
+    "profile_steps", "target", "checkpoint_every", "keep_checkpoints", "resume", "run_name", "data_root",
+    "nproc_per_node", "timeout_s", "trusted_packages",
+}  # fmt: skip
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """Return the run's settings with dotted keys. Without a config: the few that the summary has, and a note of it."""
+    labels = {group: one_line(value) for group in GROUPS if (value := run.summary.get(group)) is not None}
+    if run.config:
+        named = {f"{group}.name" for group in (*labels, "sync")}  # the summary's labels say the same
+        ignored = _NOT_A_SETTING | named
+        config = {key: one_line(value) for key, value in run.config.items() if key not in ignored}
+    else:
+        config = {"config": "not recorded"}
+        if (period := run.summary.get("period")) is not None:
+            config["sync.period"] = one_line(period)
+    return {"sync": run.mode, **labels, **config}
+
+
+def differing_keys(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys in which `settings` differ: first the groups, then H, then the mode's own settings."""
+    keys = {key for each in settings for key in each if len({other.get(key) for other in settings}) > 1}
+    return sorted(keys, key=lambda key: (key not in GROUPS, key != "sync.period", not key.startswith("sync."), key))
