@@ -1,10 +1,14 @@
 """Train a PyTorch model on many ranks, with a choice of how the ranks synchronise.
 
-The package exports every sync mode, reducer and cadence, and the parts that a training loop of one's own needs:
+The package exports every sync mode, reducer and cadence, and the parts that a training loop of one's own needs. An
+export is imported when it is first asked for, so that `import ddp_agent` alone imports no torch.
 
-    from ddp_agent import DiLoCo, Dense, Topology
-
-An export is imported when it is first asked for, so that `import ddp_agent` alone imports no torch.
+Examples:
+    >>> from ddp_agent import Dense, DiLoCo, Int8
+    >>> DiLoCo(period=100, outer_lr=0.7).traits.sends
+    'changes'
+    >>> Dense().traits.exact, Int8(block=256).traits.exact
+    (True, False)
 """
 
 from importlib import import_module

@@ -114,8 +114,9 @@ def _dataclass_default(field: "dataclasses.Field[Any]") -> Any:
 def describe(annotation: Any) -> str:
     """Return what `annotation` accepts, in the words of an error message.
 
-    >>> describe(PositiveInt | None)
-    'an integer >= 1 or null'
+    Examples:
+        >>> describe(PositiveInt | None)
+        'an integer >= 1 or null'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
@@ -134,8 +135,9 @@ def describe(annotation: Any) -> str:
 def fits(value: Any, annotation: Any) -> bool:
     """Return True if `value` has the annotated type and range. An int is a float, a bool is no number, NaN never fits.
 
-    >>> fits(0.5, Fraction), fits(1, Fraction), fits(True, Fraction), fits(1.5, Fraction)
-    (True, True, False, False)
+    Examples:
+        >>> fits(0.5, Fraction), fits(1, Fraction), fits(True, Fraction), fits(1.5, Fraction)
+        (True, True, False, False)
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:

@@ -29,8 +29,9 @@ _known: set[str] = set()
 def names_secret(key: object) -> bool:
     """Return True if the value of `key` is a secret, by the key's name.
 
-    >>> names_secret("api_token"), names_secret("tokens_per_s")
-    (True, False)
+    Examples:
+        >>> names_secret("api_token"), names_secret("tokens_per_s")
+        (True, False)
     """
     return _NAME.search(str(key)) is not None
 

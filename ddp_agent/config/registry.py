@@ -40,11 +40,12 @@ def build(group: str, node: Mapping[str, Any], *, trusted_packages: Sequence[str
     `runtime` holds the values that only the run knows (`input_shape`, `data_root`, …); a constructor is given those
     that it names.
 
-    >>> build("reducer", {"name": "Cast", "dtype": "bf16"})
-    Cast(dtype='bf16')
-    >>> build("reducer", {"name": "Cast", "dtype": "fp8"})
-    Traceback (most recent call last):
-    ddp_agent.errors.ConfigError: reducer.dtype: found 'fp8', expected one of bf16, fp16
+    Examples:
+        >>> build("reducer", {"name": "Cast", "dtype": "bf16"})
+        Cast(dtype='bf16')
+        >>> build("reducer", {"name": "Cast", "dtype": "fp8"})
+        Traceback (most recent call last):
+        ddp_agent.errors.ConfigError: reducer.dtype: found 'fp8', expected one of bf16, fp16
     """
     if wrong := problems(group, node, trusted_packages=trusted_packages, runtime=runtime):
         raise ConfigError(wrong)
