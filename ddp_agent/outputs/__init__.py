@@ -1,0 +1,1 @@
+"""Outputs of a run: run directory, metrics file, summary, TensorBoard, console and images."""

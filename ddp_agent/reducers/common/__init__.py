@@ -1,0 +1,1 @@
+"""Bases of lossy reducers: error feedback and quantisation."""
