@@ -1,12 +1,8 @@
-"""The process group, the agreement before it, and what hangs on a rank's number."""
+"""The process group, and the agreement of ranks before it."""
 
 import contextlib
 import io
-import logging
 import os
-import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,14 +15,12 @@ import torch.distributed as dist
 from rank_pool import RankPool
 from torch import nn
 
-from ddp_agent import rng
 from ddp_agent.cli import rank_process
 from ddp_agent.distributed import process_group as runtime
 from ddp_agent.distributed import rendezvous
 from ddp_agent.distributed.c10d import HashStore, TCPStore
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment, without_torchrun
+from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 from ddp_agent.errors import ConfigError
-from ddp_agent.outputs import log
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -201,118 +195,3 @@ def test_a_rank_with_a_gpu_uses_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
         tensor = torch.ones(1, device=ranks.device)
         dist.all_reduce(tensor)
         assert (ranks.backend, ranks.device.type, tensor.item()) == ("nccl", "cuda", 1.0)
-
-
-def _draw(seed: int, rank: int | None = None) -> tuple[float, float]:
-    rng.seed_everything(seed, rank)
-    return torch.rand(()).item(), random.random()
-
-
-def test_seeds_are_shared_or_a_rank_s_own() -> None:
-    assert _draw(0) == _draw(0)
-    assert _draw(0, rank=1) == _draw(0, rank=1)
-    streams = [_draw(0), _draw(1), _draw(0, rank=0), _draw(0, rank=1), _draw(1, rank=0)]
-    assert len(set(streams)) == len(streams)
-
-
-@pytest.fixture
-def root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    yield
-    logging.captureWarnings(False)
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.setLevel(level)
-    root.handlers[:] = handlers
-
-
-@pytest.mark.usefixtures("root_logger")
-def test_rank_0_logs_to_file_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log.setup_logging(tmp_path, rank=0)
-    logging.getLogger("a").info("hello")
-    logging.getLogger("a").warning("mind the gap")
-    assert capsys.readouterr().out == "hello\nwarning: mind the gap\n"
-    assert "INFO a: hello" in (tmp_path / "train.log").read_text()
-
-
-@pytest.mark.usefixtures("root_logger")
-def test_other_ranks_log_warnings_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log.setup_logging(tmp_path, rank=2)
-    logging.getLogger("a").info("hello")
-    assert list(tmp_path.iterdir()) == []
-    logging.getLogger("a").warning("mind the gap")
-    assert "WARNING a: mind the gap" in (tmp_path / "train.rank2.log").read_text()
-    assert capsys.readouterr().out == ""
-
-
-def test_the_environment_is_read_from_torchrun_s_variables() -> None:
-    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    environment = TorchrunEnvironment.read(variables | {"LOCAL_WORLD_SIZE": "4"})
-    assert environment == TorchrunEnvironment(rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=1)
-    assert not environment.single_node
-    assert TorchrunEnvironment.read(variables) == TorchrunEnvironment(
-        rank=5, local_rank=1, world_size=8, local_world_size=8
-    )
-    assert TorchrunEnvironment.read({"RANK": "5"}) is None
-
-
-def test_a_nested_torchrun_inherits_nothing_of_the_outer_one() -> None:
-    outer = dict.fromkeys((*TORCHRUN, "GROUP_RANK", "ROLE_NAME", "TORCHELASTIC_RUN_ID"), "x")
-    assert without_torchrun(outer | {"PATH": "/bin", "OMP_NUM_THREADS": "1"}) == {
-        "PATH": "/bin",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-CHILD = """
-import time
-from ddp_agent.distributed.process import die_with_parent
-die_with_parent()
-print("ready", flush=True)
-time.sleep(600)
-"""
-PARENT = f"""
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
-print(child.pid, flush=True)
-child.wait()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
-def test_a_killed_parent_takes_its_rank_along() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    try:
-        assert parent.stdout.readline() == "ready\n"
-        parent.kill()
-        parent.communicate(timeout=30)  # ends when nobody holds the pipe: the child is gone too
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-
-
-LEAVES = """
-import atexit, gc, sys, threading, time
-from ddp_agent.distributed.process import leave
-
-class Held:
-    def __del__(self):
-        print("taken apart")
-
-held = Held()
-atexit.register(print, "hook")
-threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
-print("last words")
-print("on stderr", file=sys.stderr)
-leave(7)
-"""
-
-
-def test_a_rank_leaves_with_all_said_and_nothing_taken_apart() -> None:
-    """Taking the interpreter apart is when a thread of gloo that still holds a tensor makes torch abort."""
-    left = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60, check=False)
-    assert (left.returncode, left.stdout.split("\n")) == (7, ["last words", "thread", "hook", ""])
-    assert left.stderr == "on stderr\n"

@@ -1,20 +1,14 @@
-"""metrics.jsonl is whole and true, TensorBoard says the same, and neither can stop a training."""
+"""Records of a run: metrics.jsonl is whole and true, and TensorBoard shows the same."""
 
 import inspect
-import json
-import logging
 import re
-import resource
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from event_files import SUMMARY, records, run_steps, series, small_model, tensorboard, text
 from records import Records
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
@@ -22,62 +16,9 @@ from torch import nn
 from ddp_agent.outputs.console import ConsoleProgress
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start
 from ddp_agent.outputs.run_directory import RunDirectory
-from ddp_agent.outputs.tensorboard import History
 from ddp_agent.outputs.tracking import MetricsLog, TensorBoard
 from ddp_agent.training.previews import Previews
 from ddp_agent.training.profiling import Trace
-
-SUMMARY = {"steps": 30, "test_metric": 0.9, "train_s": 2.5, "target": 0.99, "time_to_target_s": None}
-
-
-def small_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def tensorboard(path: Path) -> Any:
-    return read_events(path / "tensorboard")
-
-
-def read_events(path: Path) -> Any:
-    reader = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
-    return reader.Reload()
-
-
-def series(reader: Any, tag: str) -> list[tuple[int, Any]]:
-    return [(event.step, pytest.approx(event.value)) for event in reader.Scalars(tag)]
-
-
-def text(reader: Any, tag: str) -> str:
-    event = reader.Tensors(f"{tag}/text_summary")[-1]
-    return str(event.tensor_proto.string_val[0].decode())
-
-
-def run_steps(tracker: Records, first: int, last: int, model: nn.Module) -> None:
-    """Five seconds a step, 40 MB a step; logged every step, evaluated every second one."""
-    for step in range(first, last + 1):
-        with torch.no_grad():
-            next(model.parameters()).fill_(step)
-        tracker.log(step, {"train_loss": 1 / step})
-        if step % 2 == 0:
-            values = {"test_accuracy": step / 100, "test_loss": 2 / step}
-            tracker.evaluation(step, values, train_s=5.0 * step, payload_bytes=40_000_000 * step, model=model)
-            tracker.board.text("sample", f"after {step}", step)
-
-
-@contextmanager
-def disk_full_beyond(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes: a write that would is cut short, the next fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_step_is_one_object_on_disk_at_once(tmp_path: Path) -> None:
@@ -312,161 +253,6 @@ def test_the_mode_is_among_the_columns_that_the_hparams_tab_shows(tmp_path: Path
     infos = HParamsPluginData.FromString(data).experiment.hparam_infos
     shown = sorted(infos, key=lambda info: (not info.differs, info.name))[:5]  # as TensorBoard sorts them
     assert [info.name for info in shown] == ["lr", "reducer", "seed", "sync", "sync.period"]
-
-
-def interrupted_run(path: Path) -> list[dict[str, Any]]:
-    """Ten steps, killed while the eleventh was being written."""
-    with RunDirectory(path) as run:
-        tracker = Records(run, "accuracy")
-        model = small_model()
-        tracker.begin(model, {})
-        run_steps(tracker, 1, 10, model)
-        tracker.close()
-    lines = records(path)
-    with run.metrics.open("a") as file:
-        file.write('{"step": 11, "train_l')
-    started_at(path, 1_000_000_000, b"\x07\x00\x00")
-    return lines
-
-
-def started_at(path: Path, unix_s: int, half_a_record: bytes = b"") -> None:
-    """Dates the newest event file back: attempts are seconds apart, and readers go by the names."""
-    newest = max((path / "tensorboard").iterdir())
-    newest.with_name(f"events.out.tfevents.{unix_s}").write_bytes(newest.read_bytes() + half_a_record)
-    newest.unlink()
-
-
-def resume(source: Path, path: Path, first: int, last: int) -> None:
-    with RunDirectory(path, restart=source == path) as run:
-        tracker = Records(run, "accuracy", history=History.read(source, first - 1))
-        model = small_model()
-        tracker.begin(model, {})
-        run_steps(tracker, first, last, model)
-        tracker.close()
-
-
-@pytest.mark.parametrize("same_directory", [True, False])
-def test_a_run_resumed_twice_reads_like_one_that_was_never_interrupted(tmp_path: Path, same_directory: bool) -> None:
-    before = interrupted_run(tmp_path / "a")
-    second, third = ("a", "a") if same_directory else ("b", "c")
-    resume(tmp_path / "a", tmp_path / second, 8, 12)
-    assert records(tmp_path / second)[:7] == before[:7]
-    started_at(tmp_path / second, 1_000_000_001)
-    resume(tmp_path / second, tmp_path / third, 13, 14)
-    lines, reader = records(tmp_path / third), tensorboard(tmp_path / third)
-    assert [line["step"] for line in lines] == list(range(1, 15))
-    replayed = reader.Scalars("train_loss")[:7]
-    assert [event.wall_time for event in replayed] == [line["unix_s"] for line in before[:7]]
-    assert series(reader, "train_loss") == [(step, 1 / step) for step in range(1, 15)]
-    # 35 s and 280 MB at the checkpoint lie beyond its step, 7: a purge by step would have torn these two
-    assert series(reader, "test_accuracy/by_seconds") == [(10 * i, 2 * i / 100) for i in range(1, 8)]
-    assert series(reader, "test_accuracy/by_megabytes") == [(80 * i, 2 * i / 100) for i in range(1, 8)]
-    assert [event.step for event in reader.Histograms("parameters/0.weight")] == list(range(2, 15, 2))
-    assert [event.step for event in reader.Histograms("updates/0.weight")] == list(range(2, 15, 2))
-    assert "Linear" in text(reader, "model")
-    newest = read_events(max((tmp_path / third / "tensorboard").iterdir()))  # this reader purges no texts of old files
-    assert [event.step for event in newest.Tensors("sample/text_summary")] == list(range(2, 15, 2))
-    assert text(newest, "sample") == "    after 14"
-    assert len(newest.Tensors("model/text_summary")) == 1
-
-
-def test_a_run_resumed_elsewhere_stays_as_it_was(tmp_path: Path) -> None:
-    interrupted_run(tmp_path / "a")
-    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    resume(tmp_path / "a", tmp_path / "b", 8, 12)
-    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
-
-
-def test_a_run_whose_records_are_gone_is_resumed_without_them(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    resume(tmp_path / "a", tmp_path / "b", 8, 9)
-    assert [line["step"] for line in records(tmp_path / "b")] == [8, 9]
-    assert series(tensorboard(tmp_path / "b"), "train_loss") == [(8, 1 / 8), (9, 1 / 9)]
-
-
-def test_a_reader_that_watched_the_first_attempt_follows_the_second(tmp_path: Path) -> None:
-    interrupted_run(tmp_path)
-    reader = tensorboard(tmp_path)
-    resume(tmp_path, tmp_path, 8, 8)
-    reader.Reload()
-    assert series(reader, "train_loss") == [(step, 1 / step) for step in range(1, 9)]
-
-
-def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
-    interrupted_run(tmp_path)
-    with RunDirectory(tmp_path, restart=True) as run:
-        tracker = Records(run, "accuracy", history=History.read(tmp_path, 0))
-        tracker.log(1, {"train_loss": 5.0})
-        tracker.close()
-    assert [line["train_loss"] for line in records(tmp_path)] == [5.0]
-    assert series(tensorboard(tmp_path), "train_loss") == [(1, 5.0)]
-
-
-def test_an_evaluation_repeated_after_a_resume_stays_one_object(tmp_path: Path) -> None:
-    interrupted_run(tmp_path)
-    with RunDirectory(tmp_path, restart=True) as run:
-        tracker = Records(run, "accuracy", history=History.read(tmp_path, 4))
-        tracker.evaluation(4, {"test_accuracy": 1.0}, train_s=20.0, payload_bytes=0)
-        tracker.close()
-    assert [line["step"] for line in records(tmp_path)] == [1, 2, 3, 4]
-    assert (records(tmp_path)[-1]["test_accuracy"], records(tmp_path)[-1]["train_loss"]) == (1.0, 0.25)
-
-
-def test_a_full_disk_costs_metrics_not_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's writer dies in its thread
-    with RunDirectory(tmp_path) as run:
-        tracker = Records(run, "accuracy")
-        model = small_model()
-        tracker.log(1, {"train_loss": 1.0})
-        with disk_full_beyond(run.metrics.stat().st_size + 80):
-            for step in range(2, 60):
-                tracker.evaluation(step, {"train_loss": 2.0}, train_s=0.0, payload_bytes=0, model=model)
-        tracker.log(60, {})  # shorter than the piece of the line that was cut off
-        tracker.finish(SUMMARY, {})
-    assert tracker.metrics.lost_lines == 58
-    assert [line["step"] for line in records(tmp_path)] == [1, 60]
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(warnings) == 2
-    assert any("metrics.jsonl" in w for w in warnings)
-    assert any("tensorboard" in w for w in warnings)
-
-
-def test_a_full_device_from_the_first_line_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with RunDirectory(tmp_path) as run, open("/dev/full", "r+b", buffering=0) as full:
-        tracker = Records(run, "accuracy")
-        tracker.metrics._file._file, real = full, tracker.metrics._file._file
-        real.close()
-        for step in range(3):
-            tracker.log(step, {"train_loss": 1.0})
-        tracker.close()
-    assert tracker.metrics.lost_lines == 3
-    assert "No space left on device" in caplog.text
-    assert len(tensorboard(tmp_path).Scalars("train_loss")) == 3
-
-
-def test_any_error_of_tensorboards_writer_ends_the_mirror_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(*_: object) -> None:
-        raise OSError("writer is gone")
-
-    monkeypatch.setattr("ddp_agent.outputs.tensorboard.TensorBoardMirror.record", fails)
-    with RunDirectory(tmp_path) as run:
-        tracker = Records(run, "accuracy")
-        for step in range(3):
-            tracker.log(step, {"train_loss": 1.0})
-        tracker.finish(SUMMARY, {})
-    assert len(records(tmp_path)) == 3
-    assert caplog.text.count("writer is gone") == 1
-
-
-def test_closing_twice_is_fine(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path) as run:
-        tracker = Records(run, "accuracy")
-        tracker.finish(SUMMARY, {})
-        tracker.close()
 
 
 def test_the_text_of_the_final_model_is_shown_at_the_last_step(tmp_path: Path) -> None:
