@@ -8,12 +8,13 @@ from pathlib import Path
 from ddp_agent.checkpoint.folder import best, delete, manifest_of, metric_of, named_as_checkpoints, surplus, unfinished
 from ddp_agent.errors import CheckpointError, RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.run_files import RunFiles
 
 
 def main(typed: Sequence[str]) -> int:
     """0 when all is well, 2 for a wrong command or a run that is going on, 3 for damage or nothing there."""
     arguments = _parser().parse_args(typed)
-    folder = arguments.run_dir / "checkpoints"
+    folder = RunFiles(arguments.run_dir).checkpoints
     try:
         if not named_as_checkpoints(folder) and not unfinished(folder):
             raise CheckpointError(f"{folder}: holds no checkpoint")

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from ddp_agent.config.registry import build, is_own
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.models.common.meta_build import skeleton
 from ddp_agent.models.common.multi_task import with_heads
-from ddp_agent.outputs.files import to_json, write_atomically
+from ddp_agent.outputs.files import replacing, to_json, write_atomically
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -38,7 +36,8 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write_tensors(path, tensors)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
         about = {**description, "format": FORMAT, "weights": vars(File.of(path))}
         write_atomically(run_dir / DESCRIPTION, to_json(about, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
@@ -80,17 +79,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
             raise CheckpointError(f"{name}: found {type(value).__name__}, only tensors can be exported")
         unique.setdefault(id(value), (name, value))
     return dict(unique.values())
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        save_file(tensors, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

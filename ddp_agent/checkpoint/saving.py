@@ -30,6 +30,7 @@ from ddp_agent.checkpoint.manifest import File, Manifest
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import attempt, broadcast_text, first_problem, on_all, on_rank_0
 from ddp_agent.errors import CheckpointError
+from ddp_agent.outputs.files import fsync
 
 _log = logging.getLogger(__name__)
 _PLAIN = (Tensor, nn.Parameter, str, bool, int, float, NoneType)
@@ -177,11 +178,7 @@ def _publish(scratch: Path, path: Path, manifest: Manifest) -> None:
             raise CheckpointError(f"{scratch / name}: not seen by rank 0, all nodes must share the directory")
     manifest.write(scratch)
     scratch.rename(path)  # fails on a directory that is there and not empty
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(path.parent)
 
 
 def _prune(path: Path, keep: int, keep_best: bool) -> None:

@@ -1,6 +1,5 @@
 """`python train.py …`: check the configuration, then become the torchrun of the same command."""
 
-import json
 import os
 import shlex
 import socket
@@ -13,6 +12,7 @@ from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, L
 from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.run_files import RunFiles
 
 if TYPE_CHECKING:
     from ddp_agent.distributed.c10d import TCPStore
@@ -99,7 +99,7 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as stopped:  # the ranks have ended; the status says whether everything was saved
         ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
-        return ended.get(read_status(context.run_dir).get("status", ""), 128 + stopped.sigval)
+        return ended.get(RunFiles(context.run_dir).read_status().get("status", ""), 128 + stopped.sigval)
     return 0
 
 
@@ -116,15 +116,6 @@ def _store_on_loopback() -> "TCPStore":
     return TCPStore(
         "127.0.0.1", port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listener.detach()
     )
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """Return status.json of a run; empty where it cannot be read."""
-    try:
-        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _record_for_sweep(reason: str) -> None:

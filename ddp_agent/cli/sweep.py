@@ -38,11 +38,11 @@ from ddp_agent.cli.composition import (
     redact_saved,
     unresolved,
 )
-from ddp_agent.cli.relaunch import read_status
 from ddp_agent.config.redaction import redacted_override, scrubbed
 from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import write_atomically
+from ddp_agent.outputs.run_files import RunFiles
 
 GRACE_S = 60.0  # for a job that was asked to stop: its ranks save, and torchrun waits for them
 _FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
@@ -70,7 +70,7 @@ class Job:
         name = f"job {job.job.num} ({shlex.join(overrides)})"
         _refuse_several_tasks(name)
         attempts = _earlier_attempts(run_dir, overrides, name)
-        if attempts and read_status(run_dir).get("status") == "finished":
+        if attempts and RunFiles(run_dir).read_status().get("status") == "finished":
             print(f"{name}: finished before, in {run_dir}", flush=True)
             return _objective(run_dir)
         write_atomically(run_dir / JOB_FILE, json.dumps({"overrides": overrides, "attempts": attempts + 1}) + "\n")
@@ -203,7 +203,7 @@ def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
 
 
 def _reason(run_dir: Path, code: int) -> str:
-    status = read_status(run_dir)
+    status = RunFiles(run_dir).read_status()
     reason = status.get("reason") or f"exit code {code}"
     return f"preempted, {reason}" if status.get("status") == "preempted" else str(reason)
 
@@ -228,7 +228,7 @@ def _summarise(failures: Path, first: JobFailedError) -> int:
 
 
 def _objective(run_dir: Path) -> float | None:
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(RunFiles(run_dir).summary.read_text(encoding="utf-8"))
     best = summary["best_metric"]
     return None if best is None else float(best)
 

@@ -1,4 +1,4 @@
-"""What a run ran on, for whoever reads its figures later."""
+"""Facts about the machine and the software of a run, recorded beside its figures."""
 
 import os
 import platform
@@ -11,6 +11,7 @@ import torch
 
 
 def describe(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and commit. Environment variables are not read: they may hold secrets."""
     return {
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),
@@ -22,17 +23,17 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout this code runs from, `-dirty` where it was changed; None for an installed copy."""
+    """Return the commit of the checkout that this code runs from, `-dirty` if changed; None for an installed copy."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return done.stdout.strip()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most this process held at once: on the GPU what torch allocated there, else its resident set."""
+    """Return the largest memory that this process held: what torch allocated on the GPU, or the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,13 +4,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Standard JSON: NaN and infinity, which it cannot say, become null; scalar tensors become numbers."""
+    """Return standard JSON. It has no NaN and no infinity: they become null. Scalar tensors become numbers."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
@@ -29,22 +30,34 @@ def _plain(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers, and whoever comes after a crash, see the old file or the new one, never a part."""
+    """Write `text` so that readers see the old file or the new one, also after a crash, and never a part."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty file that takes the place of `path` when the body has written it.
+
+    The content reaches the disk before the name does. After an exception the old file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(temporary, "x") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask
+        fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_directory(path.parent)
+    fsync(path.parent)
 
 
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def fsync(path: Path) -> None:
+    """Return when a file's content, or a folder's names, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

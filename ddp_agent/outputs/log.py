@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TextIO
 
 from ddp_agent.config.redaction import scrubbed
+from ddp_agent.outputs.run_files import RunFiles
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Looks `sys.stdout` up at each record: a live progress bar replaces it for a while."""
+    """Handler that looks `sys.stdout` up at each record: a live progress bar replaces it for a while."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -24,16 +25,18 @@ class _Console(logging.StreamHandler[TextIO]):
 
 
 class _File(logging.Formatter):
-    """Without secrets, which an error's text or traceback may quote."""
+    """Formatter that removes secrets, which an error's text or traceback may quote."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
 
 
 def setup_logging(run_dir: Path, rank: int) -> None:
-    """Rank 0: `train.log` and the console. Others: warnings and errors, in a file made for the first of them."""
-    name = "train.log" if rank == 0 else f"train.rank{rank}.log"
-    file = logging.FileHandler(run_dir / name, encoding="utf-8", delay=rank != 0)
+    """Log to `train.log` and the console on rank 0, elsewhere warnings and errors to a file of the rank.
+
+    That file is created by the first of them.
+    """
+    file = logging.FileHandler(RunFiles(run_dir).log(rank), encoding="utf-8", delay=rank != 0)
     file.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,

@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path, last_step: int) -> list[Record]:
-    """The lines up to `last_step` that are whole: one that was cut short, or that no run wrote, is skipped."""
+    """Return the records up to `last_step`. Lines that were cut short, or that no run wrote, are skipped."""
     if not path.exists():
         return []
     records = []
@@ -29,7 +29,7 @@ def read_metrics(path: Path, last_step: int) -> list[Record]:
 
 
 def _is_record(value: Any) -> bool:
-    """Numbers and nulls by name; a step, and times and bytes that a graph can have as its axes."""
+    """Return whether `value` has only numbers and nulls, and a step, times and bytes that a graph's axes can show."""
     if not isinstance(value, dict) or type(value.get("step")) is not int:
         return False
     if not all(number is None or (type(number) in (int, float) and _fits_a_float(number)) for number in value.values()):
@@ -43,7 +43,13 @@ def _fits_a_float(number: float) -> bool:
 
 
 class MetricsFile:
-    """Every line is on its way to the disk when `put` returns. A step that is put twice stays one object."""
+    """Writer of `metrics.jsonl`, one object per step: a step that is logged and evaluated has both in one line.
+
+    `put` returns after the operating system has the line, so that a killed process loses nothing and a reader finds
+    whole objects at any time. Therefore the second record of a step rewrites the last line in place, for which
+    `tail -f` shows the rest of a line. An append-only file would have to keep back the first record until the step
+    is over, or leave its line open.
+    """
 
     def __init__(self, path: Path, history: Sequence[Record]) -> None:
         self.path = path
@@ -54,7 +60,10 @@ class MetricsFile:
         self._last_start = self._end - len(_line(self._last))
 
     def put(self, record: Record) -> None:
-        """Raises OSError when the line could not be written whole; the next line then takes its place."""
+        """Write a line, or rewrite the last one if it is of the same step.
+
+        Raise OSError if it could not be written whole. The next line then takes its place.
+        """
         again = record["step"] == self._last.get("step")
         start = self._last_start if again else self._end
         record = {**self._last, **record} if again else record

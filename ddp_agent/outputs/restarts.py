@@ -1,13 +1,14 @@
-"""How often a run was started, from which step, and when to stop trying.
+"""Guard against restarts without progress.
 
-torchrun starts ranks again as often as it is told. A crash that comes at the same step each time would use up all of
-that and tell the same story each time, so a run that got no further in a few attempts gives up.
+torchrun restarts ranks as often as `--max-restarts` allows. A crash at the same step each time would use up all
+restarts, so a run that got no further in a few attempts gives up.
 """
 
 import json
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from ddp_agent.outputs.files import to_json, write_atomically
@@ -18,35 +19,36 @@ FUTILE = 3  # attempts that began at the same step
 
 
 def begin(directory: RunDirectory, attempt: int, step: int, last_reason: str | None) -> str:
-    """Rank 0 notes an attempt that goes on from `step`; returns why it must not be made, or nothing.
+    """Record an attempt that continues from `step`. Return why it must not be made, or an empty text.
 
-    `last_reason`: how the attempt before it ended. A run that a person resumes is a new attempt at everything.
+    `last_reason`: why the attempt before it ended. A run that a person resumes (attempt 0) starts a new record. Called
+    on rank 0.
     """
-    earlier = _read(directory) if attempt > 0 else []
-    alike = [one for one in earlier[-FUTILE:] if one.get("from_step") == step]
-    if len(alike) == FUTILE:
+    earlier = _read(directory.attempts) if attempt > 0 else []
+    same_step = [one for one in earlier[-FUTILE:] if one.get("from_step") == step]
+    if len(same_step) == FUTILE:
         return (
             f"{FUTILE} attempts in a row began after step {step} and ended before the next checkpoint, so no more are "
             f"made; the last one: {last_reason or 'it was killed'}. Repair that, then resume={directory.path}"
         )
-    noted = [*earlier, {"attempt": attempt, "from_step": step}]
+    attempts = [*earlier, {"attempt": attempt, "from_step": step}]
     try:
-        write_atomically(directory.path / "attempts.json", to_json(noted) + "\n")
+        write_atomically(directory.attempts, to_json(attempts) + "\n")
     except OSError as error:
-        _log.warning("%s/attempts.json: %s; a crash loop may go unnoticed", directory.path, error.strerror)
+        _log.warning("%s: %s; a crash loop may go unnoticed", directory.attempts, error.strerror)
     return ""
 
 
 def stop_torchrun() -> None:
-    """Else it would start the ranks again, all of whose attempts have been made."""
+    """Send SIGTERM to torchrun, which would otherwise restart the ranks."""
     count, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     if "TORCHELASTIC_RUN_ID" in os.environ and count < most:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-def _read(directory: RunDirectory) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        told = json.loads((directory.path / "attempts.json").read_text(encoding="utf-8"))
+        attempts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
-    return [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    return [one for one in attempts if isinstance(one, dict)] if isinstance(attempts, list) else []

@@ -1,7 +1,6 @@
-"""The folder a run leaves behind: who may write into it, where things lie, and JSON that is always whole."""
+"""The folder of a run: a lock against a second writer, the summary and the status."""
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any, Literal, Self
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import to_json, write_atomically
-from ddp_agent.outputs.metrics_file import Record
+from ddp_agent.outputs.run_files import RunFiles
 
 State = Literal["running", "finished", "preempted", "failed"]
 
@@ -26,7 +25,7 @@ _locks_held: set[int] = set()
 
 
 def _drop_inherited_locks() -> None:
-    """A forked child shares its parent's flock: a data worker outliving its rank would block a restart."""
+    """Close the locks in a forked child: a data worker that outlives its rank would block a restart."""
     for descriptor in _locks_held:
         with suppress(OSError):
             os.close(descriptor)
@@ -36,63 +35,34 @@ def _drop_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
-class RunDirectory:
-    """Rank 0 creates the directory and locks it until `close`, exit or crash; the others only know the paths.
+class RunDirectory(RunFiles):
+    """A run's folder. Rank 0 creates it and locks it until `close`, exit or crash; other ranks only know the paths.
 
-    `restart` says that this is another attempt at, or a continuation of, the run that is already there.
-    Raises ConfigError when the directory cannot be written, is in use, or holds another run.
+    `restart`: this is another attempt at the run that is already there, or a continuation of it. Raises ConfigError if
+    the folder cannot be written, is in use, or holds another run.
     """
 
     def __init__(self, path: Path, *, rank: int = 0, restart: bool = False) -> None:
-        self.path = path.absolute()
+        super().__init__(path.absolute())
         self.rank = rank
         self._lock: int | None = None
         if rank == 0:
             self._claim(restart)
 
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def status(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model.safetensors"
-
-    @property
-    def sample(self) -> Path:
-        return self.path / "sample.txt"
-
-    def log(self, rank: int) -> Path:
-        return self.path / ("train.log" if rank == 0 else f"train.rank{rank}.log")
-
     def holds_run(self) -> bool:
+        """Return whether a run has begun here."""
         return self.metrics.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`."""
         write_atomically(self.summary, to_json(summary, indent=2) + "\n")
 
     def write_status(
         self, state: State, reason: str | None = None, rank: int | None = None, step: int | None = None
     ) -> None:
-        """The first failure of an attempt stands: what the other ranks report after it is its echo.
+        """Write `status.json`, unless a failure of this attempt is there: failures that follow are caused by it.
 
-        Called while a run is dying, so a status that cannot be written is logged, not raised.
+        An OSError is logged and not raised, because this is called while a run is dying.
         """
         status = {
             "status": state,
@@ -103,14 +73,14 @@ class RunDirectory:
         }
         try:
             with self._one_rank_at_a_time():
-                if state == "running" or self._read_status().get("status") != "failed":
+                if state == "running" or self.read_status().get("status") != "failed":
                     write_atomically(self.status, to_json(status, indent=2) + "\n")
         except OSError as error:
             _log.warning("%s could not be written (%s); it would say: %s", self.status, error.strerror, status)
 
     def close(self) -> None:
-        """Lets another run use the directory; the process's exit does it too."""
-        if self._lock in _locks_held:  # not so in a forked child, where the number may be another file by now
+        """Release the lock. The end of the process releases it, too."""
+        if self._lock in _locks_held:  # in a forked child the number may be that of another file by now
             _locks_held.discard(self._lock)
             os.close(self._lock)
         self._lock = None
@@ -142,7 +112,7 @@ class RunDirectory:
         self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
-        """What processes that were killed left of files that they were writing; those of checkpoints go elsewhere."""
+        """Delete the temporary files of processes that were killed. Saving deletes those of checkpoints."""
         for path in self.path.rglob(".*.tmp"):
             if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):
@@ -161,25 +131,18 @@ class RunDirectory:
                 "wait for it to end, or choose a new directory"
             ) from None
         except OSError as error:  # some network file systems have no locks
-            _log.warning("%s cannot be locked (%s): nothing keeps a second run out", self.path, error.strerror)
+            _log.warning("%s cannot be locked (%s): a second run in it will not be refused", self.path, error.strerror)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def reason(self) -> str | None:
-        """Why the attempt before this one ended, as far as it could tell."""
-        reason = self._read_status().get("reason")
+        """Return why the attempt before this one ended; None if it left no reason."""
+        reason = self.read_status().get("reason")
         return reason if isinstance(reason, str) else None
-
-    def _read_status(self) -> Record:
-        try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return status if isinstance(status, dict) else {}
 
     @contextmanager
     def _one_rank_at_a_time(self) -> Iterator[None]:
-        """Ranks that fail together must not both find that nobody has yet. (The run's lock is rank 0's.)"""
+        """Lock the status: of ranks that fail together, one is the first. (The run's lock is held by rank 0.)"""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with suppress(OSError):

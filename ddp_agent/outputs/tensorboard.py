@@ -16,6 +16,7 @@ from ddp_agent.config.redaction import redacted
 from ddp_agent.models.common.layer_table import layer_table
 from ddp_agent.outputs.files import to_json
 from ddp_agent.outputs.metrics_file import Record, read_metrics
+from ddp_agent.outputs.run_files import RunFiles
 
 # With 4,096 values and 30 bins (as many as TensorBoard draws) the histograms of ResNet-50's 161 parameters cost about
 # 0.2 s and 0.2 MB per evaluation, whatever the size of the parameters.
@@ -47,8 +48,9 @@ class History:
     @classmethod
     def read(cls, run: Path, last_step: int) -> Self:
         """Return the history of a run directory."""
-        event_files = (run / "tensorboard").glob("events.out.tfevents.*")
-        return cls(read_metrics(run / "metrics.jsonl", last_step), max(event_files, default=None), last_step)
+        files = RunFiles(run)
+        event_files = files.tensorboard.glob("events.out.tfevents.*")
+        return cls(read_metrics(files.metrics, last_step), max(event_files, default=None), last_step)
 
     def drawn_events(self) -> Iterator[Any]:
         """Yield TensorBoard's events with pictures, histograms and texts of evaluations."""

@@ -9,6 +9,7 @@ from ddp_agent.checkpoint.loading import load
 from ddp_agent.config.redaction import redacted
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.training.session import Session
 from ddp_agent.training.settings import Settings
 
@@ -44,7 +45,7 @@ def resume(session: Session, fingerprint: Mapping[str, Any], directory: Path, at
         source, step = other, load_state(session, other, fingerprint)
     if step == 0:
         if other:
-            raise CheckpointError(f"resume: {other / 'checkpoints'} holds no complete checkpoint")
+            raise CheckpointError(f"resume: {RunFiles(other).checkpoints} holds no complete checkpoint")
         log.info("attempt %d starts from scratch: no complete checkpoint in %s", attempt, source)
         return source
     total_steps = session.setup.total_steps
@@ -58,7 +59,7 @@ def load_state(session: Session, run_dir: Path, fingerprint: Mapping[str, Any]) 
     """Load the newest complete checkpoint of a run and return its step, or 0 if there is none. A collective."""
     setup = session.setup
     loaded = load(
-        run_dir / "checkpoints",
+        RunFiles(run_dir).checkpoints,
         comm=setup.topology.world,
         fingerprint=fingerprint,
         of_other_ranks=setup.options.resume_other_ranks,

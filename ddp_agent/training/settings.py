@@ -12,6 +12,7 @@ from ddp_agent.config.registry import build, problems, schema_problems
 from ddp_agent.data.slicing.base import SampleAttributes, Slicing
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.reducers import Reducer
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.cadences.base import Cadence
@@ -83,8 +84,8 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     if messages:
         raise ConfigError(messages)
     options = Options(**valid)
-    if options.resume is not None and not newest(options.resume / "checkpoints"):
-        raise CheckpointError(f"resume: {options.resume / 'checkpoints'} holds no complete checkpoint")
+    if options.resume is not None and not newest(RunFiles(options.resume).checkpoints):
+        raise CheckpointError(f"resume: {RunFiles(options.resume).checkpoints} holds no complete checkpoint")
     return Settings(options=options, model=cfg["model"], choices=choices, cfg=cfg, **built)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +213,18 @@ def test_a_failed_export_says_where_and_leaves_the_old_one(tmp_path: Path, monke
     inputs = torch.randn(2, 4)
     assert torch.equal(export.load(tmp_path)(inputs), model(inputs))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_both_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        export.save(tmp_path, mlp(), description=DESCRIPTION)
+    finally:
+        os.umask(old)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "model.json": 0o640,
+        "model.safetensors": 0o640,
+    }
 
 
 def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from wav_files import tone, wav
 from ddp_agent.checkpoint import export, folder
 from ddp_agent.checkpoint.__main__ import main as checkpoint_command
 from ddp_agent.checkpoint.manifest import File, Manifest
-from ddp_agent.cli import relaunch, sweep
+from ddp_agent.cli import sweep
 from ddp_agent.cli.composition import redact_saved
 from ddp_agent.data.datasets.char_lm import CharLM
 from ddp_agent.data.datasets.intents import Intents
@@ -46,6 +46,7 @@ from ddp_agent.data.readers.zip_members import members
 from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.outputs.tensorboard import History, TensorBoardMirror
 from ddp_agent.plan.__main__ import main as plan
 from ddp_agent.report.output_folder import check_free
@@ -258,7 +259,7 @@ def replay(path: Path) -> None:
 
 
 def status(path: Path) -> None:
-    relaunch.read_status(path).get("status")
+    RunFiles(path).read_status().get("status")
     directory = RunDirectory(path, restart=True)
     with directory:
         directory.reason()

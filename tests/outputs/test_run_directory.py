@@ -266,9 +266,10 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
 def test_paths(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, rank=1)
     assert [run.log(0).name, run.log(2).name] == ["train.log", "train.rank2.log"]
-    paths = [run.metrics, run.tensorboard, run.checkpoints, run.summary, run.status, run.model]
+    paths = [run.metrics, run.tensorboard, run.checkpoints, run.summary, run.status, run.sample, run.attempts]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
-        "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "status.json", "model.safetensors",
+        "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "status.json", "sample.txt",
+        "attempts.json",
     ]  # fmt: skip
 
 
