@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Replicas that train together, each in a torchrun of its own, and go on without those that are lost: --help
+# Start replicas that train together, each in a torchrun of its own, and continue without those that are lost: --help
 set -euo pipefail
 
 python=${PYTHON:-python}
