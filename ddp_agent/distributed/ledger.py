@@ -106,8 +106,10 @@ class Ledger:
 
 
 class Blocked:
-    """Time in which this rank's compute stands still for communication. A class, since a generator costs twice as
-    much per collective."""
+    """Time in which this rank's compute stands still for communication.
+
+    A class, since a generator's context costs twice as much per collective.
+    """
 
     __slots__ = ("_began", "_ledger", "_region", "_wait")
 

@@ -39,14 +39,15 @@ def open_ports(process: int) -> list[Port]:
 
 def describe(processes: Mapping[str, int]) -> str:
     """Return a log line about the open ports of processes, given by name and id; empty where nothing is known."""
-    ports = [(name, port) for name, process in processes.items() for port in open_ports(process)]
-    text = "Open ports: " + ", ".join(f"{name} {port}" for name, port in ports)
-    if not all(port.loopback for _, port in ports):
+    ports = {name: open_ports(process) for name, process in processes.items()}
+    known = {name: " and ".join(map(str, its_ports)) for name, its_ports in ports.items() if its_ports}
+    text = "Open ports: " + ", ".join(f"{name} {listed}" for name, listed in known.items())
+    if not all(port.loopback for its_ports in ports.values() for port in its_ports):
         text += (
             ". Ports have no password: use a private network, or python train.py, which listens on loopback alone; "
             "see SECURITY.md"
         )
-    return text if ports else ""
+    return text if known else ""
 
 
 def _inodes(process: int) -> set[str]:

@@ -114,8 +114,7 @@ class ProcessGroupComm(Comm):
     def _under_way(
         self, work: dist.Work, record: Wait | None, result: Tensor, device: torch.device
     ) -> tuple[Tensor, Pending]:
-        """Return the result on `device`. With tensors on a GPU gloo reduces and broadcasts there, but gathers on the
-        CPU."""
+        """Return the result on `device`. Gloo reduces and broadcasts tensors of a GPU, but gathers on the CPU only."""
         if result.device == device:
             return result, _Counted(self.ledger, work, record)
         wanted = torch.empty_like(result, device=device)

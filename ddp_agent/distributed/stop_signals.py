@@ -60,7 +60,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _restore_in_child() -> None:
-    """A forked child would write its signals into its parent's pipe, and could not be terminated."""
+    """Let a forked child be terminated: it would write its signals into its parent's pipe."""
     if signal.getsignal(signal.SIGTERM) is _ignore:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

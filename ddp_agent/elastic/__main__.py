@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _silence_the_lighthouse() -> None:
-    """It writes some lines a meeting to descriptor 2, whatever it is options."""
+    """Send descriptor 2 to nowhere: the lighthouse writes several lines per round to it, and no option stops that."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -99,7 +99,7 @@ class Membership:
             self._thread.join()
 
     def _request_quorum(self, member: Member, answers: "queue.SimpleQueue[Any]") -> None:
-        """Runs beside the main thread, which listens to signals. A replica that joins may wait for a whole period."""
+        """Ask in a thread: the main thread listens to signals. A replica that joins may wait for a whole period."""
         patience_s = self._patience_s + self.timeout_s if member.running else FOREVER_S
         try:
             answer = self._client.quorum(
@@ -126,7 +126,7 @@ class Membership:
         return [name for name in names if now - self._last_seen[name][1] > self._lost_after_s]
 
     def _beat(self) -> None:
-        """Runs with connections of its own: the main thread may wait on the others."""
+        """Send heartbeats over connections of its own: the main thread may wait on the others."""
         store, client = self.store.clone(), self._connect()
         while not self._closed.is_set():
             try:

@@ -35,10 +35,10 @@ def test_open_ports_of_this_process_are_described() -> None:
         assert number in [port.number for port in ports.open_ports(os.getpid()) if port.loopback]
         text = ports.describe(this)
         assert text.startswith("Open ports: this ")
-        assert f"this {number} (loopback)" in text
+        assert f"{number} (loopback)" in text
         with socket.create_server(("", 0)) as far:
             text = ports.describe(this)
-            assert f"this {far.getsockname()[1]} (all interfaces)" in text
+            assert f"{far.getsockname()[1]} (all interfaces)" in text
             assert "Ports have no password: use a private network" in text
     assert number not in [port.number for port in ports.open_ports(os.getpid())]
 
