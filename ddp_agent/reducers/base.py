@@ -11,6 +11,7 @@ from torch import Tensor
 from ddp_agent.config.fields import check_fields
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes
 
 Finish = Callable[[], None]
 
@@ -74,6 +75,13 @@ class Reducer(ABC):
         """Begins averaging `tensor`; the returned function waits and leaves the mean in it.
 
         Between the two the caller may compute, but not touch `tensor`. Every rank starts and finishes in one order.
+        """
+
+    @abstractmethod
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        """Return the collectives of one averaging, in order; only the first one begins in `start`.
+
+        `shapes` are those of the parameters in the tensor, one behind the other, of `itemsize` bytes per number.
         """
 
     def mean_(self, tensor: Tensor, comm: Comm) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes, numbers
 from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
@@ -19,6 +20,9 @@ class Cast(Reducer):
     @property
     def traits(self) -> ReducerTraits:
         return ReducerTraits(rounding=2**-8 if self.dtype == "bf16" else 2**-11)
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        return [Collective(kind="all_reduce", payload_bytes=numbers(shapes) * 2, ranks=ranks)]
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         # Divided before the cast: a sum of K values overflows fp16 (65504) long before their mean does.

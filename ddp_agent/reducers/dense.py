@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes, numbers
 from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
@@ -13,6 +14,9 @@ class Dense(Reducer):
     """The exact mean: one all-reduce of the tensor as it is."""
 
     _traits = ReducerTraits(exact=True, plain=True)
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        return [Collective(kind="all_reduce", payload_bytes=numbers(shapes) * itemsize, ranks=ranks)]
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         pending = comm.start_all_reduce_(tensor)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddp_agent.config.fields import NonNegativeFloat, PositiveInt
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes
 from ddp_agent.reducers.base import Finish
 from ddp_agent.reducers.common.feedback import ErrorFeedback
 
@@ -41,6 +42,14 @@ class PowerSGD(ErrorFeedback):
     min_compression: NonNegativeFloat = 1.0
 
     basis: Tensor | None = field(default=None, init=False, repr=False, compare=False)  # every Q, orthonormal, flat
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        pieces = self._pieces([torch.Size(shape) for shape in shapes])
+        first = sum(piece.rows * (piece.rank or piece.cols) for piece in pieces)
+        second = sum(piece.cols * piece.rank for piece in pieces)
+        size = max(itemsize, 4)  # half precision travels as fp32
+        sent = [first, second] if second else [first]
+        return [Collective(kind="all_reduce", payload_bytes=each * size, ranks=ranks) for each in sent]
 
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
         pieces = self._pieces(self.shapes or [tensor.shape])

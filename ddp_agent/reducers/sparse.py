@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes, numbers
 from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 
@@ -22,6 +23,13 @@ class Sparse(Reducer):
     _traits = ReducerTraits(exact=True, needs_zeros=True)
 
     block: PositiveInt  # numbers; a row of an embedding is best a multiple of it
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        count = numbers(shapes)
+        return [
+            Collective(kind="all_reduce", payload_bytes=count // self.block, ranks=ranks),
+            Collective(kind="all_reduce", payload_bytes=count * itemsize, ranks=ranks, at_most=True),
+        ]
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         flat = tensor.view(-1)

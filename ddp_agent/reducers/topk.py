@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddp_agent.config.fields import PositiveFraction
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes, numbers
 from ddp_agent.reducers.base import Finish
 from ddp_agent.reducers.common.feedback import ErrorFeedback
 
@@ -22,6 +23,10 @@ class TopK(ErrorFeedback):
     """
 
     ratio: PositiveFraction  # of the numbers
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        packet = math.ceil(self.ratio * numbers(shapes)) * (itemsize + 4)
+        return [Collective(kind="all_gather", payload_bytes=packet, ranks=ranks)]
 
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
         if tensor.numel() >= 2**31:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from ddp_agent.distributed.traffic import Collective, RunSizes
+from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.averaged_gradients import AveragedGradients
-from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping, overlapping_traffic
 
 
 @dataclass(kw_only=True, eq=False)
@@ -16,3 +18,6 @@ class AllReduce(AveragedGradients):
 
     def _averaging(self, model: nn.Module) -> MeanGradients:
         return overlapping(model, self._flat, self._reducer, self._topology.world)
+
+    def _gradient_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        return overlapping_traffic(run, reducer)

@@ -15,9 +15,11 @@ from ddp_agent.config.fields import check_fields
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.flat import Flat
 from ddp_agent.sync.engine.means import mean_, require_same_model
+from ddp_agent.sync.engine.sizes import run_sizes
 from ddp_agent.sync.engine.state_policies import BufferPolicy, merge_buffers_
 
 _NEED_SETUP = (
@@ -100,6 +102,10 @@ class SyncStrategy:
             )
             problems.append(Problem("precision", text))
         return problems
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return every counted collective of a run of this mode, by formula: nothing is sent, nothing is set up."""
+        return []
 
     def _reducer_problem(self, reducer: Reducer) -> str | None:
         """Return why this mode cannot work with `reducer`, and a remedy; None when it can."""
@@ -235,6 +241,10 @@ class SyncStrategy:
     def _measurements(self) -> dict[str, float]:
         """Return values of the mode's own state that are worth logging, by metric name."""
         return {}
+
+    def _traffic(self, steps: int) -> list[Collective]:
+        """Return the counted collectives of a run of `steps` steps in which this mode is set up."""
+        return self.traffic(run_sizes(self._flat, self._optimizer, self._topology, steps), self._reducer)
 
     def _shared(self) -> "SyncStrategy":
         """Return the strategy for the parameters that every rank trains: another one only under task slicing."""

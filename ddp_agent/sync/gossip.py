@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.engine.state_policies import average_
@@ -70,6 +71,14 @@ class Gossip(Periodic):
             for mixed in self._flat.stretches if self.buffers == "average" else [self._flat.parameters]:
                 self._mix_(mixed, shares, receivers)
         self._rounds += 1
+
+    def _merge_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        if self.graph in ("complete", "empty"):
+            return super()._merge_traffic(run, reducer) if self.graph == "complete" else []
+        pieces = [run.numbers, run.buffer_numbers] if self.buffers == "average" else [run.numbers]
+        stretches = [sum(pieces)] if run.in_one_piece else [count for count in pieces if count]
+        peers, sizes = 2 if self.graph == "ring" else 1, [count * run.itemsize for count in stretches]
+        return [Collective(kind="exchange", payload_bytes=size, peers=peers, ranks=run.ranks) for size in sizes]
 
     def _mix_(self, own: torch.Tensor, shares: Mapping[int, float], receivers: list[int]) -> None:
         """own <- the weighted mean of what the neighbours and this rank have."""

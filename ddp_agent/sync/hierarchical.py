@@ -1,5 +1,6 @@
 """Frequent averaging inside a node, rare averaging between nodes."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -9,10 +10,11 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
-from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
-from ddp_agent.sync.engine.state_policies import average_, merge_optimizer_state_
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping, overlapping_traffic
+from ddp_agent.sync.engine.state_policies import average_, averaging_traffic, merge_optimizer_state_, optimizer_traffic
 from ddp_agent.sync.periodic import Paced
 
 
@@ -56,6 +58,17 @@ class Hierarchical(Paced):
     @property
     def _base_period(self) -> int:
         return self.global_period
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        node = replace(run, ranks=run.ranks_per_node)
+        if self.node_period == 1:
+            inside = overlapping_traffic(node, reducer)
+        else:
+            means = [*optimizer_traffic(self.optimizer_state, node), *averaging_traffic(self.buffers, reducer, node)]
+            inside = times(
+                means, run.steps // self.node_period - run.steps // math.lcm(self.node_period, self.global_period)
+            )
+        return [*(replace(each, group="node") for each in inside), *super().traffic(run, reducer)]
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)

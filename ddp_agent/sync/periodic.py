@@ -14,12 +14,20 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.cadences.base import Cadence, CadenceContext
 from ddp_agent.sync.cadences.fixed import Fixed
 from ddp_agent.sync.engine.means import mean_
-from ddp_agent.sync.engine.state_policies import OptimizerPolicy, merge_optimizer_state_, start_merging_buffers
+from ddp_agent.sync.engine.state_policies import (
+    OptimizerPolicy,
+    averaging_traffic,
+    buffer_traffic,
+    merge_optimizer_state_,
+    optimizer_traffic,
+    start_merging_buffers,
+)
 
 DRIFT_SAMPLES = 4096  # parameters from which the distance between ranks is estimated
 
@@ -108,6 +116,28 @@ class Paced(SyncStrategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._current_period, self._synced_step = state["current_period"], state["synced_step"]
 
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        syncs = math.ceil(max(0, run.steps - self._first_step) / self._base_period)  # the last one may be the flush
+        return times(self._sync_traffic(run, reducer), syncs, **self._pace())
+
+    def _pace(self) -> dict[str, Any]:
+        """Return what a longer period does to the collectives of a synchronisation."""
+        return {"period": self._base_period, "varies": self.cadence.traits.varies}
+
+    def _sync_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return the collectives of one synchronisation."""
+        samples = math.ceil(run.numbers / math.ceil(run.numbers / DRIFT_SAMPLES))
+        drift = [Collective(kind="all_reduce", payload_bytes=8 * (samples + 1), ranks=run.ranks)]
+        return [
+            *(drift if self.cadence.traits.measures_drift else []),
+            *optimizer_traffic(self.optimizer_state, run),
+            *self._merge_traffic(run, reducer),
+        ]
+
+    def _merge_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return the collectives of `merge_parameters_`. The default is for parameters averaged with their buffers."""
+        return averaging_traffic(self.buffers, reducer, run)
+
     def merge_parameters_(self) -> None:
         """Synchronise parameters and buffers, in place, on all ranks. This is the mode itself."""
         raise NotImplementedError
@@ -151,6 +181,9 @@ class Anchored(Periodic):
         finish_buffers()
         self.outer_step_(self._pseudo_gradient)
         self._flat.parameters.copy_(self.anchor)
+
+    def _merge_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        return [*buffer_traffic(self.buffers, run), *reducer.traffic(run.shapes, run.itemsize, run.ranks)]
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
         """Move the anchor by the mean pseudo-gradient D (anchor - parameters). May overwrite D."""

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from ddp_agent.config.fields import NonNegativeInt
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.engine.gradients import MeanGradients, overlapping
-from ddp_agent.sync.engine.state_policies import merge_buffers_
+from ddp_agent.sync.engine.gradients import MeanGradients, overlapping, overlapping_traffic
+from ddp_agent.sync.engine.state_policies import buffer_traffic, merge_buffers_
 from ddp_agent.sync.local_sgd import LocalSGD
 
 
@@ -32,6 +33,12 @@ class PostLocalSGD(LocalSGD):
             text = f"found {self.switch_step}, expected at most the run's {run.total_steps} steps"
             problems.append(Problem("sync.switch_step", text))
         return problems
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        first = replace(run, steps=min(run.steps, self.switch_step))
+        gradients = [replace(each, until_step=self.switch_step) for each in overlapping_traffic(first, reducer)]
+        buffers = buffer_traffic(self.buffers, run) if run.steps <= self.switch_step else []
+        return [*gradients, *buffers, *super().traffic(run, reducer)]
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         model = super().setup(model, optimizer, topology, reducer)

@@ -1,5 +1,7 @@
 """DiLoCo in fragments, whose all-reduce goes on while inner steps run."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,11 +11,12 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes, covered, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.diloco import outer_sgd_
-from ddp_agent.sync.engine.fragments import Stream, by_modules, equal_cuts
-from ddp_agent.sync.engine.state_policies import merge_buffers_, merge_optimizer_state_
+from ddp_agent.sync.engine.fragments import Fragment, Stream, by_modules, equal_cuts
+from ddp_agent.sync.engine.state_policies import buffer_traffic, merge_buffers_, merge_optimizer_state_
 from ddp_agent.sync.periodic import Periodic
 
 
@@ -81,13 +84,31 @@ class StreamingDiLoCo(Periodic):
         model = super().setup(model, optimizer, topology, reducer)
         self.anchor = self._flat.parameters.clone()
         self._momentum = torch.zeros_like(self.anchor)
-        if isinstance(self.fragments, int):
-            fragments = equal_cuts(self._flat.shapes, self.fragments)
-        else:
-            names = [name for name, _ in model.named_parameters()]
-            fragments = by_modules(names, self._flat.shapes, self.fragments)
+        fragments = self._cut([name for name, _ in model.named_parameters()], self._flat.shapes)
         self._streams = [Stream(fragment, reducer, self.anchor, self._momentum) for fragment in fragments]
         return model
+
+    def _cut(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> list[Fragment]:
+        if isinstance(self.fragments, int):
+            return equal_cuts(shapes, self.fragments)
+        return by_modules(names, shapes, self.fragments)
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return those of the fragments, then those of the periods' ends."""
+        periods, left = divmod(run.steps, self.period)
+        spacing, collectives = self.period // self._count, list[Collective]()
+        for index, fragment in enumerate(self._cut(run.names, [torch.Size(shape) for shape in run.shapes])):
+            own_step = (index + 1) * spacing
+            # Once per period, once more in what is left of one, and at the flush unless that comes right after.
+            count = periods + (left >= own_step) + ((left or self.period) != own_step)
+            each = reducer.traffic(fragment.shapes, run.itemsize, run.ranks)
+            each = covered(each, "steps", self.delay) if self.delay else each
+            collectives += times(each, count, shortest=self._count * (self.delay + 1), **self._pace())
+        ends = math.ceil(run.steps / self.period)
+        return [*times(self._sync_traffic(run, reducer), ends, **self._pace()), *collectives]
+
+    def _merge_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        return buffer_traffic(self.buffers, run)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes, numbers
 from ddp_agent.reducers.base import Finish
 from ddp_agent.reducers.common.feedback import ErrorFeedback
 
@@ -51,6 +52,13 @@ class Quantised(ErrorFeedback, ABC):
     @abstractmethod
     def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
         """[n, block_length], in the dtype of `scales` (not always fp32)."""
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        packet = -(-numbers(shapes) // (self.block_length * ranks)) * (SCALE_BYTES + self.code_bytes)
+        return [
+            Collective(kind="all_to_all", payload_bytes=packet * ranks, ranks=ranks),
+            Collective(kind="all_gather", payload_bytes=packet, ranks=ranks, sharded=True),
+        ]
 
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
         blocks = -(-tensor.numel() // (comm.size * self.block_length))  # of a chunk

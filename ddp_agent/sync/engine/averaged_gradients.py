@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.engine.gradients import MeanGradients
-from ddp_agent.sync.engine.state_policies import merge_buffers_
+from ddp_agent.sync.engine.state_policies import buffer_traffic, merge_buffers_
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,6 +27,13 @@ class AveragedGradients(SyncStrategy):
         model = super().setup(model, optimizer, topology, reducer)
         self._gradients = self._averaging(model)
         return self._gradients.module
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        return [*self._gradient_traffic(run, reducer), *buffer_traffic(self.buffers, run)]
+
+    def _gradient_traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return the collectives of `run.steps` steps. The default is for gradients averaged in one piece."""
+        return times(reducer.traffic(run.shapes, run.itemsize, run.ranks), run.steps)
 
     def _averaging(self, model: nn.Module) -> MeanGradients:
         """Return the means of averaging the gradients of `model`, which is set up."""

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.engine.flat import Flat, Part
@@ -74,6 +75,18 @@ class ByOwner(SyncStrategy):
                 if problem.fatal
             ]
         return [*problems, *self.mode.problems(run)]
+
+    def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
+        """Return those of the parameters that every rank trains."""
+        return self.mode.traffic(run, reducer)
+
+    def _traffic(self, steps: int) -> list[Collective]:
+        """Return those of this rank: also of the heads that it owns."""
+        collectives = []
+        for head, mode in self._modes.items():
+            each = mode._traffic(steps)
+            collectives += [replace(one, group="owners") for one in each] if head else each
+        return collectives
 
     def _shared(self) -> SyncStrategy:
         return self.mode

@@ -1,6 +1,7 @@
 """DistributedDataParallel, with the averaging of its gradient buckets in our hands."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_agent.distributed.c10d import GradBucket
+from ddp_agent.distributed.c10d import FIRST_BUCKET_BYTES, GradBucket
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.process_group_comm import process_group
+from ddp_agent.distributed.traffic import Shapes, numbers
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.reducers.base import Finish
+
+BUCKET_BYTES = 25 * 2**20  # DDP's default for all others
 
 
 class OverlappedGradients:
@@ -95,3 +99,13 @@ class OverlappedGradients:
         if key not in self._parts:
             self._parts[key] = self._reducer.for_tensor([parameter.shape for parameter in parameters])
         return self._parts[key]
+
+
+def bucket_shapes(shapes: Shapes, itemsize: int) -> list[Shapes]:
+    """Return the shapes in each of DDP's buckets, which it fills from the last parameter to the first."""
+    buckets: list[list[Sequence[int]]] = [[]]
+    for shape in reversed(shapes):
+        if numbers(buckets[-1]) * itemsize >= (FIRST_BUCKET_BYTES if len(buckets) == 1 else BUCKET_BYTES):
+            buckets.append([])
+        buckets[-1].append(shape)
+    return [*buckets]

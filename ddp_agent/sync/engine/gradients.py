@@ -8,8 +8,9 @@ from torch import nn
 
 from ddp_agent.distributed.c10d import FIRST_BUCKET_BYTES
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.reducers import Reducer
-from ddp_agent.sync.engine.ddp_hook import OverlappedGradients
+from ddp_agent.distributed.traffic import Collective, RunSizes, covered, times
+from ddp_agent.reducers import Dense, Reducer
+from ddp_agent.sync.engine.ddp_hook import OverlappedGradients, bucket_shapes
 from ddp_agent.sync.engine.flat import Flat
 
 # A model that fits in the bucket that DDP fills first leaves nothing to hide its collective behind.
@@ -63,6 +64,23 @@ class FlatGradients:
 def overlapping(model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> MeanGradients:
     """As DistributedDataParallel averages them, during backward; but a model that is one bucket for DDP, too, is
     averaged without it: the same sums, and a third less work for the host at every step."""
-    if not reducer.traits.remembers and flat.parameters.nbytes <= ONE_BUCKET_BYTES:
-        return FlatGradients(model, flat, reducer, comm)
-    return OverlappedGradients(model, reducer, comm)
+    if _in_buckets(reducer, flat.parameters.nbytes):
+        return OverlappedGradients(model, reducer, comm)
+    return FlatGradients(model, flat, reducer, comm)
+
+
+def overlapping_traffic(run: RunSizes, reducer: Reducer) -> list[Collective]:
+    """Return the collectives of `overlapping` in `run.steps` steps."""
+    if not _in_buckets(reducer, run.numbers * run.itemsize):
+        return times(reducer.traffic(run.shapes, run.itemsize, run.ranks), run.steps)
+    exact = 1 if reducer.traits.remembers and run.steps else 0  # the first step, see OverlappedGradients
+    collectives = []
+    for shapes in bucket_shapes(run.trained_shapes, run.itemsize):
+        for averaging, steps in ((Dense(), exact), (reducer, run.steps - exact)):
+            collectives += times(covered(averaging.traffic(shapes, run.itemsize, run.ranks), "backward"), steps)
+    return collectives
+
+
+def _in_buckets(reducer: Reducer, parameter_bytes: int) -> bool:
+    """Return whether gradients are left to DDP: a reducer with a memory waits for DDP's buckets in any case."""
+    return reducer.traits.remembers or parameter_bytes > ONE_BUCKET_BYTES

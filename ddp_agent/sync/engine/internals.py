@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import ReplicatedTensor
+from ddp_agent.distributed.traffic import Collective
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.flat import Flat
 
@@ -59,6 +60,10 @@ class Internals:
     def replicated(self, step: int) -> list[ReplicatedTensor]:
         """Return the tensors that several ranks hold equal, bit for bit, after `step`."""
         return self._sync._all_replicated(step)
+
+    def traffic(self, steps: int) -> list[Collective]:
+        """Return every counted collective of a run of `steps` steps, by formula."""
+        return self._sync._traffic(steps)
 
     def mean_(self, everything: Tensor) -> None:
         """Average a tensor laid out like `flat.everything` over the ranks that train each part. Not counted."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Finish, Reducer
 from ddp_agent.sync.engine.flat import Flat
 
@@ -51,6 +52,17 @@ def start_merging_buffers(flat: Flat, policy: BufferPolicy, comm: Comm, *, homed
     return finish
 
 
+def buffer_traffic(policy: BufferPolicy, run: RunSizes, *, homed: bool = True) -> list[Collective]:
+    """Return the collectives of `start_merging_buffers`."""
+    inside = [run.buffer_numbers * run.itemsize] if homed and run.buffer_numbers else []
+    if policy == "rank0":
+        sizes = [*inside, *run.other_buffer_bytes]
+        return [Collective(kind="broadcast", payload_bytes=size, ranks=run.ranks) for size in sizes]
+    packed = [count * 8 for count in (run.floating_numbers, run.integer_numbers) if count]  # fp64 and int64
+    sizes = [*inside, *packed] if policy == "average" else []
+    return [Collective(kind="all_reduce", payload_bytes=size, ranks=run.ranks) for size in sizes]
+
+
 def _nothing() -> None:
     """What is left to do for buffers that do not travel."""
 
@@ -64,6 +76,16 @@ def average_(flat: Flat, policy: BufferPolicy, reducer: Reducer, comm: Comm) -> 
     finish_buffers()
 
 
+def averaging_traffic(policy: BufferPolicy, reducer: Reducer, run: RunSizes) -> list[Collective]:
+    """Return the collectives of `average_`."""
+    together = policy == "average"
+    buffers = buffer_traffic(policy, run, homed=not together)
+    pieces = [run.numbers, run.buffer_numbers] if together else [run.numbers]
+    stretches = [sum(pieces)] if run.in_one_piece else [count for count in pieces if count]
+    means = [each for count in stretches for each in reducer.traffic([[count]], run.itemsize, run.ranks)]
+    return [*buffers, *means]
+
+
 def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPolicy, comm: Comm) -> None:
     """What the optimizer keeps of these parameters. `average`: the mean of state tensors shaped like their parameter
     (moments); `reset`: all state is forgotten."""
@@ -73,6 +95,22 @@ def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPo
             optimizer.state.pop(parameter, None)
     elif policy == "average" and (moments := _moments(optimizer, own, comm)):
         merge_packed_(moments, moments[0].dtype, "mean", comm)
+
+
+def optimizer_traffic(policy: OptimizerPolicy, run: RunSizes) -> list[Collective]:
+    """Return the collectives of `merge_optimizer_state_`."""
+    sizes = [8, *([run.moments * run.itemsize] if run.moments else [])] if policy == "average" else []
+    return [Collective(kind="all_reduce", payload_bytes=size, ranks=run.ranks) for size in sizes]
+
+
+def count_moments(optimizer: Optimizer, flat: Flat) -> int:
+    """Return how many numbers of the optimizer's state are averaged where the policy says so."""
+    own = set(flat.named.values())
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p in own]
+    states = [(p, optimizer.state.get(p, {})) for p in parameters]
+    names = {name for p, state in states for name, value in state.items() if _like(value, p)}
+    sizes: list[int] = [parameter.numel() for parameter in parameters]
+    return len(names) * sum(sizes)
 
 
 def _moments(optimizer: Optimizer, own: set[nn.Parameter], comm: Comm) -> list[Tensor]:

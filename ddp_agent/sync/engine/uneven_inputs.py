@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.traffic import Collective, Shapes
 from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 from ddp_agent.sync.base import SyncStrategy
 
@@ -66,6 +67,10 @@ class Weighted(Reducer):
         part._seen = self._seen
         self._parts.append(part)
         return part
+
+    def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
+        count = Collective(kind="all_reduce", payload_bytes=8, ranks=ranks)
+        return [count, *self.inner.traffic(shapes, itemsize, ranks)]
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
         mine, self._counted = self.samples - self._counted, self.samples
