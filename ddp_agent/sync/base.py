@@ -37,7 +37,8 @@ class SyncTraits:
     `has_period`: ranks synchronise after every H steps, and a cadence may change H.
     `survives_lost_rank`: the other ranks can continue without one that is lost.
     `merges_optimizer_state`: a synchronisation changes the state of the (inner) optimizer.
-    `identical`: when the parameters of all ranks (of one node, in a mode with nodes) are equal bit for bit.
+    `uses_nodes`: the ranks of a node synchronise among themselves, too.
+    `identical`: when the parameters of all ranks (if these are one node) are equal bit for bit.
     `has_anchor`: the attribute `anchor` is equal on all ranks, bit for bit, after every step.
     `consensus`: the model that is evaluated and exported.
     `neighbours_only`: a synchronisation reaches some ranks, not all; integer buffers stay a rank's own.
@@ -49,6 +50,7 @@ class SyncTraits:
     has_period: bool = False
     survives_lost_rank: bool = False
     merges_optimizer_state: bool = False
+    uses_nodes: bool = False
     identical: Literal["never", "after_flush", "after_sync", "always"] = "never"
     has_anchor: bool = False
     consensus: Literal["mean", "anchor"] = "mean"

@@ -25,7 +25,7 @@ class Hierarchical(Paced):
     With H1 = 1 a node averages gradients, as DistributedDataParallel does; its ranks then are one, for every optimizer.
     """
 
-    _traits = replace(Paced._traits, survives_lost_rank=False)
+    _traits = replace(Paced._traits, survives_lost_rank=False, uses_nodes=True)
 
     node_period: PositiveInt = 1  # H1
     global_period: PositiveInt  # H2, which the cadence changes

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pieces
 import pytest
 import torch
 from loops import apart, refusal
@@ -17,7 +18,8 @@ from torch import Tensor
 from ddp_agent.config.registry import problems
 from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.reducers import Cast, Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK, topk
+from ddp_agent.distributed.traffic import Collective
+from ddp_agent.reducers import Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK, topk
 from ddp_agent.reducers.common import quantised
 from ddp_agent.sync import AllReduce, DiLoCo, ParameterUpdate
 
@@ -26,11 +28,9 @@ SIZE = 61  # a prime: neither blocks nor ranks divide it
 ROUNDS = 6
 FP64, FP32 = torch.float64, torch.float32
 
-MAKE: dict[str, Callable[[], ErrorFeedback]] = {
-    "int8": partial(Int8, block=8),
-    "topk": partial(TopK, ratio=0.3),
-    "powersgd": partial(PowerSGD, rank=2, min_compression=0),
-    "sign": Sign,
+MORE = {"powersgd": {"rank": 2}}
+MAKE: dict[str, Callable[[], Any]] = {
+    name: partial(make, **MORE.get(name, {})) for name, make in pieces.REDUCERS.items() if make().traits.feeds_back
 }
 LOSSY = pytest.mark.parametrize("name", MAKE)
 SIZES = pytest.mark.parametrize("size", [2, 3])
@@ -295,10 +295,39 @@ def test_not_a_number_is_not_hidden(ranks3: RankPool, name: str, value: float, p
 # Bytes.
 
 
-def traffic(reducer: ErrorFeedback, dtype: torch.dtype) -> CommStats:
+def traffic(reducer: Reducer, dtype: torch.dtype) -> tuple[CommStats, list[Collective]]:
     comm = world_comm()
-    averaged(reducer.for_tensor(SHAPES), values(0, comm.rank, dtype), comm)
-    return comm.stats
+    own = values(0, comm.rank, dtype)  # of which none is zero
+    averaged(reducer.for_tensor(SHAPES), own, comm)
+    return comm.stats, reducer.traffic(SHAPES, dtype.itemsize, comm.size)
+
+
+@pytest.mark.parametrize("name", [*pieces.REDUCERS, "powersgd, by default"])
+@pytest.mark.parametrize("dtype", [FP64, FP32, torch.float16])
+@SIZES
+def test_counted_bytes_are_what_the_reducer_states(
+    name: str, dtype: torch.dtype, size: int, request: pytest.FixtureRequest
+) -> None:
+    reducer = pieces.REDUCERS.get(name, PowerSGD)()
+    for stats, stated in pool_of(size, request).run(traffic, reducer, dtype):
+        assert stats.payload_bytes == sum(each.total_bytes for each in stated)
+        assert stats.calls == sum(each.calls for each in stated)
+        assert stats.wire_bytes == pytest.approx(sum(each.wire_bytes for each in stated), abs=stats.calls)
+
+
+@pytest.mark.parametrize("name", pieces.REDUCERS)
+def test_only_the_first_collective_begins_at_once(ranks2: RankPool, name: str) -> None:
+    """So only that one may be hidden behind something."""
+    for calls_at_start, stated in ranks2.run(calls_of_start, pieces.REDUCERS[name]()):
+        assert calls_at_start == 1 <= stated
+
+
+def calls_of_start(reducer: Reducer) -> tuple[int, int]:
+    comm = world_comm()
+    finish = reducer.for_tensor(SHAPES).start(values(0, comm.rank), comm)
+    calls = comm.stats.calls
+    finish()
+    return calls, len(reducer.traffic(SHAPES, FP64.itemsize, comm.size))
 
 
 def expected_traffic(name: str, ranks: int, item: int) -> tuple[float, float, int]:
@@ -306,25 +335,26 @@ def expected_traffic(name: str, ranks: int, item: int) -> tuple[float, float, in
     if name == "topk":
         packet = math.ceil(0.3 * SIZE) * (item + 4)
         return packet, (ranks - 1) * packet, 1
-    if name.startswith("powersgd"):
-        vectors = 7 + 2
-        if name == "powersgd":
-            numbers = vectors + 2 * (5 + 4) + 2 * (3 + 4) + 2 * (4 + 5)
-        else:  # by default 3 x 4 is no more than 2 (3 + 4), so nothing would be gained
-            numbers = vectors + 2 * (5 + 4) + 3 * 4 + 2 * (4 + 5)
+    if name == "powersgd":
+        numbers = 7 + 2 + 2 * (5 + 4) + 2 * (3 + 4) + 2 * (4 + 5)
+        return numbers * item, 2 * (ranks - 1) / ranks * numbers * item, 2
+    if name == "powersgd, by default":  # 3 x 4 is no more than 2 (3 + 4), so nothing would be gained
+        numbers = 7 + 2 + 2 * (5 + 4) + 3 * 4 + 2 * (4 + 5)
         return numbers * item, 2 * (ranks - 1) / ranks * numbers * item, 2
     block, block_bytes = {"int8": (8, 8 + 4), "sign": (1024, 1024 // 8 + 4)}[name]
     packet = math.ceil(SIZE / (block * ranks)) * block_bytes
     return (ranks + 1) * packet, 2 * (ranks - 1) * packet, 2
 
 
-@pytest.mark.parametrize("name", [*MAKE, "powersgd, by default"])
+@pytest.mark.parametrize("name", ["int8", "topk", "sign", "powersgd", "powersgd, by default"])
 @pytest.mark.parametrize("dtype", [FP64, FP32])
 @SIZES
-def test_counted_bytes(name: str, dtype: torch.dtype, size: int, request: pytest.FixtureRequest) -> None:
+def test_counted_bytes_are_those_worked_out_by_hand(
+    name: str, dtype: torch.dtype, size: int, request: pytest.FixtureRequest
+) -> None:
     reducer = MAKE.get(name, PowerSGD)()
     payload, wire, calls = expected_traffic(name, size, dtype.itemsize)
-    for stats in pool_of(size, request).run(traffic, reducer, dtype):
+    for stats, _ in pool_of(size, request).run(traffic, reducer, dtype):
         assert (stats.payload_bytes, stats.calls) == (payload, calls)
         assert stats.wire_bytes == pytest.approx(wire, abs=calls)
 
@@ -557,7 +587,7 @@ def test_what_is_not_finite_comes_out_once_and_not_for_ever(name: str, bad: floa
     assert results == [True, False, True, True]
 
 
-@pytest.mark.parametrize("reducer", [Dense(), Cast(dtype="bf16"), *(make() for make in MAKE.values())])
+@pytest.mark.parametrize("reducer", [make() for make in pieces.REDUCERS.values()], ids=str)
 def test_who_remembers(reducer: Reducer) -> None:
     remembers = reducer.traits.feeds_back
     assert (reducer.traits.remembers, reducer.for_tensor(SHAPES) is reducer) == (remembers, not remembers)

@@ -6,8 +6,10 @@ A function whose name begins with `measure` runs on every rank and returns how f
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
+import pieces
 import pytest
 import torch
 from loops import DTYPE, InBuckets, Loop, MakeOptimizer, alone, apart, mlp, random_batch, sgd, train
@@ -18,12 +20,8 @@ from torch.optim import SGD, AdamW
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Cast
 from ddp_agent.sync import (
-    EASGD,
     AllReduce,
-    Compressed,
     DiLoCo,
-    Gossip,
-    Hierarchical,
     Independent,
     LocalSGD,
     ParameterUpdate,
@@ -280,48 +278,37 @@ def test_syncs_around_the_switch(ranks2: RankPool) -> None:
 
 # Laws that hold for every mode.
 
-ALL: dict[str, Make] = {
-    "independent": Independent,
-    "allreduce": AllReduce,
-    "allreduce in buckets": InBuckets,
-    "local_sgd": partial(LocalSGD, period=4),
-    "post_local_sgd": partial(PostLocalSGD, switch_step=2, period=4),
-    "parameter_update": partial(ParameterUpdate, period=4, combine="sum", outer_lr=0.4),
-    "diloco": partial(DiLoCo, period=4),
-    "compressed": Compressed,
-    "hierarchical": partial(Hierarchical, node_period=2, global_period=4),  # the ranks of a pool are one node
-    "slowmo": partial(SlowMo, period=4),
-    "streaming_diloco": partial(StreamingDiLoCo, period=4, fragments=2, delay=1),
-    "gossip": partial(Gossip, period=4),
-    "easgd": partial(EASGD, period=4),
-}
+ALL: dict[str, Make] = {**pieces.MODES, "allreduce in buckets": InBuckets}
+TRAITS = {mode: make().traits for mode, make in ALL.items()}
 MODES = pytest.mark.parametrize("mode", ALL)
 
 
-def measure_when_synced(mode: str) -> list[Tensor]:
-    """The parameters after every step and after the flush."""
+def measure_when_synced(mode: str) -> list[tuple[int, Tensor]]:
+    """The count of synchronisations and the parameters, after every step and after the flush."""
     loop = Loop(ALL[mode]())
-    return [*(loop.run(1).weights for _ in range(10)), loop.flush().weights]
+    history = [(loop.run(1).syncs, loop.weights) for _ in range(10)]
+    return [*history, (loop.flush().syncs, loop.weights)]
 
 
 @MODES
 def test_every_rank_holds_the_same_bits_after_a_sync_and_no_sooner(ranks3: RankPool, mode: str) -> None:
+    """The ranks of a pool are one node."""
     histories = ranks3.run(measure_when_synced, mode)
-    same = [all(torch.equal(history[i], histories[0][i]) for history in histories) for i in range(11)]
-    if mode == "gossip":  # a ring of three has everybody's mean, but each sums it in an order of its own
-        assert not any(same[step - 1] for step in range(1, 11) if step % 4)
+    same = [all(torch.equal(history[i][1], histories[0][i][1]) for history in histories) for i in range(11)]
+    counts = [0, *(count for count, _ in histories[0])]
+    synced = [after > before for before, after in pairwise(counts)]
+    traits = TRAITS[mode]
+    if traits.neighbours_only:  # a ring of three has everybody's mean, but each sums it in an order of its own
+        assert not any(alike for alike, sync in zip(same, synced, strict=True) if not sync)
         return
     expected = {
-        "independent": [False] * 11,
-        "easgd": [False] * 11,  # the centre is the same, see test_easgd
-        "allreduce": [True] * 11,
-        "allreduce in buckets": [True] * 11,
-        "compressed": [True] * 11,
-        "hierarchical": [step in (2, 4, 6, 8, 10, 11) for step in range(1, 12)],
-        "streaming_diloco": [False] * 10 + [True],  # one fragment is, never both
-        "post_local_sgd": [step in (1, 2, 6, 10, 11) for step in range(1, 12)],
-    }.get(mode, [step in (4, 8, 11) for step in range(1, 12)])
-    assert same == expected
+        "always": [True] * 11,
+        "after_sync": [*synced[:10], True],
+        "after_flush": [False] * 10 + [True],
+        "never": [False] * 11,
+    }
+    assert same == expected[traits.identical]
+    assert any(synced) == (traits.sends != "nothing")
 
 
 def measure_permuted(mode: str, *data_of: int) -> Tensor:
@@ -333,7 +320,7 @@ def measure_permuted(mode: str, *data_of: int) -> Tensor:
 def test_permuting_ranks_changes_only_rounding(ranks3: RankPool, mode: str) -> None:
     plain, permuted = ranks3.run(measure_permuted, mode, 0, 1, 2), ranks3.run(measure_permuted, mode, 1, 2, 0)
     # Where ranks never hold one model, the models change places.
-    moved = 1 if mode in ("independent", "gossip", "easgd") else 0
+    moved = 1 if TRAITS[mode].identical == "never" else 0
     assert all(apart(permuted[rank], plain[(rank + moved) % 3]) < TOLERANCE for rank in range(3))
     control = ranks3.run(measure_permuted, mode, 1, 1, 0)  # one rank's data twice
     assert apart(control[1], plain[(1 + moved) % 3]) > 1e-4
@@ -350,18 +337,17 @@ def test_without_learning_rate_nothing_moves(ranks2: RankPool, mode: str) -> Non
     assert min(ranks2.run(measure_still, mode, 0.1)) > 1e-2  # control
 
 
-# An outer optimizer, a sum's step and a spring act on one rank, too: the law holds where they change nothing.
+# An outer optimizer, a sum's step and a spring act on one rank, too, unless they are set so that they change nothing.
 NEUTRAL: dict[str, Make] = {
-    "parameter_update": partial(ParameterUpdate, period=4),
-    "diloco": partial(DiLoCo, period=4, outer_lr=1, outer_momentum=0),
-    "streaming_diloco": partial(StreamingDiLoCo, period=4, fragments=2, outer_lr=1, outer_momentum=0),
-    "slowmo": partial(SlowMo, period=4, slow_momentum=0),
+    "parameter_update, neutral": partial(ParameterUpdate, period=4),
+    "diloco, neutral": partial(DiLoCo, period=4, outer_lr=1, outer_momentum=0),
+    "streaming_diloco, neutral": partial(StreamingDiLoCo, period=4, fragments=2, outer_lr=1, outer_momentum=0),
+    "slowmo, neutral": partial(SlowMo, period=4, slow_momentum=0),
 }
-ACTING = ("easgd", *NEUTRAL)
+ON_ONE_RANK: dict[str, Make] = {**ALL, **NEUTRAL}
 
 
-def measure_alone(mode: str, in_a_group: bool, make: Make | None = None) -> float:
-    make = make or NEUTRAL.get(mode, ALL[mode])
+def measure_alone(mode: str, in_a_group: bool) -> float:
     torch.manual_seed(1)
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -372,25 +358,23 @@ def measure_alone(mode: str, in_a_group: bool, make: Make | None = None) -> floa
         optimizer.zero_grad()
     plain = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     topology = None if in_a_group else alone()
-    return apart(plain, train(make(), 10, optimizer=sgd(momentum=0.9), topology=topology))
+    return apart(plain, train(ON_ONE_RANK[mode](), 10, optimizer=sgd(momentum=0.9), topology=topology))
 
 
-PLAIN_ALONE = pytest.mark.parametrize("mode", [mode for mode in ALL if mode != "easgd"])
+@pytest.mark.parametrize("mode", ON_ONE_RANK)
+def test_one_rank_is_a_plain_loop_unless_the_mode_says_that_it_acts_alone(ranks1: RankPool, mode: str) -> None:
+    """With a process group of one rank, and without any."""
+    for distance in (*ranks1.run(measure_alone, mode, True), measure_alone(mode, False)):
+        if ON_ONE_RANK[mode]().traits.acts_alone:
+            assert distance > 1e-3
+        else:
+            assert distance < TOLERANCE
 
 
-@PLAIN_ALONE
-def test_one_rank_is_a_plain_loop(ranks1: RankPool, mode: str) -> None:
-    assert largest(ranks1.run(measure_alone, mode, True)) < TOLERANCE
-
-
-@PLAIN_ALONE
-def test_no_process_group_is_a_plain_loop(mode: str) -> None:
-    assert measure_alone(mode, False) < TOLERANCE
-
-
-@pytest.mark.parametrize("mode", ACTING)
-def test_control_what_acts_on_one_rank_is_seen(mode: str) -> None:
-    assert measure_alone(mode, False, ALL[mode]) > 1e-3
+def test_there_are_modes_of_both_kinds() -> None:
+    acting = {mode for mode, make in ON_ONE_RANK.items() if make().traits.acts_alone}
+    assert {"diloco", "slowmo", "easgd", "parameter_update", "streaming_diloco"} <= acting
+    assert not acting & {*NEUTRAL, "local_sgd", "allreduce", "gossip"}
 
 
 def measure_start(mode: str) -> Tensor:
@@ -412,22 +396,25 @@ def test_all_ranks_start_from_the_weights_of_rank_0(ranks2: RankPool, mode: str)
     assert torch.equal(one, expected)
 
 
-def measure_distance(mode: str, steps: int) -> tuple[float, float]:
-    """The mode's own figure, and the definition from everybody's weights."""
-    loop = Loop(ALL[mode]()).run(steps)
+def measure_distance(mode: str, steps: int) -> tuple[float, float, bool]:
+    """The mode's own figure, the definition from everybody's weights, and whether the last step synchronised."""
+    loop = Loop(ALL[mode]()).run(steps - 1)
+    before = loop.syncs
+    loop.run(1)
     everybody = torch.stack(loop.topology.world.all_gather(loop.weights))
     by_definition = (everybody - everybody.mean(0)).square().sum(1).mean().sqrt().item()
-    return loop.sync.consensus_distance(), by_definition
+    return loop.sync.consensus_distance(), by_definition, loop.syncs > before
 
 
 @MODES
 @pytest.mark.parametrize("steps", [3, 4])
 def test_consensus_distance(ranks3: RankPool, mode: str, steps: int) -> None:
-    for measured, by_definition in ranks3.run(measure_distance, mode, steps):
+    for measured, by_definition, synced in ranks3.run(measure_distance, mode, steps):
         assert measured == pytest.approx(by_definition, abs=1e-14)
-        apart_at_4 = ("independent", "post_local_sgd", "streaming_diloco", "easgd")
-        synced = mode in ("allreduce", "allreduce in buckets", "compressed") or (steps == 4 and mode not in apart_at_4)
-        assert (measured < 1e-14) == synced
+        identical = {"always": True, "after_sync": synced, "after_flush": False, "never": False}
+        # Among three ranks a ring's neighbours are all there are.
+        together = synced if TRAITS[mode].neighbours_only else identical[TRAITS[mode].identical]
+        assert (measured < 1e-14) == together
 
 
 # A model that is one bucket for DDP is averaged without DDP.

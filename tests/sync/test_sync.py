@@ -9,18 +9,19 @@ from typing import Any, Literal
 import pytest
 import torch
 from loops import DTYPE, InBuckets, Loop, alone, apart, mlp, norm_net, random_batch, refusal, sgd, train
+from pieces import REDUCERS, choices
 from rank_pool import RankPool
 from run_states import same
-from test_laws import ALL, MODES
+from test_laws import ALL, MODES, TRAITS
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.comm import CommStats, LocalComm
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, Sign, Sparse, TopK
+from ddp_agent.distributed.traffic import Collective, from_plain, to_plain
+from ddp_agent.reducers import Cast, Dense, Int8, PowerSGD, Reducer, TopK
 from ddp_agent.sync import (
-    EASGD,
     AllReduce,
     Compressed,
     DiLoCo,
@@ -33,27 +34,20 @@ from ddp_agent.sync import (
     StreamingDiLoCo,
 )
 from ddp_agent.sync.engine.state_policies import OptimizerPolicy
+from ddp_agent.sync.cadences import Drift
+from ddp_agent.sync.engine.internals import internals
 
 STEPS = 10
 PARAMETERS = 5 * 4 + 4 + 4 * 3 + 3
 NORM_PARAMETERS = PARAMETERS + 2 * 4
 NORM_FLOATS, NORM_INTEGERS = 2 * 4, 1
 
-REDUCERS: dict[str, Any] = {
-    "dense": Dense,
-    "bf16": partial(Cast, dtype="bf16"),
-    "fp16": partial(Cast, dtype="fp16"),
-    "int8": partial(Int8, block=8),
-    "topk": partial(TopK, ratio=0.3),
-    "powersgd": partial(PowerSGD, rank=1, min_compression=0),
-    "sign": Sign,
-    "sparse": partial(Sparse, block=8),
-}
 ALLOWED = [
     (mode, reducer)
     for mode, make in ALL.items()
     for reducer, reduce in REDUCERS.items()
-    if refusal(make(), reduce()) is None and (mode, reducer) != ("allreduce in buckets", "powersgd")  # allreduce's own
+    # allreduce itself leaves those that remember to DDP's buckets.
+    if refusal(make(), reduce()) is None and not (mode == "allreduce in buckets" and reduce().traits.remembers)
 ]
 PAIRS = pytest.mark.parametrize(("mode", "reducer"), ALLOWED)
 
@@ -173,16 +167,72 @@ def test_a_foreign_state_is_refused(mode: str) -> None:
         loop.sync.load_state_dict({"nonsense": torch.zeros(1)})
 
 
-# Traffic: counted equals a formula that knows nothing of the code.
+# Traffic: counted equals what the pieces state, and for some of them a formula that knows nothing of the code.
 
 
-def count(mode: str, reducer: str) -> tuple[CommStats, int]:
+def count(mode: str, reducer: str) -> tuple[CommStats, list[Collective], int]:
     loop = Loop(ALL[mode](), reducer=REDUCERS[reducer](), model=norm_net).run(STEPS)
     loop.sync.consensus_distance()
     with loop.sync.eval_weights():
         pass
     loop.flush()
-    return loop.topology.world.stats, loop.syncs
+    return loop.topology.world.stats, internals(loop.sync).traffic(STEPS), loop.syncs
+
+
+def assert_stated(stats: CommStats, stated: list[Collective], rank: int = 0) -> None:
+    """A broadcast is sent by rank 0 alone."""
+    sent = [each for each in stated if rank == 0 or each.kind != "broadcast"]
+    assert stats.payload_bytes == sum(each.total_bytes for each in stated)
+    assert stats.calls == sum(each.calls for each in stated)
+    assert stats.wire_bytes == pytest.approx(sum(each.wire_bytes for each in sent), abs=stats.calls)
+
+
+@PAIRS
+@pytest.mark.parametrize("size", [2, 3])
+def test_counted_bytes_are_what_the_mode_states(
+    mode: str, reducer: str, size: int, request: pytest.FixtureRequest
+) -> None:
+    pool: RankPool = request.getfixturevalue(f"ranks{size}")
+    traits = TRAITS[mode]
+    for stats, stated, _ in pool.run(count, mode, reducer):
+        assert_stated(stats, stated)
+        assert bool(stated) == (traits.sends != "nothing")
+        assert from_plain(to_plain(stated)) == stated
+        assert any(each.period for each in stated) == traits.has_period
+        assert any(each.group == "node" for each in stated) == traits.uses_nodes
+
+
+# Other values than those of `pieces`: policies, cadences, graphs, and steps that end in the middle of something.
+ODD: dict[str, tuple[Any, str, int]] = {
+    "rank 0's buffers": (partial(LocalSGD, period=3, buffers="rank0", optimizer_state="average"), "dense", 7),
+    "no buffers": (partial(DiLoCo, period=4, buffers="local"), "int8", 8),
+    "drift": (partial(LocalSGD, period=1, cadence=Drift(target=1e9, max_period=1)), "dense", 5),
+    "before the switch": (partial(PostLocalSGD, switch_step=20, period=4), "dense", 9),
+    "two nodes, gradients": (partial(Hierarchical, node_period=1, global_period=3), "dense", 8),
+    "two nodes, parameters": (partial(Hierarchical, node_period=2, global_period=5), "dense", 13),
+    "one peer": (partial(Gossip, graph="exponential", period=2), "dense", 7),
+    "complete": (partial(Gossip, graph="complete", period=2), "dense", 7),
+    "empty": (partial(Gossip, graph="empty", period=2), "dense", 7),
+    **{
+        f"fragments, {steps} steps": (partial(StreamingDiLoCo, period=6, fragments=3, delay=1), "topk", steps)
+        for steps in (1, 2, 5, 6, 7, 9, 12)
+    },
+    "fragments by modules": (partial(StreamingDiLoCo, period=4, fragments=(("1",), ("0", "3"))), "sign", 6),
+}
+
+
+def count_odd(name: str) -> tuple[CommStats, list[Collective]]:
+    make, reducer, steps = ODD[name]
+    loop = Loop(make(), reducer=REDUCERS[reducer](), model=norm_net, optimizer=sgd(momentum=0.9),
+                topology=Topology.create(ranks_per_node=2))  # fmt: skip
+    loop.run(steps).flush()
+    return loop.topology.world.stats, internals(loop.sync).traffic(steps)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_counted_bytes_are_stated_for_every_policy_and_number_of_steps(ranks4: RankPool, name: str) -> None:
+    for rank, (stats, stated) in enumerate(ranks4.run(count_odd, name)):
+        assert_stated(stats, stated, rank)
 
 
 def ring(payload: float, ranks: int) -> tuple[float, float]:
@@ -212,11 +262,9 @@ def expected(mode: str, reducer: str, ranks: int) -> tuple[float, float, int]:
     parameters, buffers = one_averaging(reducer, ranks, NORM_PARAMETERS), ring((NORM_FLOATS + NORM_INTEGERS) * 8, ranks)
     averagings = merges = syncs = -(-STEPS // 4)
     extra = (0.0, 0.0)
-    if mode == "independent":
-        averagings = merges = syncs = 0
-    elif mode == "allreduce" and reducer == "powersgd":  # exact until DDP has regrouped its buckets
+    if mode == "allreduce" and reducer == "powersgd":  # exact until DDP has regrouped its buckets
         averagings, merges, syncs, extra = STEPS - 1, 1, STEPS, one_averaging("dense", ranks, NORM_PARAMETERS)
-    elif mode in ("allreduce", "allreduce in buckets", "compressed"):
+    elif mode in ("allreduce", "compressed"):
         averagings, merges, syncs = STEPS, 1, STEPS
     elif mode == "post_local_sgd":
         merges = (STEPS - 2) // 4
@@ -233,12 +281,23 @@ def expected(mode: str, reducer: str, ranks: int) -> tuple[float, float, int]:
     return payload, wire, syncs
 
 
-@PAIRS
+BY_HAND = [
+    *[("allreduce", "dense"), ("allreduce", "powersgd"), ("compressed", "int8"), ("local_sgd", "dense")],
+    *[("post_local_sgd", "dense"), ("hierarchical", "dense"), ("gossip", "dense"), ("easgd", "fp16")],
+    *[("streaming_diloco", "powersgd"), ("streaming_diloco", "int8")],
+    *[("diloco", reducer) for reducer in ("bf16", "sign", "topk", "sparse")],
+]
+
+
+@pytest.mark.parametrize(("mode", "reducer"), BY_HAND)
 @pytest.mark.parametrize("size", [2, 3])
-def test_counted_bytes(mode: str, reducer: str, size: int, request: pytest.FixtureRequest) -> None:
+def test_counted_bytes_are_those_worked_out_by_hand(
+    mode: str, reducer: str, size: int, request: pytest.FixtureRequest
+) -> None:
+    """A formula of a piece that is wrong as its code is wrong would be seen here."""
     pool: RankPool = request.getfixturevalue(f"ranks{size}")
     payload, wire, syncs = expected(mode, reducer, size)
-    for stats, counted_syncs in pool.run(count, mode, reducer):
+    for stats, _, counted_syncs in pool.run(count, mode, reducer):
         assert counted_syncs == syncs
         assert stats.payload_bytes == payload
         assert stats.wire_bytes == pytest.approx(wire, abs=stats.calls)
@@ -278,12 +337,7 @@ def buffers_after(mode: str, policy: str) -> dict[str, Any]:
     }
 
 
-POLICIES = [
-    (mode, policy)
-    for mode in ALL
-    for policy in ("average", "rank0", "local", "recalibrate")
-    if (mode, policy) != ("gossip", "rank0")  # nobody sends to all
-]
+POLICIES = [(mode, policy) for mode, make in ALL.items() for policy in choices(make(), "buffers")]
 
 
 @pytest.mark.parametrize(("mode", "policy"), POLICIES)
@@ -294,11 +348,11 @@ def test_buffer_policies(ranks2: RankPool, mode: str, policy: str) -> None:
     for result, own_count in ((zero, 2), (one, 3)):
         statistics, batches = result["after"]
         wanted, count = {
-            "average": (result["mean"], own_count if mode == "gossip" else 3),
+            "average": (result["mean"], own_count if TRAITS[mode].neighbours_only else 3),
             "rank0": (result["first"], 2),
         }.get(policy, (result["before"][0], own_count))
         assert apart(result["evaluated"], wanted) < 1e-15
-        if mode == "independent":  # which evaluates a consensus and trains on with its own
+        if TRAITS[mode].sends == "nothing":  # which evaluates a consensus and trains on with its own
             wanted, count = result["before"]
         assert apart(statistics, wanted) < 1e-15
         assert batches == count
@@ -339,18 +393,12 @@ def test_buffers_of_other_types(ranks2: RankPool) -> None:
 # Optimizer state.
 
 
-PACED = {mode: make for mode, make in ALL.items() if make().traits.has_period}
-STATES = [
-    (mode, policy)
-    for mode in PACED
-    for policy in ("local", "average", "reset")
-    if (mode, policy) != ("gossip", "average")  # its neighbours know nothing of it
-]
+STATES = [(mode, policy) for mode, make in ALL.items() for policy in choices(make(), "optimizer_state")]
 
 
 def momentum_after(mode: str, policy: str) -> tuple[Tensor, Tensor, Tensor, int]:
     """Return first moments around a synchronisation after three steps: own, mean, new; and its step count."""
-    loop = Loop(PACED[mode](optimizer_state=policy), optimizer=lambda p: AdamW(p, lr=0.01)).run(3)
+    loop = Loop(ALL[mode](optimizer_state=policy), optimizer=lambda p: AdamW(p, lr=0.01)).run(3)
     key = next(iter(loop.optimizer.state))
     mine = loop.optimizer.state[key]["exp_avg"].clone()
     mean = torch.stack(loop.topology.world.all_gather(mine)).mean(0)
@@ -477,8 +525,8 @@ def evaluate_and_return(mode: str) -> tuple[bool, bool, float]:
     mean = loop.weights
     loop.topology.world.all_reduce_(mean)
     mean /= loop.topology.world.size
-    if isinstance(loop.sync, EASGD):
-        mean = loop.sync.anchor.clone()
+    if loop.sync.traits.consensus == "anchor":
+        mean = loop.sync.anchor.clone()  # type: ignore[attr-defined]
     with loop.sync.eval_weights():
         distance = apart(loop.flat.parameters, mean)
     restored = all(map(torch.equal, loop.flat.snapshot(), own))
@@ -541,7 +589,7 @@ def test_gradients_in_buckets_have_no_place_for_error_feedback(name: str) -> Non
     """DDP regroups its buckets after the first backward: a resumed residual would land on other parameters. PowerSGD
     waits until they stay; see test_traps."""
     model, reducer = mlp(), REDUCERS[name]()
-    if not reducer.traits.remembers or name == "powersgd":
+    if not reducer.traits.remembers or reducer.traits.works_in_buckets:
         AllReduce().setup(model, sgd()(model.parameters()), alone(), reducer)
         return
     with pytest.raises(ValueError, match=r"use sync=compressed with it, or reducer=bf16"):
