@@ -12,7 +12,7 @@ from ddp_agent.reducers import Reducer
 from ddp_agent.sync import SyncStrategy
 
 # With these a period is four steps, and ten steps meet all that a mode does.
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "sync": {"period": 4, "global_period": 4, "node_period": 2, "switch_step": 2, "delay": 1},
     "reducer": {"block": 8, "ratio": 0.3, "rank": 1, "min_compression": 0.0},
 }
