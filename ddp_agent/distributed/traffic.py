@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["all_reduce", "all_gather", "all_to_all", "broadcast", "exchange"]
 Shapes = Sequence[Sequence[int]]
@@ -120,4 +120,9 @@ def to_plain(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
 
 def from_plain(rows: Iterable[Mapping[str, Any]]) -> list[Collective]:
     """Return the collectives of a summary. Raises TypeError for rows of another form."""
-    return [Collective(**row) for row in rows]
+    collectives = [Collective(**row) for row in rows]
+    for each in collectives:
+        figures = (each.payload_bytes, each.count, each.ranks, each.peers, each.delay, each.shortest, each.period or 1)
+        if each.kind not in get_args(Kind) or not all(isinstance(figure, int | float) for figure in figures):
+            raise TypeError(f"found {each}")
+    return collectives

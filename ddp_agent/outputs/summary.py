@@ -58,12 +58,16 @@ class Times:
 
 @dataclass(frozen=True, kw_only=True)
 class Communication:
-    """Synchronisations and bytes of rank 0. Link bytes are those of rank 0's node, in an emulated network only."""
+    """Synchronisations and bytes of rank 0. Link bytes are those of rank 0's node, in an emulated network only.
+
+    `traffic` states by formula the collectives that were counted: rows of `distributed.traffic.Collective`.
+    """
 
     syncs: int
     collectives: int
     payload_bytes: int
     wire_bytes: int
+    traffic: list[dict[str, Any]]
     link_bytes: int | None
     link_rate_bits_per_s: int | None
 

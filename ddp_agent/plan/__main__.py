@@ -89,7 +89,7 @@ def _outcome(arguments: argparse.Namespace) -> tuple[Outcome, list[Run]]:
     model = Model(
         costs=fit(measured, among),
         among=among,
-        local={each.ranks: each for each in reversed(measured) if each.setting.mode == "independent"},
+        local={each.ranks: each for each in reversed(measured) if not each.traffic},
         given=_given(measure(given, labels)),
         scaling=arguments.scaling,
     )
@@ -109,7 +109,7 @@ def _check_apart(runs: Sequence[Run], held: Sequence[Run]) -> None:
 
 def _given(independent: Sequence[Measured]) -> Mapping[int, Measured]:
     for each in independent:
-        if each.setting.mode != "independent":
+        if each.traffic:
             raise ReportError(
                 f"--compute {each.runs[0].path}: found a run of sync={each.setting.mode}, expected sync=independent, "
                 "whose steps are compute alone"

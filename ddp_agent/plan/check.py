@@ -70,7 +70,7 @@ def leaving_each_out(measured: Sequence[Measured], among: tuple[Algorithm, ...])
 def _as_if_new(each: Measured, others: Sequence[Measured], model: Model, link: Link) -> Checked:
     """What only a run of its own could tell is left out: coding, and what backward hides."""
     alike = [other for other in others if (other.ranks, other.batch) == (each.ranks, each.batch)] or others
-    alone = [other.local_s for other in alike if other.setting.mode == "independent"]
+    alone = [other.local_s for other in alike if not other.traffic]
     local_s = mean(alone) if alone else median(other.local_s for other in alike)
     sent = loads(each)
     moving_s = exposed_s(sent, model.costs.cluster(each.ranks, link), model.among, 0.0, local_s)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from ddp_agent.distributed.traffic import Kind
+
 Algorithm = Literal["ring", "tree", "two-level"]
-# all_reduce: the tensor's mean. all_gather: everybody's packet to everybody. quantised: an all-to-all of the coded
-# tensor, then an all-gather of each rank's share. exchange: with `peers` neighbours at once.
-Kind = Literal["all_reduce", "all_gather", "quantised", "exchange"]
 # How much longer an exchange with several neighbours on other nodes takes than its bytes, most likely since their flows
 # cross in every link, and TCP does not divide it evenly. Measured in netlab, 0.88 MB to each of two neighbours: 1.27 at
 # 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6). A ring all-reduce took 1.01 at 50 and 100.
@@ -95,17 +94,11 @@ def collective(
     if kind == "exchange":
         uneven = UNEVEN if peers > 1 and cluster.nodes > 1 else 1.0
         return hop.seconds(1, uneven * peers * size_bytes), None
+    if kind == "broadcast":  # down a tree
+        return hop.seconds(math.ceil(math.log2(ranks)), size_bytes), None
     away = ranks - cluster.ranks_per_node if cluster.nodes > 1 else ranks - 1
     abreast = cluster.ranks_per_node if cluster.nodes > 1 else 1  # all of a node's ranks send to all others
-    scatter_s = hop.seconds(1, abreast * away / ranks * size_bytes)
-    return scatter_s + hop.seconds(ranks - 1, (ranks - 1) / ranks * size_bytes), None
-
-
-def wire_bytes(kind: Kind, ranks: int, size_bytes: float, *, peers: int = 1) -> float:
-    """What one rank sends, as runs count it."""
-    if kind == "exchange":
-        return peers * size_bytes if ranks > 1 else 0.0
-    return (ranks - 1 if kind == "all_gather" else 2 * (ranks - 1) / ranks) * size_bytes
+    return hop.seconds(1, abreast * away / ranks * size_bytes), None
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ddp_agent.plan.collectives import Algorithm, Cluster, Hop, expected_max
 from ddp_agent.plan.measured import Measured
-from ddp_agent.plan.traffic import loads
+from ddp_agent.plan.traffic import loads, waits_for
 from ddp_agent.report.runs.run import ReportError
 
 # On 1,448 bytes of data 66 of headers, and 66 of acknowledgement for two such packets: 1.07; less in larger packets.
@@ -157,4 +157,4 @@ def spread_s(measured: Measured) -> float | None:
 def lateness(measured: Measured) -> float:
     """How long a step waits for others, in deviations of a step: after H steps, sqrt(H) times that of one."""
     sent = loads(measured)
-    return expected_max(sent[-1].waits_for(measured.ranks)) * math.sqrt(measured.syncs) if sent else 0.0
+    return expected_max(waits_for(sent, measured.ranks)) * math.sqrt(measured.syncs) if sent else 0.0

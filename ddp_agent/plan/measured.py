@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from ddp_agent.distributed.traffic import Collective, from_plain
+from ddp_agent.plan import history
 from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, find_runs
 from ddp_agent.report.runs.settings import differing_keys, settings_of
@@ -31,21 +33,6 @@ class Setting:
     def mode(self) -> str:
         return self.values["sync"]
 
-    @property
-    def reducer(self) -> str:
-        return self.values.get("reducer", "dense")
-
-    @property
-    def period(self) -> int | None:
-        """H, where a mode has one and keeps it."""
-        fixed = self.values.get("cadence", "fixed") == "fixed"
-        return (self.number("period") or self.number("global_period")) if fixed else None
-
-    def number(self, name: str) -> int | None:
-        """Of the mode's own settings."""
-        text = self.values.get(f"sync.{name}", "")
-        return int(text) if text.isdecimal() else None
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -66,11 +53,24 @@ class Measured:
     collectives: float | None
     payload_bytes: float
     wire_bytes: float
+    traffic: tuple[Collective, ...]  # of the first run, whole
     runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
         return self.setting.label
+
+    @property
+    def period(self) -> int | None:
+        """H, where there is one and no cadence changes it."""
+        if any(each.varies for each in self.traffic):
+            return None
+        return max((each.period for each in self.traffic if each.period is not None), default=None)
+
+    @property
+    def shortest_period(self) -> int:
+        """The shortest H that the mode can have."""
+        return max((each.shortest for each in self.traffic), default=1)
 
     @property
     def step_s(self) -> float:
@@ -131,13 +131,27 @@ def measure(runs: Sequence[Run], labels: Mapping[Key, str]) -> list[Measured]:
     return [_mean(Setting(_key(group[0]), labels[_key(group[0])]), group) for group in groups.values()]
 
 
+def traffic_of(run: Run) -> list[Collective]:
+    """Return what a run states of its traffic. Raises ReportError when it does so in another form."""
+    stated = run.summary.get("traffic")
+    if stated is None:
+        return history.collectives(run, settings_of(run))
+    try:
+        return from_plain(stated)
+    except TypeError as error:
+        raise ReportError(
+            f"{run.path}: traffic: its summary.json has no list of collectives there ({error})"
+        ) from error
+
+
 def _key(run: Run) -> Key:
-    settings = settings_of(run)
-    grouped = settings.get("ranks_per_node", "null") if run.mode == "hierarchical" else "null"
+    settings, traffic = settings_of(run), traffic_of(run)
+    has_nodes = any(each.group == "node" for each in traffic)
+    grouped = settings.get("ranks_per_node", "null") if has_nodes else "null"
     kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
     if grouped != "null":
         kept["ranks_per_node"] = grouped
-    if run.mode == "post_local_sgd" or kept.get("cadence", "fixed") != "fixed":  # in a longer run a step sends less
+    if any(each.varies or each.until_step is not None for each in traffic):  # in a longer run a step sends less
         kept["steps"] = str(int(run.summary["steps"]))
     return tuple(sorted(kept.items()))
 
@@ -173,6 +187,7 @@ def _mean(setting: Setting, runs: Sequence[Run]) -> Measured:
         collectives=if_known("collectives"),
         payload_bytes=per_step("payload_bytes"),
         wire_bytes=per_step("wire_bytes"),
+        traffic=tuple(traffic_of(first)),
         runs=tuple(runs),
     )
 

@@ -140,7 +140,7 @@ def plan(model: Model, measured: Sequence[Measured], question: Question, checked
     qualities = Qualities(measured)
     settings: defaultdict[Any, list[Measured]] = defaultdict(list)
     for each in measured:
-        if each.ranks > 1 or each.setting.mode == "independent":
+        if each.ranks > 1 or not each.traffic:
             settings[each.setting.key].append(each)
     predictions = [
         [found for those in settings.values() for found in _of_setting(model, those, ranks, question)]
@@ -161,9 +161,7 @@ def _target(measured: Sequence[Measured]) -> float | None:
 def _of_setting(model: Model, those: Sequence[Measured], ranks: int, question: Question) -> list[Prediction]:
     base = nearest(those, ranks, question.link.rate_bits_per_s)
     link = replace(question.link, rate_bits_per_s=question.link.rate_bits_per_s or base.rate_bits_per_s)
-    setting = base.setting
-    shortest = (setting.number("fragments") or 1) * ((setting.number("delay") or 0) + 1)
-    periods = [each for each in question.periods if setting.period not in (None, each) and each >= shortest]
+    periods = [each for each in question.periods if base.period not in (None, each) and each >= base.shortest_period]
     return [model.predict(base, ranks, link, period) for period in (None, *periods)]
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from ddp_agent.plan.collectives import Algorithm, Cluster, expected_max
 from ddp_agent.plan.fit import Costs, Link, link_of
 from ddp_agent.plan.measured import Measured
-from ddp_agent.plan.traffic import Load, at_period, loads, meetings
+from ddp_agent.plan.traffic import Load, at_period, loads, meetings, waits_for
 
 Scaling = Literal["weak", "strong"]
 
@@ -85,7 +85,8 @@ class Model:
         cluster = self.costs.cluster(ranks, link)
         hidden_s = overlap.backward_s * local_s / base.local_s
         shown_s = exposed_s(sent, cluster, among, hidden_s, local_s)
-        chosen = [load.seconds(cluster, among)[1] for load in sent if load.group is None]
+        largest = sorted((load for load in sent if load.group is None), key=lambda load: load.size_bytes)
+        chosen = [algorithm for load in largest if (algorithm := load.seconds(cluster, among)[1])]
         return Prediction(
             base=base,
             period=period,
@@ -126,13 +127,13 @@ class Model:
         return base.local_s, base.batch * ranks / base.ranks
 
     def _longer(self, base: Measured, period: int) -> float:
-        return period / (base.setting.period or period)
+        return period / (base.period or period)
 
     def _waiting_s(self, base: Measured, own: Sequence[Load], sent: Sequence[Load], ranks: int) -> float:
         """The last of so many ranks comes later the more they are, and the longer they went alone."""
         if not base.straggler_s or not own:
             return 0.0
-        later = expected_max(sent[-1].waits_for(ranks)) / expected_max(own[-1].waits_for(base.ranks))
+        later = expected_max(waits_for(sent, ranks)) / expected_max(waits_for(own, base.ranks))
         return base.straggler_s * later * math.sqrt(_as_often(own, sent))
 
 

@@ -1,22 +1,22 @@
-"""What a mode sends a step, in a form that does not depend on how many ranks there are."""
+"""The traffic of a measured setting per step, in a form that does not depend on how many ranks there are."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ddp_agent.plan.collectives import Algorithm, Cluster, Kind, collective, wire_bytes
+from ddp_agent.distributed.traffic import Collective, Kind, wire_bytes
+from ddp_agent.plan.collectives import Algorithm, Cluster, collective
 from ddp_agent.plan.measured import Measured
-
-_KINDS: dict[str, Kind] = {"topk": "all_gather", "int8": "quantised", "sign": "quantised"}
 
 
 @dataclass(frozen=True)
 class Load:
     """Collectives of one size, `per_step` of them.
 
-    `cover`: what goes on meanwhile, for "steps" as many as `delay`. `group`: so many ranks each, None: all of them.
-    `peers` are those of an exchange among many ranks; two have one.
+    `size_bytes` is the payload, or the whole tensor of which a rank's payload is a share (`sharded`). `cover`: what
+    goes on meanwhile, for "steps" as many as `delay`. `group`: the ranks of a node among which it is, None: a `share`
+    of all ranks. `peers` are those of an exchange among many ranks; two ranks have one. `periodic`: a longer period
+    makes it rarer.
     """
 
     kind: Kind
@@ -25,94 +25,90 @@ class Load:
     cover: Literal["nothing", "backward", "steps"] = "nothing"
     delay: int = 0
     group: int | None = None
+    share: float = 1.0
     peers: int = 1
+    sharded: bool = False
+    periodic: bool = False
 
     def sent_bytes(self, ranks: int) -> float:
-        """A step, by one rank."""
-        ranks = self._among(ranks)
-        return self.per_step * wire_bytes(self.kind, ranks, self.size_bytes, peers=self._neighbours(ranks))
+        """Return what one rank sends per step."""
+        among = self._among(ranks)
+        messages = self._neighbours(among) if self.kind == "exchange" else 1
+        return self.per_step * messages * wire_bytes(self.kind, among, self._payload_bytes(among))
 
     def seconds(self, cluster: Cluster, among: tuple[Algorithm, ...]) -> tuple[float, Algorithm | None]:
-        """Of one collective, nothing of it hidden; and the algorithm."""
+        """Return the seconds of one collective, nothing of it hidden, and the algorithm."""
         cluster = replace(cluster, ranks=self._among(cluster.ranks))
         peers = self._neighbours(cluster.ranks)
-        return collective(self.kind, cluster, self.size_bytes, peers=peers, among=among)
+        return collective(self.kind, cluster, self._payload_bytes(cluster.ranks), peers=peers, among=among)
 
     def waits_for(self, ranks: int) -> int:
-        """How many ranks, itself among them, have to come before one can go on."""
+        """Return how many ranks, the own one among them, have to come before one can go on."""
         ranks = self._among(ranks)
         return 1 + self._neighbours(ranks) if self.kind == "exchange" else ranks
 
+    def _payload_bytes(self, ranks: int) -> float:
+        return self.size_bytes / ranks if self.sharded else self.size_bytes
+
     def _among(self, ranks: int) -> int:
-        return ranks if self.group is None else min(ranks, self.group)
+        return max(1, round(self.share * ranks)) if self.group is None else min(ranks, self.group)
 
     def _neighbours(self, ranks: int) -> int:
         return min(self.peers, ranks - 1)
 
 
 def loads(measured: Measured) -> list[Load]:
-    """How often comes from the counted collectives (without them: synchronisations), how much from counted bytes."""
-    setting, ranks = measured.setting, measured.ranks
-    kind = _kind(measured)
-    peers = 2 if setting.values.get("sync.graph", "ring") == "ring" else 1
-    each = _calls_each(measured, kind, min(peers, ranks - 1))
-    calls = measured.collectives or measured.syncs * each
-    if ranks == 1 or not calls or not measured.payload_bytes:
+    """Return what the runs state of their traffic, per step, so that it adds up to what they counted."""
+    if measured.ranks == 1 or not measured.payload_bytes:
         return []
-    size_bytes = measured.payload_bytes / calls
-    if setting.mode == "hierarchical" and setting.number("global_period"):
-        return _hierarchical(measured, calls, size_bytes)
-    if kind == "quantised":  # S to all, then S/n to all
-        return _covered(Load(kind, calls / 2, size_bytes * 2 / (1 + 1 / ranks)), measured)
-    if kind == "exchange":
-        return _covered(Load(kind, calls / each, size_bytes, peers=peers), measured)
-    return _covered(Load(kind, calls, size_bytes), measured)
+    steps = int(measured.runs[0].summary["steps"])
+    stated = [replace(each, count=each.count / steps) for each in measured.traffic]
+    return [_load(each, measured.ranks) for each in _as_large(_as_many(stated, measured), measured)]
 
 
-def _kind(measured: Measured) -> Kind:
-    setting = measured.setting
-    if setting.mode == "gossip" and setting.values.get("sync.graph") != "complete":
-        return "exchange"
-    return _KINDS.get(setting.reducer, "all_reduce")
+def _load(each: Collective, ranks: int) -> Load:
+    return Load(
+        kind=each.kind,
+        per_step=each.count,
+        size_bytes=each.payload_bytes * each.ranks if each.sharded else each.payload_bytes,
+        cover=each.cover,
+        delay=each.delay,
+        group=each.ranks if each.group == "node" else None,
+        share=each.ranks / ranks if each.group == "owners" else 1.0,
+        peers=each.peers,
+        sharded=each.sharded,
+        periodic=each.period is not None,
+    )
 
 
-def _calls_each(measured: Measured, kind: Kind, peers: int) -> int:
-    """Counted calls that make one averaging."""
-    if kind == "exchange":
-        return max(1, peers)
-    return 2 if kind == "quantised" or measured.setting.reducer in ("powersgd", "sparse") else 1
+def _as_many(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
+    """Return as many as were counted: where a cadence changes the period, a formula does not know how many."""
+    paced = sum(each.calls for each in stated if each.period is not None)
+    if not measured.collectives or not paced:
+        return list(stated)
+    factor = max(0.0, 1 + (measured.collectives - sum(each.calls for each in stated)) / paced)
+    return [each if each.period is None else replace(each, count=each.count * factor) for each in stated]
 
 
-def _covered(load: Load, measured: Measured) -> list[Load]:
-    setting = measured.setting
-    if setting.mode == "allreduce":
-        return [replace(load, cover="backward")]
-    if setting.mode == "streaming_diloco" and (delay := setting.number("delay")):
-        return [replace(load, cover="steps", delay=delay)]
-    if setting.mode == "post_local_sgd" and (switch := setting.number("switch_step")):
-        steps = measured.runs[0].summary["steps"]
-        first = min(load.per_step, switch / steps)  # a collective a step: gradients of one bucket
-        return [replace(load, per_step=first, cover="backward"), replace(load, per_step=load.per_step - first)]
-    return [load]
-
-
-def _hierarchical(measured: Measured, calls: float, size_bytes: float) -> list[Load]:
-    """A node of one rank has nothing to send inside, but with more ranks would have."""
-    setting = measured.setting
-    group = int(setting.values.get("ranks_per_node", measured.ranks_per_node))
-    inner, outer = setting.number("node_period") or 1, setting.number("global_period") or 1
-    inside = 1.0 if inner == 1 else 1 / inner - 1 / math.lcm(inner, outer)
-    return [
-        Load("all_reduce", inside, size_bytes, "backward" if inner == 1 else "nothing", group=group),
-        Load("all_reduce", max(0.0, calls - (inside if group > 1 else 0.0)), size_bytes),
-    ]
+def _as_large(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
+    """Return as large as was counted: the most that some could send is not what the data made them send."""
+    most = sum(each.total_bytes for each in stated if each.at_most)
+    if not most:
+        return list(stated)
+    factor = max(0.0, 1 + (measured.payload_bytes - sum(each.total_bytes for each in stated)) / most)
+    return [replace(each, payload_bytes=each.payload_bytes * factor) if each.at_most else each for each in stated]
 
 
 def at_period(load: Load, factor: float) -> Load:
-    """With a period so many times as long. Gradients, and what nodes do inside, stay as often."""
-    return load if load.group or load.cover == "backward" else replace(load, per_step=load.per_step / factor)
+    """Return the load with a period so many times as long. Gradients, and means inside nodes, stay as frequent."""
+    return replace(load, per_step=load.per_step / factor) if load.periodic else load
+
+
+def waits_for(sent: Iterable[Load], ranks: int) -> int:
+    """Return the most ranks that have to come before one can go on."""
+    return max(load.waits_for(ranks) for load in sent)
 
 
 def meetings(sent: Iterable[Load]) -> float:
-    """How often a step ranks wait for each other; a rank is not late for itself."""
+    """Return how often per step ranks wait for each other; a rank is not late for itself."""
     return sum(load.per_step for load in sent if load.group != 1)

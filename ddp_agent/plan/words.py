@@ -77,11 +77,11 @@ def assumed(model: Model, link: Link) -> list[str]:
     )
     return [
         f"all-reduce: {fastest}. Ring: 2 (n - 1) messages, 2 (n - 1)/n of the tensor; tree: 2 log2 n, twice it{levels}",
-        "topk: n - 1 messages and packets; int8 and sign: n messages, bytes as a ring's",
-        f"gossip: one exchange; with several neighbours on other nodes as if of {UNEVEN:g} times its bytes",
+        "all-gather: n - 1 messages and packets (topk); with an all-to-all: n messages, bytes as a ring's (int8, sign)",
+        f"neighbours: one exchange; with several neighbours on other nodes as if of {UNEVEN:g} times its bytes",
         f"among numbers of ranks without an independent run {weak if model.scaling == 'weak' else strong}",
         "stragglers: normal, independent; the last of n comes E(max of n), about sqrt(2 ln n), deviations late",
-        "backward hides as many seconds as it did; streaming_diloco hides a fragment behind its delay steps",
+        "backward hides as many seconds as it did; an all-reduce with a delay hides behind that many steps",
         f"{delay}; what a mode took beyond the formulas stays, in seconds a step",
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import to_plain
 from ddp_agent.outputs import environment
 from ddp_agent.outputs.confusion import values as class_accuracies
 from ddp_agent.outputs.summary import Summary
@@ -51,6 +52,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
         **times,
         syncs=internals(setup.sync).syncs,
         collectives=setup.topology.world.stats.calls,
+        traffic=to_plain(internals(setup.sync).traffic(session.step)),
         payload_bytes=int(costs["payload_bytes"]),
         wire_bytes=int(costs["wire_bytes"]),
         **link_bytes.summary(session.state.link),

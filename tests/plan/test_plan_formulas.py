@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from ddp_agent.plan.collectives import Cluster, Hop, all_reduce, collective, expected_max, ring, tree, wire_bytes
+from ddp_agent.distributed.traffic import wire_bytes
+from ddp_agent.plan.collectives import Cluster, Hop, all_reduce, collective, expected_max, ring, tree
+from ddp_agent.plan.traffic import Load
 
 ONE_EACH = Hop(message_s=1.0, byte_s=0.0)
 BYTES = Hop(message_s=0.0, byte_s=1.0)
@@ -24,8 +26,8 @@ def test_all_reduce(algorithm, ranks: int, messages: float, sent: float) -> None
 
 @pytest.mark.parametrize(
     ("kind", "messages", "sent"),
-    # 4 ranks, 1000 bytes: three packets; 750 to the others and then 750 of the results.
-    [("all_reduce", 6, 1500), ("all_gather", 3, 3000), ("quantised", 1 + 3, 750 + 750)],
+    # 4 ranks, 1000 bytes: three packets; a quarter to each of the others; down a tree of two levels.
+    [("all_reduce", 6, 1500), ("all_gather", 3, 3000), ("all_to_all", 1, 750), ("broadcast", 2, 1000)],
 )
 def test_collectives(kind, messages: float, sent: float) -> None:  # type: ignore[no-untyped-def]
     assert collective(kind, Cluster(4, ONE_EACH), 1000)[0] == messages
@@ -38,8 +40,9 @@ def test_collectives(kind, messages: float, sent: float) -> None:  # type: ignor
 def test_neighbours_at_once_send_what_they_send_but_not_as_fast(peers: int, seconds: float) -> None:
     assert collective("exchange", Cluster(4, ONE_EACH), 1000, peers=peers)[0] == 1
     assert collective("exchange", Cluster(4, BYTES), 1000, peers=peers)[0] == pytest.approx(seconds)
-    assert wire_bytes("exchange", 4, 1000, peers=peers) == 1000 * peers
-    assert collective("exchange", Cluster(1, BYTES), 1000, peers=0)[0] == wire_bytes("exchange", 1, 1000, peers=0) == 0
+    sent = Load("exchange", per_step=0.5, size_bytes=1000, peers=peers).sent_bytes
+    assert (sent(4), sent(2), sent(1)) == (500 * peers, 500, 0)
+    assert collective("exchange", Cluster(1, BYTES), 1000, peers=0)[0] == wire_bytes("exchange", 1, 1000) == 0
 
 
 def near(seconds: float, algorithm: str) -> tuple[Any, str]:
@@ -68,14 +71,16 @@ def test_inside_one_node_the_link_is_not_passed() -> None:
     cluster = Cluster(4, Hop(1e9, 1e9), ranks_per_node=4, node=BYTES)
     assert collective("all_reduce", cluster, 1000)[0] == 1500
     assert collective("all_gather", cluster, 1000)[0] == 3000
-    assert collective("quantised", cluster, 1000)[0] == 1500
+    assert collective("all_to_all", cluster, 1000)[0] == 750
     assert collective("exchange", cluster, 1000, peers=2)[0] == 2000
 
 
 def test_all_of_a_node_send_through_its_link() -> None:
     """All-to-all among 2 nodes of 4: each rank sends half of its tensor away; then the ring of shares passes once."""
     cluster = Cluster(8, BYTES, ranks_per_node=4)
-    assert collective("quantised", cluster, 1000)[0] == pytest.approx(4 * 500 + 875)
+    share = Load("all_gather", per_step=1, size_bytes=1000, sharded=True)
+    assert collective("all_to_all", cluster, 1000)[0] == pytest.approx(4 * 500)
+    assert share.seconds(cluster, ("ring",))[0] == pytest.approx(875)
 
 
 @pytest.mark.parametrize(
