@@ -26,7 +26,7 @@ SUMMARY_KEYS = """
     status dataset model sync reducer world_size seed steps samples params metric_name test_metric test_loss best_metric
     train_s wall_s data_s compute_s exposed_comm_s eval_s checkpoint_s syncs payload_bytes wire_bytes consensus_distance
     target time_to_target_s bytes_to_target samples_per_s torch_version device init_sha256 data_sha256 order_sha256
-    straggler_wait_s collectives higher_is_better peak_memory_bytes python_version platform cpus commit
+    straggler_wait_s collectives traffic higher_is_better peak_memory_bytes python_version platform cpus commit
     consensus_relative change_cosine gradient_cosine pseudo_gradient_norm critical_batch_samples
 """
 
