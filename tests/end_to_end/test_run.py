@@ -16,6 +16,7 @@ from torch import nn
 
 from ddp_agent.checkpoint import export
 from ddp_agent.checkpoint.manifest import Manifest
+from ddp_agent.distributed.traffic import from_plain
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.metrics_file import read_metrics
 from ddp_agent.training.model import create_model
@@ -54,7 +55,12 @@ def test_a_run_leaves_everything_behind(ranks2: RankPool, tmp_path: Path, name: 
     summary, other = ranks2.run(run, *mode(name, "eval_every=3", "target=0.2"), str(tmp_path))
     assert isinstance(summary, dict)
     assert summary.keys() >= set(SUMMARY_KEYS.split())
-    assert json.loads((tmp_path / "summary.json").read_text()) == pytest.approx(summary)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["traffic"] == summary["traffic"]
+    assert {**written, "traffic": None} == pytest.approx({**summary, "traffic": None})
+    stated = from_plain(written["traffic"])
+    assert sum(each.calls for each in stated) == summary["collectives"]
+    assert sum(each.total_bytes for each in stated) == summary["payload_bytes"]
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
     assert summary["sync"] == name
     assert (summary["steps"], summary["samples"]) == (8, 8 * 48)
