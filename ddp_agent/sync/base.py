@@ -246,7 +246,10 @@ class SyncStrategy:
 
     def _traffic(self, steps: int) -> list[Collective]:
         """Return the counted collectives of a run of `steps` steps in which this mode is set up."""
-        return self.traffic(run_sizes(self._flat, self._optimizer, self._topology, steps), self._reducer)
+        nodes = self.traits.uses_nodes
+        return self.traffic(
+            run_sizes(self._flat, self._optimizer, self._topology, steps, uses_nodes=nodes), self._reducer
+        )
 
     def _shared(self) -> "SyncStrategy":
         """Return the strategy for the parameters that every rank trains: another one only under task slicing."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pieces
 import pytest
 import torch
 import torch.distributed as dist
 from rank_pool import RankPool
 from runs import mode, run
+from test_laws import has_replicas
 from torch import Tensor
 
 from ddp_agent.data.task import Task
@@ -26,7 +28,7 @@ from ddp_agent.errors import RefusedError
 from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.session import Session
 
-COMMON = ("allreduce", "compressed", "diloco", "streaming_diloco", "slowmo", "parameter_update", "local_sgd")
+COMMON = [name for name, make in pieces.MODES.items() if has_replicas(make().traits)]
 
 
 def said(work: Callable[..., None], *args: Any) -> str:
@@ -122,13 +124,13 @@ def test_a_run_of_ranks_that_differ_does_not_begin(ranks3: RankPool, tmp_path: P
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def with_a_flipped_weight(cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
-    """Run with one bit of a replicated tensor flipped on rank 1 after step 4, as broken memory would do."""
+def with_a_flipped_weight(at: int, cfg: dict[str, Any], choices: dict[str, str], path: str) -> Any:
+    """Run with one bit of a replicated tensor flipped on rank 1 after step `at`, as broken memory would do."""
     before = Session.compare_ranks
 
     def flip(session: Session) -> None:
         common: Tensor | None = internals(session.setup.sync).replicated(session.step)[0].tensor
-        if dist.get_rank() == 1 and session.step == 4:
+        if dist.get_rank() == 1 and session.step == at:
             assert common is not None
             common.view(torch.int32)[3] ^= 1
         before(session)
@@ -139,8 +141,12 @@ def with_a_flipped_weight(cfg: dict[str, Any], choices: dict[str, str], path: st
 
 @pytest.mark.parametrize("name", COMMON)
 def test_a_flipped_weight_is_found_before_it_is_saved(ranks2: RankPool, tmp_path: Path, name: str) -> None:
-    found = ranks2.run(with_a_flipped_weight, *mode(name, "checkpoint_every=2"), str(tmp_path))
+    traits = pieces.MODES[name]().traits
+    at = 6 if traits.has_period and traits.averages_in_backward else 4  # its first period begins with step 3
+    found = ranks2.run(with_a_flipped_weight, at, *mode(name, "checkpoint_every=2"), str(tmp_path))
     assert len(set(found)) == 1
-    assert found[0].startswith("DivergedError: after step 4 the parameters that all ranks share")
+    assert found[0].startswith(f"DivergedError: after step {at} the parameters that all ranks share")
     assert "on rank 1 as" in found[0]
-    assert [path.name for path in sorted(tmp_path.glob("checkpoints/*"))] == ["step-00000002"]
+    assert [path.name for path in sorted(tmp_path.glob("checkpoints/*"))] == [
+        f"step-{step:08d}" for step in range(2, at, 2)
+    ]

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 from loops import DTYPE, Loop, apart, random_batch, refusal, sgd
+from pieces import REDUCERS
 from rank_pool import RankPool
 from run_states import same
 from runs import FEW
-from test_laws import ALL, TOLERANCE
-from test_sync import REDUCERS, one_averaging
+from test_laws import ALL, TOLERANCE, TRAITS, has_replicas
+from test_sync import assert_stated, one_averaging
 from torch import Tensor, nn
 
+from ddp_agent.distributed.comm import CommStats
 from ddp_agent.distributed.consistency import require_replicated
 from ddp_agent.distributed.topology import Topology
+from ddp_agent.distributed.traffic import Collective
 from ddp_agent.errors import DivergedError
 from ddp_agent.models.common.multi_task import MultiTask
 from ddp_agent.reducers import Dense, Reducer
@@ -133,8 +136,8 @@ def changes(mode: str) -> list[str]:
     """Return the wrong results, each with its reducer."""
     wrong = []
     for reducer in allowed(mode):
-        options = {"optimizer": sgd(momentum=0.9, weight_decay=0.1), "reducer": REDUCERS[reducer]()}
-        loop = Heads(ALL[mode](), **options)
+        optimizer = sgd(momentum=0.9, weight_decay=0.1)
+        loop = Heads(ALL[mode](), optimizer=optimizer, reducer=REDUCERS[reducer]())
         rank, before = loop.topology.world.rank, loop.state()
         loop.run(5)
         own = loop.state()
@@ -198,7 +201,7 @@ def flipped_head(mode: str) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("mode", ["allreduce", "compressed", "local_sgd", "diloco", "streaming_diloco"])
+@pytest.mark.parametrize("mode", [mode for mode, traits in TRAITS.items() if has_replicas(traits)])
 def test_a_head_that_its_owners_do_not_have_alike_is_named_on_every_rank(ranks3: RankPool, mode: str) -> None:
     (said,) = set(ranks3.run(flipped_head, mode))
     assert said.startswith("after step 9 the parameters of heads.a that its owners share are not the same on rank 2 as")
@@ -266,7 +269,8 @@ def measure_all_own_all(mode: str) -> float:
     return distance(one.state(), other.state())
 
 
-@pytest.mark.parametrize("mode", [mode for mode in ALL if mode != "streaming_diloco"])  # whose fragments are others
+# Fragments of a trunk are others than those of a whole model.
+@pytest.mark.parametrize("mode", [mode for mode, traits in TRAITS.items() if traits.identical != "after_flush"])
 def test_where_all_own_all_it_is_the_mode_itself(ranks3: RankPool, mode: str) -> None:
     assert max(ranks3.run(measure_all_own_all, mode)) < TOLERANCE
 
@@ -276,41 +280,51 @@ def test_where_all_own_all_it_is_the_mode_itself(ranks3: RankPool, mode: str) ->
 TRUNK, HEAD = 5 * 4 + 4, 4 * 2 + 2 + 2 + 1
 
 
-def traffic(mode: str, reducer: str) -> tuple[int, int, int]:
+def traffic(mode: str, reducer: str) -> tuple[CommStats, list[Collective], int]:
     loop = Heads(ALL[mode](), model=plain, reducer=REDUCERS[reducer]()).run(10).flush()
     loop.sync.consensus_distance()
     with loop.sync.eval_weights():
         pass
-    return loop.topology.world.stats.payload_bytes, loop.topology.world.stats.wire_bytes, loop.syncs
-
-
-ROUNDS = {"independent": 0, "post_local_sgd": 4, "hierarchical": 6} | dict.fromkeys(
-    ("allreduce", "allreduce in buckets", "compressed"), 10
-)
-
-
-def expected_traffic(mode: str, reducer: str, rank: int) -> tuple[float, float]:
-    """Return the bytes of three averagings in ten steps: the trunk on three ranks, and a head on two of them."""
-    rounds = ROUNDS.get(mode, 3)
-    parts = [(TRUNK, 3), *([(HEAD, 2)] if rank in PARTED["a"] else [])]
-    if mode == "gossip":  # to one neighbour or two
-        sent = float(rounds * sum(size * 8 * min(2, ranks - 1) for size, ranks in parts))
-        return sent, sent
-    cut = {TRUNK: [10, 14], HEAD: [8, 5]} if mode == "streaming_diloco" else {TRUNK: [TRUNK], HEAD: [HEAD]}
-    each = [one_averaging(reducer, ranks, piece) for size, ranks in parts for piece in cut[size]]
-    return rounds * sum(payload for payload, _ in each), rounds * sum(wire for _, wire in each)
+    return loop.topology.world.stats, internals(loop.sync).traffic(10), loop.syncs
 
 
 @pytest.mark.parametrize(
     ("mode", "reducer"),
     [(mode, reducer) for mode in ALL for reducer in ("dense", "bf16", "int8", "topk") if reducer in allowed(mode)],
 )
-def test_counted_bytes(ranks3: RankPool, mode: str, reducer: str) -> None:
-    for rank, (payload, wire, syncs) in enumerate(ranks3.run(traffic, mode, reducer)):
-        expected_payload, expected_wire = expected_traffic(mode, reducer, rank)
-        assert payload == expected_payload
-        assert wire == pytest.approx(expected_wire, abs=100)
-        assert syncs == ROUNDS.get(mode, 3) * (2 if mode == "streaming_diloco" else 1)
+def test_counted_bytes_are_what_the_mode_states_of_the_trunk_and_its_heads(
+    ranks3: RankPool, mode: str, reducer: str
+) -> None:
+    for rank, (stats, stated, _) in enumerate(ranks3.run(traffic, mode, reducer)):
+        assert_stated(stats, stated, rank)
+        owners = {each.ranks for each in stated if each.group == "owners" and each.ranks > 1}
+        assert owners == ({2} if rank in PARTED["a"] and TRAITS[mode].sends != "nothing" else set())
+
+
+ROUNDS = {"local_sgd": 3, "diloco": 3, "streaming_diloco": 3, "gossip": 3, "hierarchical": 6, "allreduce": 10}
+
+
+def expected_traffic(mode: str, reducer: str, rank: int) -> tuple[float, float]:
+    """Of three averagings in ten steps: the trunk among three ranks, and the head that two of them have."""
+    parts = [(TRUNK, 3), *([(HEAD, 2)] if rank in PARTED["a"] else [])]
+    if mode == "gossip":  # to one neighbour or two
+        sent = float(ROUNDS[mode] * sum(size * 8 * min(2, ranks - 1) for size, ranks in parts))
+        return sent, sent
+    cut = {TRUNK: [10, 14], HEAD: [8, 5]} if mode == "streaming_diloco" else {TRUNK: [TRUNK], HEAD: [HEAD]}
+    each = [one_averaging(reducer, ranks, piece) for size, ranks in parts for piece in cut[size]]
+    return ROUNDS[mode] * sum(payload for payload, _ in each), ROUNDS[mode] * sum(wire for _, wire in each)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reducer"),
+    [*((mode, "dense") for mode in ROUNDS), *(("diloco", name) for name in ("int8", "topk")), ("allreduce", "bf16")],
+)
+def test_counted_bytes_are_those_worked_out_by_hand(ranks3: RankPool, mode: str, reducer: str) -> None:
+    for rank, (stats, _, syncs) in enumerate(ranks3.run(traffic, mode, reducer)):
+        payload, wire = expected_traffic(mode, reducer, rank)
+        assert stats.payload_bytes == payload
+        assert stats.wire_bytes == pytest.approx(wire, abs=100)
+        assert syncs == ROUNDS[mode] * (2 if mode == "streaming_diloco" else 1)
 
 
 # Resume.

@@ -30,6 +30,7 @@ from ddp_agent.sync import (
     StreamingDiLoCo,
     SyncStrategy,
 )
+from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.engine.state_policies import OptimizerPolicy
 
 TOLERANCE = 1e-12
@@ -281,6 +282,11 @@ def test_syncs_around_the_switch(ranks2: RankPool) -> None:
 ALL: dict[str, Make] = {**pieces.MODES, "allreduce in buckets": InBuckets}
 TRAITS = {mode: make().traits for mode, make in ALL.items()}
 MODES = pytest.mark.parametrize("mode", ALL)
+
+
+def has_replicas(traits: SyncTraits) -> bool:
+    """Whether all ranks hold something equal, bit for bit, at least right after a synchronisation."""
+    return traits.has_anchor or traits.identical in ("always", "after_sync")
 
 
 def measure_when_synced(mode: str) -> list[tuple[int, Tensor]]:

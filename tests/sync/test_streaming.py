@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from loops import DTYPE, Loop, alone, apart, mlp, sgd, train
+from pieces import REDUCERS
 from rank_pool import RankPool
-from test_sync import REDUCERS
 from torch import Tensor, nn
 from torch.optim import SGD
 

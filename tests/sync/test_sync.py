@@ -33,9 +33,9 @@ from ddp_agent.sync import (
     PostLocalSGD,
     StreamingDiLoCo,
 )
-from ddp_agent.sync.engine.state_policies import OptimizerPolicy
 from ddp_agent.sync.cadences import Drift
 from ddp_agent.sync.engine.internals import internals
+from ddp_agent.sync.engine.state_policies import OptimizerPolicy
 
 STEPS = 10
 PARAMETERS = 5 * 4 + 4 + 4 * 3 + 3

@@ -15,7 +15,7 @@ import torch
 from loops import Loop, apart, mlp, norm_net, random_batch, sgd
 from rank_pool import RankPool
 from runs import mode, run
-from test_laws import ALL
+from test_laws import ALL, TRAITS
 from test_streaming import Watched
 from torch import Tensor, nn
 from torch.optim import LBFGS
@@ -31,7 +31,13 @@ from ddp_agent.sync import AllReduce, LocalSGD, PostLocalSGD, StreamingDiLoCo
 from ddp_agent.sync.engine import ddp_hook as overlap
 from ddp_agent.sync.engine.internals import internals
 
-PERIODIC = ("local_sgd", "parameter_update", "diloco", "slowmo", "gossip", "easgd")
+PACED = [mode for mode, traits in TRAITS.items() if traits.has_period]
+# Those that synchronise at the end of a period and at no other time.
+PERIODIC = [
+    mode
+    for mode in PACED
+    if not (TRAITS[mode].averages_in_backward or TRAITS[mode].uses_nodes or TRAITS[mode].identical == "after_flush")
+]
 
 # torch.distributed's PeriodicModelAverager and PostLocalSGDOptimizer
 
@@ -47,6 +53,20 @@ def test_the_first_synchronisation_comes_after_a_whole_period_and_the_last_is_no
 ) -> None:
     """torch's averager does so after step 1, then 1 + H, and never what is left; exo gym's first has H + 1 steps."""
     assert ranks2.run(when_synced, name) == [[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3]] * 2
+
+
+def period_starts(name: str) -> tuple[int, list[int]]:
+    """The step at which the first period begins, and that of the current period after each step and the flush."""
+    loop = Loop(ALL[name]())
+    first = internals(loop.sync).period_start
+    starts = [internals(loop.run(1).sync).period_start for _ in range(10)]
+    return first or 0, [*(start or 0 for start in starts), internals(loop.flush().sync).period_start or 0]
+
+
+@pytest.mark.parametrize("name", PACED)
+def test_periods_are_equally_long_from_the_first(ranks2: RankPool, name: str) -> None:
+    for first, starts in ranks2.run(period_starts, name):
+        assert starts == [*(first + max(0, step - first) // 4 * 4 for step in range(1, 11)), 10]
 
 
 def with_closure() -> bool:
@@ -97,7 +117,7 @@ def begins_late(name: str) -> list[int]:
     return [loop.run(1).syncs for _ in range(9)]
 
 
-@pytest.mark.parametrize("name", [*PERIODIC, "hierarchical", "streaming_diloco"])
+@pytest.mark.parametrize("name", [mode for mode in PACED if not TRAITS[mode].averages_in_backward])
 def test_a_loop_that_does_not_begin_with_step_1_is_synchronised_all_the_same(ranks2: RankPool, name: str) -> None:
     counts = ranks2.run(begins_late, name)
     assert counts[0] == counts[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from loops import Loop, alone, apart, random_batch, refusal, sgd
 from rank_pool import RankPool
-from test_laws import ALL
+from test_laws import ALL, TRAITS
 from torch import Tensor, nn
 
 from ddp_agent.reducers import Cast, Dense
@@ -27,7 +27,7 @@ from ddp_agent.sync import (
 )
 from ddp_agent.sync.engine.uneven_inputs import Weighted, common_steps
 
-IN_BACKWARD = ("allreduce", "allreduce in buckets", "post_local_sgd")
+IN_BACKWARD = [mode for mode, traits in TRAITS.items() if traits.averages_in_backward]
 
 
 def sized(step: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def measure_run_out(mode: str, weighted: bool, of_rank_1: int) -> tuple[Tensor, 
 
 
 # Gossip's weights are the graph's, and a hierarchy's two means would each count the same samples.
-UNWEIGHTED = ("gossip", "hierarchical")
+UNWEIGHTED = [mode for mode, make in ALL.items() if refusal(make(), Weighted(Dense())) is not None]
 
 
 @pytest.mark.parametrize("of_rank_1", [4, 0])
@@ -106,7 +106,7 @@ def test_a_rank_may_run_out_of_batches(ranks2: RankPool, mode: str, of_rank_1: i
     (first, steps, finite), (second, other_steps, other_finite) = ranks2.run(measure_run_out, mode, weighted, of_rank_1)
     assert finite and other_finite
     assert steps == other_steps == 7
-    if mode not in ("independent", "easgd"):
+    if TRAITS[mode].identical != "never":
         assert torch.equal(first, second)
 
 

@@ -8,13 +8,13 @@ from ddp_agent.sync.engine.flat import Flat
 from ddp_agent.sync.engine.state_policies import count_moments
 
 
-def run_sizes(flat: Flat, optimizer: Optimizer, topology: Topology, steps: int) -> RunSizes:
+def run_sizes(flat: Flat, optimizer: Optimizer, topology: Topology, steps: int, *, uses_nodes: bool) -> RunSizes:
     """Return the sizes on which the traffic of a run of `steps` steps depends."""
     floating = [buffer.numel() for buffer in flat.others if buffer.is_floating_point()]
     return RunSizes(
         steps=steps,
         ranks=topology.world.size,
-        ranks_per_node=topology.ranks_per_node,
+        ranks_per_node=topology.node.size if uses_nodes else topology.ranks_per_node,
         names=list(flat.named),
         shapes=flat.shapes,
         trained_shapes=[parameter.shape for parameter in flat.named.values() if parameter.requires_grad],
