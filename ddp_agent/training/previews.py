@@ -11,10 +11,9 @@ from ddp_agent.data.loader import Batch, stream
 from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.task import Task
 from ddp_agent.outputs.confusion import Confusion
-from ddp_agent.outputs.images.confusion import confusion
 from ddp_agent.outputs.images.pixels import pixels, visible
-from ddp_agent.outputs.images.predictions import lines, sheet
-from ddp_agent.outputs.images.shards import shards
+from ddp_agent.outputs.images.predictions import sheet, text_list
+from ddp_agent.outputs.images.tables import confusion_table, shard_table
 from ddp_agent.outputs.observer import Evaluation, Observer, Start
 from ddp_agent.outputs.tracking import TensorBoard
 from ddp_agent.training.evaluate import inference
@@ -55,7 +54,7 @@ class Previews(Observer):
     def begin(self, start: Start) -> None:
         """Draw the shards of a new run."""
         if (stats := self._shard_stats) and start.step == 0:
-            self._board.picture("shards", lambda: shards(stats, self._task.presentation.class_names), 0)
+            self._board.picture("shards", lambda: shard_table(stats, self._task.presentation.class_names), 0)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         if not self._enabled:
@@ -64,7 +63,7 @@ class Previews(Observer):
         with self._harmless():
             if evaluation.confusion is not None:
                 table = Confusion(evaluation.confusion, task.presentation.class_names)
-                self._board.picture("confusion", lambda: confusion(table), step)
+                self._board.picture("confusion", lambda: confusion_table(table), step)
                 self._board.text("classes", table.text(), step)
             with inference(model), torch.compiler.set_stance("force_eager"):  # a new batch size would compile again
                 self._show_predictions(step, model)
@@ -80,7 +79,8 @@ class Previews(Observer):
         if drawn:
             self._board.picture("predictions", lambda: sheet(pixels(self._inputs, shown.look), labels, guesses), step)
         else:
-            self._board.text("predictions", lines([shown.test_texts[i] for i in self._indices], labels, guesses), step)
+            texts = [shown.test_texts[index] for index in self._indices]
+            self._board.text("predictions", text_list(texts, labels, guesses), step)
 
     def _names(self, classes: Tensor) -> list[str]:
         names = self._task.presentation.class_names

@@ -15,8 +15,8 @@ from ddp_agent.data.task import Data, Task
 from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.outputs.confusion import FEW, Confusion, values
-from ddp_agent.outputs.images.canvas import blend
-from ddp_agent.outputs.images.confusion import MOST, confusion
+from ddp_agent.outputs.images.drawing import blend
+from ddp_agent.outputs.images.tables import MAX_CLASSES, confusion_table
 from ddp_agent.training import evaluate
 from ddp_agent.training.evaluate import BATCH, Evaluator, Scores
 
@@ -116,19 +116,19 @@ def test_of_many_classes_the_worst_and_the_best_are_told() -> None:
 
 def test_the_picture_shows_a_rare_mistake_and_where_there_is_none() -> None:
     counts = torch.tensor([[98, 2], [0, 100]])
-    drawn = confusion(Confusion(counts, ("ant", "bee")))
+    drawn = confusion_table(Confusion(counts, ("ant", "bee")))
     assert drawn is not None
-    assert present(drawn, blend(1.0)) and present(drawn, blend(0.02**0.5)) and present(drawn, blend(0.0))
-    assert not present(drawn, blend(0.02))
+    assert all(present(drawn, depth) for depth in (1.0, 0.02**0.5, 0.0))
+    assert not present(drawn, 0.02)
 
 
-def present(pixels: Tensor, colour: tuple[int, int, int]) -> bool:
-    return bool((pixels == torch.tensor(colour, dtype=torch.uint8)).all(-1).any())
+def present(pixels: Tensor, depth: float) -> bool:
+    return bool((pixels == blend(torch.tensor(depth))).all(-1).any())
 
 
-@pytest.mark.parametrize("classes", [1, 2, 20, 21, 150, MOST])
+@pytest.mark.parametrize("classes", [1, 2, 20, 21, 150, MAX_CLASSES])
 def test_any_number_of_classes_up_to_the_most_is_drawn(classes: int) -> None:
-    drawn = confusion(Confusion(torch.zeros(classes, classes, dtype=torch.int64), ()))
+    drawn = confusion_table(Confusion(torch.zeros(classes, classes, dtype=torch.int64), ()))
     assert drawn is not None and drawn.dtype == torch.uint8 and drawn.shape[2] == 3
     assert max(drawn.shape) < 1200
-    assert confusion(Confusion(torch.zeros(MOST + 1, MOST + 1, dtype=torch.int64), ())) is None
+    assert confusion_table(Confusion(torch.zeros(MAX_CLASSES + 1, MAX_CLASSES + 1, dtype=torch.int64), ())) is None

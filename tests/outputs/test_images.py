@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_agent.outputs.images.canvas import GREEN, RED, width_of
+from ddp_agent.outputs.images.drawing import GREEN, RED, text_width
 from ddp_agent.outputs.images.pixels import HEAT, LARGE, SMALL, pixels, visible
-from ddp_agent.outputs.images.predictions import fitted, lines, sheet
+from ddp_agent.outputs.images.predictions import sheet, shortened, text_list
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_a_guess_is_green_where_it_is_right_and_red_where_it_is_wrong() -> None:
 
 
 def test_a_long_name_is_cut_to_its_room() -> None:
-    assert fitted("cat", 88) == "cat"
-    cut = fitted("replacement_card_duration", 88)
-    assert width_of(cut) <= 88 and cut.endswith("…") and cut.startswith("repl")
-    assert fitted("x", 0) == "…"
+    assert shortened("cat", 88) == "cat"
+    cut = shortened("replacement_card_duration", 88)
+    assert text_width(cut) <= 88 and cut.endswith("…") and cut.startswith("repl")
+    assert shortened("x", 0) == "…"
 
 
 def test_texts_are_told_with_label_and_a_wrong_guess() -> None:
-    assert lines(["hi", "bye"], ["greeting", "goodbye"], ["greeting", "yes"]) == (
+    assert text_list(["hi", "bye"], ["greeting", "goodbye"], ["greeting", "yes"]) == (
         "hi\n  greeting\n\nbye\n  goodbye, taken for yes"
     )

@@ -1,4 +1,4 @@
-"""What a model sees, made visible."""
+"""Pictures of a model's inputs."""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +6,18 @@ from torch import Tensor
 
 from ddp_agent.data.task import Look
 
-SMALL, LARGE = 96, 160  # pixels of a picture's longer side: enlarged to about the one, reduced to the other
-# From silence to loud: five colours of matplotlib's magma, with straight lines between them.
+SMALL, LARGE = 96, 160  # longer side in pixels; smaller ones become about SMALL, larger ones LARGE
+# From silent to loud: five colours of matplotlib's magma, linearly interpolated.
 HEAT = torch.tensor([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 
 
 def visible(shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape can be drawn: [height, width], or [channels, height, width] with 1 or 3 of them."""
+    """Return whether samples of this shape can be drawn: [height, width], or [1 or 3 channels, height, width]."""
     return (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) and min(shape[-2:]) > 1
 
 
 def pixels(inputs: Tensor, look: Look) -> Tensor:
-    """uint8 [samples, height, width, 3] of visible inputs [samples, ...]: each from its darkest to its lightest value.
+    """Return uint8 [samples, height, width, 3] for visible `inputs` [samples, ...], each stretched to its own range.
 
     A spectrogram [..., frequencies, frames] gets its low frequencies at the bottom.
     """
@@ -30,7 +30,7 @@ def pixels(inputs: Tensor, look: Look) -> Tensor:
 
 
 def _stretched(planes: Tensor) -> Tensor:
-    """To 0..1, a sample at a time and its channels together; what is no number becomes 0."""
+    """Scale each sample to 0..1, all of its channels by the same factor. NaN becomes 0."""
     planes = planes.nan_to_num()
     low, high = planes.flatten(1).aminmax(dim=1)
     extent = (high - low).clamp(min=torch.finfo(planes.dtype).tiny)
@@ -38,7 +38,7 @@ def _stretched(planes: Tensor) -> Tensor:
 
 
 def _resized(planes: Tensor) -> Tensor:
-    """By whole factors where enlarged, so that pixels stay squares."""
+    """Enlarge by whole factors, so that pixels stay squares, or reduce."""
     longer = max(planes.shape[-2:])
     if longer > LARGE:
         size = [max(1, side * LARGE // longer) for side in planes.shape[-2:]]
@@ -48,9 +48,9 @@ def _resized(planes: Tensor) -> Tensor:
 
 
 def _heat(values: Tensor) -> Tensor:
-    place = values * (len(HEAT) - 1)
-    below = place.floor().long().clamp(0, len(HEAT) - 2)
-    share = (place - below).unsqueeze(-1)
+    position = values * (len(HEAT) - 1)
+    below = position.floor().long().clamp(0, len(HEAT) - 2)
+    share = (position - below).unsqueeze(-1)
     return (HEAT[below] * (1 - share) + HEAT[below + 1] * share).round().to(torch.uint8)
 
 
