@@ -177,7 +177,9 @@ class Run:
                     observer.begin(start)
                 outcome = self._fit(Trainer(session, observers, Checkpoints(session, writer)), joined)
                 sample = self.replica_group.run_collective(
-                    session.state, lambda: export_model(session, self.settings, self.directory), "export"
+                    session.state,
+                    lambda: export_model(session, self.settings, self.directory, is_writer=is_first),
+                    "export",
                 )
                 self.replica_group.end()
                 summary = self._summary(outcome)

@@ -14,13 +14,12 @@ from ddp_agent.training.session import Session
 from ddp_agent.training.settings import Settings
 
 
-def export_model(session: Session, settings: Settings, directory: RunDirectory) -> str | None:
-    """Write the consensus model, its moving average and a sample of its text. Rank 0 returns that text.
+def export_model(session: Session, settings: Settings, directory: RunDirectory, *, is_writer: bool) -> str | None:
+    """Write the consensus model, its moving average and a sample of its text on the writer, which returns that text.
 
-    A collective.
+    Every replica writes into its own directory, whatever its rank among the others. A collective.
     """
     setup = session.setup
-    is_writer = setup.topology.world.rank == 0
     described = _description(session, settings)
     with setup.sync.eval_weights():
         if setup.sync.buffers == "recalibrate":

@@ -23,7 +23,7 @@ from ddp_agent.training import forward, session, trainer
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
 POINTS: dict[str, tuple[Any, str]] = {
     "step": (session.Session, "set_lr"),
-    "forward": (forward.Forward, "loss"),
+    "forward": (forward.Forward, "_loss"),
     "averaging": (process_group_comm.ProcessGroupComm, "start_all_reduce_"),
     "half a file": (saving.HashedFile, "write"),
     "before the manifest": (manifest.Manifest, "write"),
@@ -54,7 +54,7 @@ def _raise(*_: Any) -> None:
     raise BugError("a bug in the model")
 
 
-def _nan(at: forward.Forward, inputs: torch.Tensor, *_: Any) -> None:
+def _nan(at: forward.Forward, model: torch.nn.Module, inputs: torch.Tensor, *_: Any) -> None:
     inputs.view(-1)[0] = float("nan")
 
 
