@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from html import escape
 from html.parser import HTMLParser
@@ -15,13 +16,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from report_cases import cells, make_run, result_of
+from report_cases import cells, make_run, make_sweep, result_of
 
 from ddp_agent.report.__main__ import contents
 from ddp_agent.report.comparison.result import Result
 from ddp_agent.report.figures.charts import charts
 from ddp_agent.report.figures.palette import DARK, INK, MARKERS, Style
-from ddp_agent.report.figures.render import for_page
+from ddp_agent.report.figures.render import files_of, for_page, inline_svgs
 from ddp_agent.report.page.inline_svg import difference, swatch
 
 HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'>&amp;$\\frac{1}$"""
@@ -211,6 +212,19 @@ def test_the_time_split_adds_up(tmp_path: Path) -> None:
         assert bar.get_x() == pytest.approx(ends.get(row, 0.0))
         ends[row] = bar.get_x() + bar.get_width()
     assert sorted(ends.values()) == pytest.approx([3.5, 4.5, 5.5, 6.5])
+
+
+@pytest.mark.parametrize(("modes", "seeds"), [(1, 1), (1, 2), (12, 1)])
+def test_drawing_warns_of_nothing(tmp_path: Path, modes: int, seeds: int) -> None:
+    """One run, two runs of a mode, and many modes: a legend of any length leaves the panels their height."""
+    parts = {"data_s": 0.1, "compute_s": 2.0, "exposed_comm_s": 0.9, "straggler_wait_s": 0.3, "eval_s": 0.4}
+    metrics = {f"mode{index}": [0.9 + index / 1000] * seeds for index in range(modes)}
+    result = result_of(make_sweep(tmp_path, metrics, checkpoint_s=0.1, **parts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for chart in charts(result):
+            files_of(chart)
+            inline_svgs(chart)
 
 
 def test_the_period_is_drawn_where_it_changes_only(tmp_path: Path) -> None:

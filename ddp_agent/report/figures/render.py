@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from math import ceil
 from typing import Any
 
 from matplotlib import rc_context
@@ -16,6 +17,7 @@ from ddp_agent.report.figures.charts import Chart, Panel
 from ddp_agent.report.figures.palette import DARK, INK, TYPOGRAPHY
 
 _WIDTH = 4.4  # inches of a panel: its text is legible on a phone of 390 pixels
+_LEGEND_ROW = 0.22  # inches of a row of the legend
 
 
 def files_of(chart: Chart) -> dict[str, bytes]:
@@ -45,7 +47,10 @@ def _figure(panels: Sequence[Panel], height: float, *, legend: bool = False) -> 
             panel.draw(axes)
         if legend:
             handles, labels = all_axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(panels)))
+            columns = min(len(labels), 2 * len(panels))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+            # Room for the legend: in a figure of a given height, a long one would leave the panels no height.
+            figure.set_figheight(height + _LEGEND_ROW * ceil(len(labels) / columns))
         figure.draw_without_rendering()
         for panel, axes in zip(panels, all_axes, strict=True):
             if panel.label:
