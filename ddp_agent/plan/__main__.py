@@ -13,15 +13,18 @@ from pathlib import Path
 from rich.console import Console
 
 from ddp_agent.plan import arguments as types
-from ddp_agent.plan.check import leaving_each_out, of_holdout
+from ddp_agent.plan.as_json import as_json
+from ddp_agent.plan.as_text import print_outcome
 from ddp_agent.plan.fit import Link, algorithms, fit
 from ddp_agent.plan.measured import Measured, check_same_task, labels_of, measure, read, why_not
 from ddp_agent.plan.outcome import BASELINE, Outcome, Question, plan
 from ddp_agent.plan.predict import Model
+from ddp_agent.plan.validation import check_holdout, leave_each_out
 from ddp_agent.report.runs.run import ReportError, Run
 
 
 def main(typed: Sequence[str] | None = None) -> int:
+    """Run the command. Return its exit code: 2 if it refused."""
     parser = _parser()
     arguments = parser.parse_args(typed)
     if (arguments.ranks_per_node is None) != (arguments.node_rate is None):
@@ -34,10 +37,10 @@ def main(typed: Sequence[str] | None = None) -> int:
         return 2
     for run in unusable:
         console.print(f"not used: {run.path}: {why_not(run)}", soft_wrap=True, markup=False, highlight=False)
-    outcome.show(console)
+    print_outcome(outcome, console)
     if arguments.json:
         try:
-            arguments.json.write_text(json.dumps(outcome.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            arguments.json.write_text(json.dumps(as_json(outcome), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             print(f"--json {arguments.json}: cannot be written ({error.strerror})", file=sys.stderr)
             return 2
@@ -96,9 +99,9 @@ def _outcome(arguments: argparse.Namespace) -> tuple[Outcome, list[Run]]:
     ranks = arguments.ranks or sorted({each.ranks for each in measured if each.ranks > 1})
     _check_ranks(ranks, arguments.ranks_per_node, model.given, [each.ranks for each in holdout])
     link = Link(arguments.rate, arguments.latency, arguments.ranks_per_node or 1, arguments.node_rate)
-    checked = of_holdout(model, measured, holdout, link) if holdout else leaving_each_out(measured, among)
+    checks = check_holdout(model, measured, holdout, link) if holdout else leave_each_out(measured, among)
     question = Question(link, ranks, arguments.period or [], arguments.baseline, arguments.loss, arguments.target)
-    return plan(model, measured, question, checked), [*unusable, *ungiven, *unheld]
+    return plan(model, measured, question, checks), [*unusable, *ungiven, *unheld]
 
 
 def _check_apart(runs: Sequence[Run], held: Sequence[Run]) -> None:

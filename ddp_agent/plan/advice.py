@@ -1,4 +1,4 @@
-"""Which mode to use: the fastest of those whose measured quality is good enough, where there is a measurement."""
+"""Recommendation of a setting: the fastest of those whose measured quality is good enough."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -6,47 +6,44 @@ from statistics import mean
 
 from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Prediction
-from ddp_agent.plan.words import counted
-from ddp_agent.report.runs.files import number
+from ddp_agent.report.formatting import counted
 from ddp_agent.report.runs.run import Run
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one setting, number of ranks, batch and budget; it does not depend on the link."""
+    """The measured quality of one setting with one number of ranks, batch and budget. The link does not change it."""
 
     runs: tuple[Run, ...]
 
     @property
     def metric(self) -> float:
+        """The mean of the final test metric."""
         return mean(float(run.summary["test_metric"]) for run in self.runs)
 
     @property
     def seeds(self) -> int:
+        """The number of seeds."""
         return len({run.seed for run in self.runs})
 
     def steps_to(self, target: float) -> float | None:
-        """The mean over its runs; None unless all of them reached it."""
-        steps = [_first_step(run, target) for run in self.runs]
-        return None if None in steps else mean(step for step in steps if step is not None)
+        """Return the mean number of steps to the target, or None unless every run reached it."""
+        records = [run.first_at(target) for run in self.runs]
+        steps = [int(record["step"]) for record in records if record is not None]
+        return mean(steps) if len(steps) == len(records) else None
 
     def reached(self, target: float) -> int:
-        return sum(_first_step(run, target) is not None for run in self.runs)
-
-
-def _first_step(run: Run, target: float) -> int | None:
-    for record in run.evaluations:
-        value = number(record.get(run.metric))
-        if value is not None and (value >= target if run.higher_is_better else value <= target):
-            return int(record["step"])
-    return None
+        """Return the number of runs that reached the target."""
+        return sum(run.first_at(target) is not None for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`mode` is None where runs do not support any, for the reason `why_not`. `fastest` is by time alone, of modes that
-    send something. `seconds` are those to the target, or for a sample; `loss` is against the baseline; `seeds` are the
-    fewer of the two's.
+    """A recommendation for one number of ranks.
+
+    `mode` is None where runs do not support one; `why_not` has the reason. `fastest` is the fastest setting that sends
+    something, whatever its quality. `seconds` are those to the target or, without a target, per sample. `loss` is the
+    loss of the metric against the baseline. `seeds` is the smaller of the two settings' numbers of seeds.
     """
 
     ranks: int
@@ -61,7 +58,7 @@ class Advice:
 
 
 class Qualities:
-    """What was measured of quality, looked up by what it depends on."""
+    """All measured qualities."""
 
     def __init__(self, measured: Iterable[Measured]) -> None:
         self._runs: dict[tuple[Key, int, float], dict[float, list[Run]]] = {}
@@ -71,7 +68,7 @@ class Qualities:
                 budgets.setdefault(float(run.summary["samples"]), []).append(run)
 
     def of(self, prediction: Prediction, samples: float | None = None) -> Quality | None:
-        """With the budget asked for, or else the largest. None: no data."""
+        """Return the quality with a budget of `samples`, by default the largest, or None if it was not measured."""
         if prediction.period is not None:
             return None
         budgets = self._runs.get((prediction.base.setting.key, prediction.ranks, prediction.batch), {})
@@ -82,51 +79,51 @@ class Qualities:
 def advise(
     predictions: Sequence[Prediction], qualities: Qualities, *, baseline: str, loss: float, target: float | None
 ) -> Advice:
-    """Of predictions for one link and number of ranks."""
-    sending = [each for each in predictions if each.wire_bytes] or predictions  # to send nothing is always quicker
+    """Recommend one of `predictions`, which are for one link and number of ranks.
+
+    Supported is a setting with the baseline's budget that loses at most `loss` of the metric and, if there is a
+    `target`, reached it in all its runs.
+    """
+    sending = [each for each in predictions if each.wire_bytes] or predictions  # to send nothing is always faster
     nothing = Advice(predictions[0].ranks, max(sending, key=lambda each: each.samples_per_s))
     first = baseline_of(predictions, baseline)
-    theirs = qualities.of(first) if first else None
-    if first is None or theirs is None:
-        return replace(
-            nothing, why_not=f"{baseline}, the baseline, was not run on {counted(nothing.ranks, 'rank')}{_with(first)}"
-        )
-    samples = float(theirs.runs[0].summary["samples"])
+    expected = qualities.of(first) if first else None
+    if first is None or expected is None:
+        batch = f" with {first.batch:g} samples per step" if first else ""
+        ranks = counted(nothing.ranks, "rank")
+        return replace(nothing, why_not=f"{baseline}, the baseline, was not run on {ranks}{batch}")
+    samples = float(expected.runs[0].summary["samples"])
     supported: list[Advice] = []
     for each in predictions:
         quality = qualities.of(each, samples)
         seconds = None if quality is None else seconds_to(target, each, quality)
-        if quality is not None and seconds is not None and (lost := _lost(quality, theirs)) <= loss:
-            seeds = min(quality.seeds, theirs.seeds)
+        if quality is not None and seconds is not None and (lost := _loss(quality, expected)) <= loss:
+            seeds = min(quality.seeds, expected.seeds)
             supported.append(replace(nothing, mode=each, loss=lost, seeds=seeds, seconds=seconds))
     if not supported:
         return replace(nothing, why_not=f"nothing within a loss of {loss:g} reached {target} in all its runs")
     best = min(supported, key=lambda advice: advice.seconds or 0.0)
-    theirs_s = seconds_to(target, first, theirs)
-    return replace(best, baseline=first, speedup=theirs_s / best.seconds if theirs_s and best.seconds else None)
-
-
-def _with(first: Prediction | None) -> str:
-    return f" with {first.batch:g} samples a step" if first else ""
+    baseline_s = seconds_to(target, first, expected)
+    return replace(best, baseline=first, speedup=baseline_s / best.seconds if baseline_s and best.seconds else None)
 
 
 def baseline_of(predictions: Sequence[Prediction], name: str) -> Prediction | None:
-    """By its label; or by its mode, the reducer that sends most first: of those that lose something none does."""
+    """Return the prediction with this label or else of this mode: of several, the one that sends most loses least."""
     measured = [each for each in predictions if each.period is None]
     labelled = [each for each in measured if each.label == name]
-    modes = [each for each in measured if each.base.setting.mode == name]
-    return next(iter([*labelled, *sorted(modes, key=lambda each: -each.wire_bytes)]), None)
+    of_mode = [each for each in measured if each.base.setting.mode == name]
+    return next(iter([*labelled, *sorted(of_mode, key=lambda each: -each.wire_bytes)]), None)
 
 
-def _lost(quality: Quality, baseline: Quality) -> float:
-    """Of the metric, against the baseline; negative: better than it."""
+def _loss(quality: Quality, baseline: Quality) -> float:
+    """Return how much worse the metric is than the baseline's. A negative loss is a gain."""
     lost = baseline.metric - quality.metric
     return lost if baseline.runs[0].higher_is_better else -lost
 
 
 def seconds_to(target: float | None, prediction: Prediction, quality: Quality) -> float | None:
-    """None where a run did not reach it. Without a target: for a sample, since budgets are equal."""
+    """Return the seconds to the target, or None if a run missed it. Without a target: the seconds per sample."""
     if target is None:
-        return 1 / prediction.samples_per_s
+        return 1 / prediction.samples_per_s  # budgets are equal
     steps = quality.steps_to(target)
     return None if steps is None else steps * prediction.step_s

@@ -1,0 +1,202 @@
+"""A plan as text: the fitted costs, the assumptions, predictions, recommendations, and the model's errors."""
+
+from collections.abc import Iterable, Sequence
+from statistics import mean, median
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ddp_agent.outputs.units import human_seconds
+from ddp_agent.plan.advice import Advice, seconds_to
+from ddp_agent.plan.collectives import UNEVEN
+from ddp_agent.plan.fit import Costs, Link, spread_s
+from ddp_agent.plan.measured import Measured
+from ddp_agent.plan.outcome import Outcome, Question
+from ddp_agent.plan.predict import Model, Prediction
+from ddp_agent.plan.units import duration, rate
+from ddp_agent.plan.validation import Check
+from ddp_agent.report.formatting import counted
+
+NO_DATA = "no data"
+
+
+def print_outcome(outcome: Outcome, console: Console) -> None:
+    """Print everything, in 140 columns where the console has as many."""
+    question, measured = outcome.question, outcome.measured
+    _print_list(console, "Fitted", fitted(outcome.model, measured))
+    _print_list(console, "Assumed", assumed(outcome.model, question.link))
+    for predictions in outcome.predictions:
+        console.print(_predictions(outcome, predictions), "")
+    _print_list(console, "Recommended", [recommendation(each, question) for each in outcome.advice])
+    if outcome.checks:
+        console.print(_errors(outcome.checks))
+    else:
+        console.print("Error unknown: too few settings to leave one out; give others with --holdout", markup=False)
+
+
+def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
+    console.print(f"[bold]{title}[/bold]")
+    for line in lines:
+        console.print(f"  - {line}", markup=False, highlight=False)
+    console.print()
+
+
+def fitted(model: Model, measured: Sequence[Measured]) -> list[str]:
+    """State the fitted costs and the runs that they come from."""
+    costs = model.costs
+    settings, runs = len({each.setting.key for each in measured}), sum(len(each.runs) for each in measured)
+    links = dict.fromkeys((each.ranks, each.rate_bits_per_s) for each in measured)
+    spreads = [spread for each in measured if (spread := spread_s(each)) is not None]
+    hidden = "is hidden behind compute, taken as if it were not" if costs.nothing_blocks else "blocks"
+    lines = [
+        f"{counted(settings, 'setting')}, {counted(runs, 'run')}: {', '.join(_where(*link) for link in links)}",
+        f"latency and bandwidth from {counted(len(costs.fitted), 'measurement')} whose communication {hidden}",
+        f"a message takes {duration(costs.message_s)}, besides --latency; {_bandwidth(costs, measured)}",
+    ]
+    if costs.one_size:
+        lines.append(
+            "all messages were equally long, so the time per message cannot be told from the time per byte: all of it "
+            "is counted as bytes. A run with another reducer (int8) would tell"
+        )
+    if spreads:
+        of = counted(len(spreads), "measurement")
+        lines.append(f"ranks' steps differ by {duration(median(spreads))} (standard deviation, median of {of})")
+    if any(each.straggler_s is None for each in costs.fitted):
+        lines.append("waiting for stragglers was not recorded: all exposed communication is taken for moving bytes")
+    return [*lines, f"compute: {_compute(model)}"]
+
+
+def _bandwidth(costs: Costs, measured: Iterable[Measured]) -> str:
+    if not costs.link_known and not costs.host_byte_s:
+        return "the time that bytes took was too short to measure"
+    if not costs.link_known:
+        return f"bytes move at {rate(8 / costs.host_byte_s)} (the link's rate is not recorded, so this stands for it)"
+    origin = "by its interface counters" if costs.headers_counted else "assumed, not counted"
+    rates = sorted({each.rate_bits_per_s for each in measured if each.rate_bits_per_s})
+    speeds = [f"{8 / bits_per_s / costs.hop(bits_per_s).byte_s:.0%} of {rate(bits_per_s)}" for bits_per_s in rates]
+    return (
+        f"a byte crosses the link as {costs.headers:.3f} ({origin}), and takes {duration(costs.host_byte_s)} besides: "
+        f"bytes move at {', '.join(speeds)}"
+    )
+
+
+def _compute(model: Model) -> str:
+    given = [f"{counted(each.ranks, 'rank')}: {duration(each.local_s)} per step" for each in model.given.values()]
+    own = [f"{counted(n, 'rank')}: {duration(each.local_s)}" for n, each in model.local.items() if n not in model.given]
+    parts = [f"given with --compute, {', '.join(given)}"] if given else []
+    parts += [f"independent runs, {', '.join(own)}"] if own else []
+    return "; ".join([*parts, "else each mode's own"]) if parts else "each mode's own (there is no independent run)"
+
+
+def assumed(model: Model, link: Link) -> list[str]:
+    """State the assumptions that no run confirms."""
+    algorithms = " or ".join(model.among) + (", whichever is faster" if len(model.among) > 1 else " alone")
+    two_level = "; two-level: a ring in each node, one between nodes" if link.node_rate_bits_per_s else ""
+    scaling = {
+        "weak": "the micro-batch and its time stay (weak scaling)",
+        "strong": "the global batch stays, compute is shared (strong scaling)",
+    }[model.scaling]
+    known = "the measured link adds no delay of its own"
+    delay = known if model.costs.link_known else "--latency is added to the delay that the link had"
+    return [
+        f"all-reduce: {algorithms}. Ring: 2 (n - 1) messages, 2 (n - 1)/n of the tensor; "
+        f"tree: 2 log2 n messages, twice the tensor{two_level}",
+        "all-gather (topk): n - 1 messages and packets; with an all-to-all (int8, sign): n messages, bytes of a ring",
+        f"neighbours: one exchange; with several neighbours on other nodes, bytes take {UNEVEN:g} times as long",
+        f"among numbers of ranks without an independent run {scaling}",
+        "stragglers: normal, independent; the last of n comes E(max of n), about sqrt(2 ln n), deviations late",
+        "backward hides as many seconds as measured; an all-reduce with a delay hides behind that many steps",
+        f"{delay}; time that the formulas do not explain stays, in seconds per step",
+    ]
+
+
+def _predictions(outcome: Outcome, predictions: Sequence[Prediction]) -> Table:
+    """Tabulate predictions, the fastest first. "≥" marks a lower bound (see `Overlap.all_hidden`)."""
+    question = outcome.question
+    metric = outcome.measured[0].runs[0].metric.replace("_", " ")
+    times = [] if question.target is None else [f"time to {question.target:g}"]
+    names = ["ms/step", "local", "moving", "waiting", "exposed", "samples/s", "MB/step", "all-reduce"]
+    title = f"{counted(predictions[0].ranks, 'rank')}, {_network(question.link, outcome.measured)}"
+    table = _table(title, ["setting"], [*names, *times, metric])
+    for each in sorted(predictions, key=lambda each: -each.samples_per_s):
+        milliseconds = [_milliseconds(s) for s in (each.step_s, each.local_s, each.moving_s, each.waiting_s)]
+        speed = f"{'≥ ' if each.bound else ''}{each.samples_per_s:,.0f}"
+        megabytes = f"{each.wire_bytes / 1e6:,.3f}" if each.wire_bytes else "0"
+        cells = [each.label, *milliseconds, f"{each.exposed_share:.0%}", speed, megabytes, each.algorithm or "–"]
+        table.add_row(*map(escape, [*cells, *_quality(outcome, each)]))
+    return table
+
+
+def _quality(outcome: Outcome, prediction: Prediction) -> list[str]:
+    """Return the cells of the time to the target, if there is a target, and of the metric."""
+    quality, target = outcome.qualities.of(prediction), outcome.question.target
+    if quality is None:
+        return [NO_DATA] * (1 if target is None else 2)
+    metric = f"{quality.metric:.4f} (n={quality.seeds})"
+    if target is None:
+        return [metric]
+    seconds, reached = seconds_to(target, prediction, quality), quality.reached(target)
+    missed = f"in {reached} of {len(quality.runs)} runs" if reached else "not reached"
+    return [missed if seconds is None else human_seconds(seconds), metric]
+
+
+def _network(link: Link, measured: Iterable[Measured]) -> str:
+    rates = {link.rate_bits_per_s} if link.rate_bits_per_s else {each.rate_bits_per_s for each in measured}
+    text = ", ".join(sorted(map(rate, rates)))
+    text += f" and {duration(link.latency_s)} more per message" if link.latency_s else ""
+    if link.node_rate_bits_per_s:
+        text += f", nodes of {counted(link.ranks_per_node, 'rank')} at {rate(link.node_rate_bits_per_s)}"
+    return text
+
+
+def recommendation(advice: Advice, question: Question) -> str:
+    """State which setting to use, or why the runs do not support one."""
+    ranks, fastest = counted(advice.ranks, "rank"), f"by time alone {advice.fastest.label} is the fastest"
+    if advice.mode is None:
+        return f"{ranks}: {NO_DATA} to recommend by ({advice.why_not}); {fastest}"
+    baseline = advice.baseline.label if advice.baseline else ""
+    faster = "" if advice.speedup is None else f", {advice.speedup:.3g} times as fast as {baseline}"
+    faster = ", the baseline itself" if advice.mode.label == baseline else faster
+    speed = f"{advice.mode.samples_per_s:,.0f} samples/s"
+    if question.target is not None:
+        speed = f"{question.target:g} after {human_seconds(advice.seconds or 0.0)}"
+    loss = f"loss {max(0.0, advice.loss or 0.0):.4f} of at most {question.loss:g}"
+    seeds = "one seed: its spread is not known" if advice.seeds == 1 else f"means of {advice.seeds} seeds"
+    other = "" if advice.fastest.label == advice.mode.label else f"; {fastest}"
+    return f"{ranks}: {advice.mode.label}, {speed}{faster}; {loss} ({seeds}){other}"
+
+
+def _errors(checks: Sequence[Check]) -> Table:
+    sizes = [abs(each.error) for each in checks]
+    names = ["measured on", "samples/s", "error", "local, ms", "communication, ms"]
+    table = _table("Predicted against measured, on runs that were not fitted", ["setting", "predicted from"], names)
+    table.caption = f"mean error {mean(sizes):.1%}, largest {max(sizes):.1%}, of "
+    table.caption += f"{counted(len(checks), 'measurement')}. In brackets: predicted"
+    for each in sorted(checks, key=lambda each: -abs(each.error)):
+        there, base = each.measured, each.base
+        table.add_row(
+            escape(there.label),
+            _where(base.ranks, base.rate_bits_per_s) if base else "other settings",
+            _where(there.ranks, there.rate_bits_per_s),
+            f"{there.samples_per_s:,.0f} ({each.predicted_samples_per_s:,.0f})",
+            f"{each.error:+.1%}",
+            f"{_milliseconds(there.local_s)} ({_milliseconds(each.local_s)})",
+            f"{_milliseconds(there.exposed_s)} ({_milliseconds(each.communication_s)})",
+        )
+    return table
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for name in (*left, *right):
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+def _where(ranks: int, bits_per_s: float | None) -> str:
+    return f"{counted(ranks, 'rank')} at {rate(bits_per_s)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.2f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
