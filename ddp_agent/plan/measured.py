@@ -34,30 +34,49 @@ class Setting:
         return self.values["sync"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Seconds, bytes and collectives are a step's. `rate_bits_per_s` is None where the link is not known.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Means per step over the runs of a setting."""
 
-    `straggler_s` is None where runs did not tell waiting from moving bytes.
-    """
-
-    setting: Setting
-    ranks: int
-    ranks_per_node: int
-    rate_bits_per_s: float | None
     batch: float
     local_s: float  # data and compute
     exposed_s: float
-    straggler_s: float | None
+    straggler_s: float | None  # None where runs did not tell waiting from moving bytes
     syncs: float
     collectives: float | None
     payload_bytes: float
     wire_bytes: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of wall-clock."""
+        return self.local_s + self.exposed_s
+
+    @property
+    def moving_s(self) -> float:
+        """Exposed communication without the part that is known to be waiting."""
+        return max(0.0, self.exposed_s - (self.straggler_s or 0.0))
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples per second, over all ranks."""
+        return self.batch / self.step_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Step):
+    """A setting on some number of ranks and some link, as its runs measured it."""
+
+    setting: Setting
+    ranks: int
+    ranks_per_node: int
+    rate_bits_per_s: float | None  # None where the link is not known
     traffic: tuple[Collective, ...]  # of the first run, whole
     runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
+        """The setting's name in tables."""
         return self.setting.label
 
     @property
@@ -73,21 +92,8 @@ class Measured:
         return max((each.shortest for each in self.traffic), default=1)
 
     @property
-    def step_s(self) -> float:
-        return self.local_s + self.exposed_s
-
-    @property
-    def moving_s(self) -> float:
-        """Of the exposed communication, what is not known to be waiting."""
-        return max(0.0, self.exposed_s - (self.straggler_s or 0.0))
-
-    @property
-    def samples_per_s(self) -> float:
-        return self.batch / self.step_s
-
-    @property
     def where(self) -> tuple[int, float | None, float]:
-        """All that a model changes."""
+        """Everything that a model changes."""
         return self.ranks, self.rate_bits_per_s, self.batch
 
 
