@@ -1,1 +1,1 @@
-"""Data: datasets, readers of file formats, slicing, the order of samples and the loader."""
+"""Data: datasets, their readers, slicing among ranks, order and loading of samples."""

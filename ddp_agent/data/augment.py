@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFTED = 0.1  # of the time, at most, to each side
-HIDDEN = 0.15  # of the bands and of the time, at most
+MOST_SHIFTED = 0.1  # share of the frames, to each side
+MOST_HIDDEN = 0.15  # share of the bands, and of the frames
 
 
 def crop_and_flip(images: Tensor, padding: int) -> Tensor:
-    """Images [n, channels, height, width], each shifted by up to `padding` pixels and mirrored or not.
+    """Return images [n, channels, height, width], each shifted by up to `padding` pixels and perhaps mirrored.
 
-    The usual CIFAR augmentation, as one gather for the whole batch: about 1 ms for 128 images on a CPU core.
+    This is the usual CIFAR augmentation, as one gather for the whole batch: about 1 ms for 128 images on a CPU core.
     Uncovered pixels are 0, the mean of normalised images.
     """
     n, channels, height, width = images.shape
@@ -27,24 +27,24 @@ def crop_and_flip(images: Tensor, padding: int) -> Tensor:
 
 
 def shift_and_mask(spectra: Tensor) -> Tensor:
-    """Spectrograms [n, 1, mels, frames], each shifted in time, with one strip of bands and one of time hidden.
+    """Return spectrograms [n, 1, mels, frames], each rolled in time, with one strip of bands and one of frames hidden.
 
-    SpecAugment (Park et al. 2019, arXiv:1904.08779) without its warping. What is shifted out comes in at the other end,
-    and 0, the mean of normalised spectrograms, is what hides.
+    This is SpecAugment (Park et al. 2019, arXiv:1904.08779) without its warping. Hidden values are 0, the mean of
+    normalised spectrograms.
     """
     n, channels, mels, frames = spectra.shape
     device = spectra.device
-    most = int(SHIFTED * frames)
+    most = int(MOST_SHIFTED * frames)
     shift = torch.randint(-most, most + 1, (n, 1), device=device)
     source = (torch.arange(frames, device=device) + shift) % frames
     shifted = spectra.gather(3, source.view(n, 1, 1, frames).expand(n, channels, mels, frames))
-    shown = _strip(n, mels, device).view(n, 1, mels, 1) & _strip(n, frames, device).view(n, 1, 1, frames)
-    return shifted * shown
+    kept = _strip(n, mels, device).view(n, 1, mels, 1) & _strip(n, frames, device).view(n, 1, 1, frames)
+    return shifted * kept
 
 
 def _strip(n: int, length: int, device: torch.device) -> Tensor:
-    """False [n, length] where a strip of up to a share of `HIDDEN` lies, in each row another."""
-    width = torch.randint(int(HIDDEN * length) + 1, (n, 1), device=device)
+    """Return a mask [n, length] that is False on one random strip per row, of up to a share of `MOST_HIDDEN`."""
+    width = torch.randint(int(MOST_HIDDEN * length) + 1, (n, 1), device=device)
     start = (torch.rand(n, 1, device=device) * (length - width + 1)).long()
-    place = torch.arange(length, device=device)
-    return (place < start) | (place >= start + width)
+    index = torch.arange(length, device=device)
+    return (index < start) | (index >= start + width)

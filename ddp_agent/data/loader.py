@@ -1,4 +1,4 @@
-"""How the samples of a step reach the device; `order.py` says which they are."""
+"""Loading of the samples of a step onto the device, in the order that `sample_order.py` defines."""
 
 import gc
 import signal
@@ -19,8 +19,8 @@ from ddp_agent.rng import mixed_seed
 
 Batch = tuple[Tensor, Tensor]
 
-# How workers start, whatever Python's default (it changed in 3.14): a fork of the rank costs milliseconds and ends with
-# it. A process that imports torch costs seconds, at every evaluation.
+# The way to start workers, independent of Python's default (which changed in 3.14). A fork of the rank costs
+# milliseconds and ends with the rank. A process that imports torch costs seconds, at every evaluation.
 START = "fork" if sys.platform == "linux" else None
 
 
@@ -64,9 +64,10 @@ def _resident(dataset: TensorDataset, order: Order, starts: Iterable[int], micro
 def stream(
     dataset: Dataset[Any], batches: Iterable[list[int]], *, device: torch.device, workers: int, seed: int = 0
 ) -> Generator[Batch]:
-    """The samples with the given indices, batch by batch. `close` ends the workers, and so does the last batch.
+    """Yield the samples with the given indices, batch by batch, on `device`.
 
-    `seed` is for datasets that draw random numbers in workers. A worker's DataError is raised as it was.
+    `close` ends the workers, and so does the last batch. `seed` is for datasets that draw random numbers in workers.
+    Raises a worker's DataError without the worker's traceback.
     """
     loader = DataLoader(
         dataset,
@@ -74,21 +75,24 @@ def stream(
         num_workers=workers,
         multiprocessing_context=START if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_belong_to_the_rank,
-        # Without one of its own the loader draws from torch's generator, and a resumed run would differ.
+        worker_init_fn=_end_with_the_rank,
+        # A loader without a generator draws from torch's global one, and a resumed run would differ.
         generator=torch.Generator().manual_seed(seed),
     )
     try:
         for inputs, targets in _started(loader):
             yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
     except DataError as error:
-        # A worker's comes with its traceback in the text; the last line is what a person can act on.
+        # The text of a worker's error holds its traceback; only the last line tells what to do.
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
 
 def _started(loader: Any) -> Iterator[Any]:
-    """A worker's garbage collection must pass over what the rank has left lying about: destroying a process group or
-    another loader in a fork, without the threads and children that belong to it, kills the worker."""
+    """Start the workers, with the rank's objects hidden from their garbage collection.
+
+    A fork has no threads or children of the rank's process groups and loaders. Destroying one of these kills the
+    worker.
+    """
     gc.freeze()
     try:
         return iter(loader)  # forks
@@ -96,7 +100,10 @@ def _started(loader: Any) -> Iterator[Any]:
         gc.unfreeze()
 
 
-def _belong_to_the_rank(worker: int) -> None:
-    """Without it workers outlive a killed rank by seconds; and Ctrl-C is for ranks, which still want batches then."""
+def _end_with_the_rank(worker: int) -> None:
+    """Let the worker die with its rank, which it would outlive by seconds, and ignore Ctrl-C.
+
+    After Ctrl-C a rank needs batches until it has saved a checkpoint.
+    """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Several tasks on the same inputs: a label of each sample for every task, and their outputs side by side."""
+"""Several classification tasks on the same inputs: one label per sample and task, outputs side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ddp_agent.data.task import Criterion, Subtask, Task, fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Classes of the training and of the test samples, int64 [samples], from 0, and the classes' names."""
+    """The labels of one task: classes of the training and test samples, int64 [samples], from 0, and their names."""
 
     train: Tensor
     test: Tensor
@@ -21,25 +21,25 @@ class Labels:
 
 
 def check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ValueError for none, and for one that is asked for twice."""
+    """Raise ValueError if `tasks` is empty or names a task twice."""
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"tasks: found [{', '.join(tasks)}], expected one or more of {', '.join(known)}, each once")
 
 
 def multi_task(task: Task, labels: Mapping[str, Labels], loss: LossName) -> Task:
-    """The inputs of a resident classification `task` with several labels, by the name of their task; with one, `task`.
+    """Return a task with the inputs of a resident classification `task` and several `labels`, by task name.
 
-    The loss and the metric are means over the tasks; the metric of each is evaluated as well. Data are sliced by the
-    first label.
+    Loss and metric are means over the tasks. The metric of each task is evaluated as well. Data are sliced by the
+    labels of the first task. With labels of one task, `task` itself is returned.
     """
     if len(labels) < 2:
         return task
     subtasks = tuple(
-        Subtask(name=name, outputs=len(each.names), loss=LOSSES[loss], metric=accuracy, class_names=each.names)
-        for name, each in labels.items()
+        Subtask(name=name, outputs=len(of_task.names), loss=LOSSES[loss], metric=accuracy, class_names=of_task.names)
+        for name, of_task in labels.items()
     )
     train, test = (
-        TensorDataset(data[:][0], torch.stack([getattr(each, part) for each in labels.values()], 1))
+        TensorDataset(data[:][0], torch.stack([getattr(of_task, part) for of_task in labels.values()], 1))
         for part, data in (("train", task.data.train), ("test", task.data.test))
     )
     metrics = {f"{each.name}_{task.objective.metric_name}": _metric_of(subtasks, each.name) for each in subtasks}
@@ -66,13 +66,19 @@ def multi_task(task: Task, labels: Mapping[str, Labels], loss: LossName) -> Task
 
 
 def loss_of(subtasks: Sequence[Subtask], trained: Sequence[str] | None = None) -> Criterion:
-    """The mean over all tasks, of which only those `trained` are in the output and in the sum; None: all."""
-    chosen = [(column, each) for column, each in enumerate(subtasks) if trained is None or each.name in trained]
-    widths = [each.outputs for _, each in chosen]
+    """Return the mean of the tasks' losses.
+
+    With `trained`, only these tasks are in the output and in the sum, which is still divided by the number of all
+    tasks.
+    """
+    chosen = [
+        (column, subtask) for column, subtask in enumerate(subtasks) if trained is None or subtask.name in trained
+    ]
+    widths = [subtask.outputs for _, subtask in chosen]
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         parts = zip(chosen, output.split(widths, 1), strict=True)
-        losses = [each.loss(part, target[:, column]) for (column, each), part in parts]
+        losses = [subtask.loss(part, target[:, column]) for (column, subtask), part in parts]
         return torch.stack(losses).sum() / len(subtasks)
 
     return loss

@@ -67,9 +67,11 @@ class SampleOrder(Order):
     """
 
     def first(self, step: int, share: int, rank: int, ranks: int) -> int:
+        """Return the position in the stream of all ranks."""
         return ((step - 1) * ranks + rank) * share
 
     def take(self, start: int, count: int) -> Tensor:
+        """Return the indices at the positions [start, start + count); a view within one epoch."""
         epoch, offset = divmod(start, self.samples)
         indices = self.permutation(epoch)[offset : offset + count]
         if len(indices) == count:  # a view: the usual micro-batch copies nothing
@@ -81,6 +83,7 @@ class SampleOrder(Order):
         return torch.cat(pieces)
 
     def to(self, device: torch.device) -> Self:
+        """Return the same order with its indices on another device."""
         return type(self)(self.samples, self.seed, device)
 
     def permutation(self, epoch: int) -> Tensor:
@@ -88,6 +91,7 @@ class SampleOrder(Order):
         return self._kept((epoch,))
 
     def sha256(self, global_batch_size: int) -> str:
+        """Return the hash of seed, sizes and two epochs."""
         digest = hashlib.sha256(f"{self.seed}/{self.samples}/{global_batch_size}".encode())
         digest.update(SampleOrder(self.samples, self.seed).take(0, 2 * self.samples).numpy().data)
         return digest.hexdigest()
@@ -122,10 +126,12 @@ class ShardOrder(Order):
         self._shards_of, self._epoch, self._shards = shards, -1, list[Tensor]()
 
     def first(self, step: int, share: int, rank: int, ranks: int) -> int:
+        """Return the position in the rank's own stream."""
         assert (rank, ranks) == (self.rank, self.ranks)
         return (step - 1) * share
 
     def take(self, start: int, count: int) -> Tensor:
+        """Return the indices at the positions [start, start + count); a view within one round."""
         pieces = []
         while count > 0:
             epoch, begin, end = self._epoch_of(start)
@@ -136,14 +142,17 @@ class ShardOrder(Order):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def to(self, device: torch.device) -> Self:
+        """Return the same order with its indices on another device."""
         return self._on(device, self.rank)
 
     def shards(self, epoch: int) -> list[Tensor]:
+        """Return every rank's samples in an epoch, ascending."""
         if epoch != self._epoch:
             self._epoch, self._shards = epoch, self._shards_of(epoch)
         return self._shards
 
     def sha256(self, global_batch_size: int) -> str:
+        """Return the hash of seed, sizes and two epochs of all ranks."""
         digest = hashlib.sha256(f"{self.seed}/{self.samples}/{self.ranks}/{global_batch_size}".encode())
         for rank in range(self.ranks):
             order = self._on("cpu", rank)

@@ -165,3 +165,14 @@ def test_crop_and_flip_gives_shifted_or_mirrored_images() -> None:
     torch.manual_seed(0)
     assert torch.equal(crop_and_flip(images, padding=1), changed)
     assert not torch.equal(crop_and_flip(images, padding=1), changed)
+
+
+def test_the_dataset_in_the_documentation_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "applications.md").read_text(encoding="utf-8")
+    (tmp_path / "flowers.py").write_text(text.partition("```python\n")[2].partition("```")[0], encoding="utf-8")
+    (tmp_path / "flowers.csv").write_text("".join(f"{n},{n + 1},{n + 2},{n + 3},{n % 3}\n" for n in range(12)))
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"name": "flowers:Flowers", "loss": "cross_entropy"}
+    task = build("dataset", given, trusted_packages=["flowers"], data_root=tmp_path).load()
+    assert (task.data.train_count, task.data.test_count, task.data.input_shape) == (6, 6, (4,))
+    assert task.objective.loss(torch.zeros(6, 3), task.data.train[:][1]).item() == pytest.approx(math.log(3))

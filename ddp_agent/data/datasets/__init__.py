@@ -1,1 +1,1 @@
-"""What a run learns from: one class a file, and its `load()` returns a Task."""
+"""Datasets: one class per file, whose `load()` returns a Task."""

@@ -16,10 +16,10 @@ DATA_SEED = 1000  # never the run's: every run sees the same samples
 class Article:
     """The article's case: 1,000 generated samples of 10 features in two nearly separable classes.
 
-    The article gives sizes, not data. Here both classes are equally likely, and features are drawn from a
-    normal distribution of unit variance around +m or -m, where m points in a random direction and has length
-    `separation`. The best possible classifier is linear and right with probability Phi(separation), 0.989 for
-    2.3. Test samples are drawn from the same law.
+    The article gives sizes, not data. Here both classes are equally likely, and features are drawn from a normal
+    distribution of unit variance around +m or -m, where m points in a random direction and has length `separation`.
+    The best possible classifier is linear and right with probability Phi(separation): 0.989 for 2.3. Test samples
+    are drawn from the same distribution.
     """
 
     samples: PositiveInt
@@ -30,9 +30,12 @@ class Article:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(8 * (self.samples + self.test_samples) * (self.features + 1), "its samples")  # and as much on the way
+        require(
+            8 * (self.samples + self.test_samples) * (self.features + 1), "its samples"
+        )  # twice while they are made
 
     def load(self) -> Task:
+        """Return the task. The same samples are generated in every run."""
         generator = torch.Generator().manual_seed(DATA_SEED)
         direction = torch.randn(self.features, generator=generator)
         mean = self.separation * direction / direction.norm()

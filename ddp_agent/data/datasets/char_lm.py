@@ -1,4 +1,4 @@
-"""A text, character by character."""
+"""Language modelling of a text, character by character."""
 
 import functools
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.task import Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
-TESTED = 10  # one character in so many: the last ones
+TESTED = 10  # the last tenth of the characters
 NOT_SCORED = -100
-SEED = 0  # of what is written
+SEED = 0  # of the sample text
 SHAKESPEARE = Published(
     "input.txt",
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
@@ -27,26 +27,26 @@ SHAKESPEARE = Published(
 
 @dataclass(kw_only=True)
 class CharLM:
-    """Any text by its characters (input.txt: tiny Shakespeare); the first 90 % to train on, the rest to test."""
+    """Any text by its characters (input.txt: tiny Shakespeare); the first 90 % are trained on, the rest is tested."""
 
     data_root: DataRoot
     file: str
     download: bool
-    """Only input.txt, which is tiny Shakespeare."""
+    """Download input.txt, which is tiny Shakespeare, unless it is there."""
     context: PositiveInt
-    """Characters that a model sees at once."""
+    """Characters per sample."""
     sample: NonNegativeInt
-    """Characters that the trained model writes at the end."""
+    """Characters of the text that the trained model writes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def load(self) -> Task:
-        """Raises DataError for a file that is missing, no text, or too short for the context."""
+        """Return the task. Raises DataError for a file that is missing, no text, or too short for the context."""
         path = self._path()
         text = _read(path)
         alphabet = "".join(sorted(set(text)))
-        number = {character: place for place, character in enumerate(alphabet)}
+        number = {character: index for index, character in enumerate(alphabet)}
         tokens = torch.tensor([number[character] for character in text])
         first = len(tokens) - -(-len(tokens) // TESTED)
         if first <= self.context:
@@ -86,7 +86,7 @@ class CharLM:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8")  # line ends stay what they are
+        text = path.read_bytes().decode("utf-8")  # line ends are kept
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: found {error}, expected a text in UTF-8") from error
     if not text:
@@ -97,37 +97,42 @@ def _read(path: Path) -> str:
 
 
 def windows(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """Pieces [pieces, context] one behind the other, and for each token the one that follows. Views."""
+    """Return consecutive pieces [pieces, context] and, for each token, the token that follows. Both are views."""
     return tokens[:-1].unfold(0, context, context), tokens[1:].unfold(0, context, context)
 
 
 def scored_windows(tokens: Tensor, first: int, context: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """Every token from `first` on is a target once, at least half a context behind it; and how many a window has.
+    """Return windows (inputs, targets) [windows, context] and the mean number of scored targets per window.
 
-    Windows overlap by half: what a model is asked at the beginning of a window says little of it.
+    Every token from `first` on is scored exactly once, with at least half a context before it: windows overlap by half,
+    since predictions at the beginning of a window say little about a model. Targets that are not scored are
+    `NOT_SCORED`.
     """
     step = max(1, context // 2)
     starts = torch.arange(first, len(tokens), step)
     ends = (starts + step).clamp(max=len(tokens))
-    places = ends.unsqueeze(1) + torch.arange(-context, 0)
-    targets = tokens[places].masked_fill_(places < starts.unsqueeze(1), NOT_SCORED)
-    return (tokens[places - 1], targets), (len(tokens) - first) / len(starts)
+    positions = ends.unsqueeze(1) + torch.arange(-context, 0)
+    targets = tokens[positions].masked_fill_(positions < starts.unsqueeze(1), NOT_SCORED)
+    return (tokens[positions - 1], targets), (len(tokens) - first) / len(starts)
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over the characters that are scored."""
+    """Return the mean cross entropy over the scored characters, in nats. Output is [n, context, vocabulary]."""
     return F.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=NOT_SCORED)
 
 
 def nats(output: Tensor, target: Tensor, *, scored: float) -> Tensor:
-    """One float a window, so that the mean over windows is the mean over characters: `scored` is how many it has."""
+    """Return one float per window, whose mean over windows is the mean over scored characters.
+
+    `scored` is the mean number of scored characters per window.
+    """
     loss = F.cross_entropy(output.transpose(1, 2), target, ignore_index=NOT_SCORED, reduction="none")
     return loss.sum(1) / scored
 
 
 @torch.no_grad()
 def write(model: nn.Module, *, alphabet: str, context: int, length: int) -> str:
-    """A text as the model would go on after a line end, the same for the same weights."""
+    """Return a text of `length` characters that the model writes after a line end. Equal weights write equal texts."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
     tokens = [max(0, alphabet.find("\n"))]

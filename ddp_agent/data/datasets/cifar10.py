@@ -30,19 +30,19 @@ STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
 
 @dataclass(kw_only=True)
 class CIFAR10:
-    """CIFAR-10: 60,000 coloured 32 x 32 pictures of ten kinds of things, through torchvision."""
+    """CIFAR-10: 60,000 colour images of 32 x 32 pixels in ten classes, read by torchvision."""
 
     data_root: DataRoot
     download: bool
     augment: bool
-    """Random crops and mirror images of what is trained on."""
+    """Random crops and mirror images, in training only."""
     loss: LossName
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def load(self) -> Task:
-        """Raises DataError for files that are missing, or whose checksum is not the published one."""
+        """Return the task. Raises DataError for files that are missing or whose checksum is not the published one."""
         augment = functools.partial(crop_and_flip, padding=PADDING) if self.augment else None
         return classification(
             Data.resident(self._read(train=True), self._read(train=False), augment=augment),
@@ -57,7 +57,7 @@ class CIFAR10:
         return normalise(images, MEAN, STD), torch.tensor(data.targets)
 
     def _open(self, train: bool) -> Any:
-        """torchvision compares checksums before it unpickles, so no foreign pickle is ever loaded."""
+        """Return the files. torchvision compares checksums before it unpickles, so no foreign pickle is ever loaded."""
         from torchvision.datasets import CIFAR10 as Files
 
         try:
@@ -74,7 +74,7 @@ class CIFAR10:
                 ) from error
         with in_turn(self.data_root, "cifar10"):
             try:
-                return Files(self.data_root, train=train)  # the rank before this one may have got them
+                return Files(self.data_root, train=train)  # another rank may have downloaded them by now
             except (RuntimeError, OSError):
                 ARCHIVE.download(self.data_root)
                 unpack(self.data_root / ARCHIVE.name, self.data_root, most_bytes=UNPACKED_BYTES)

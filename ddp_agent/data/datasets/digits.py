@@ -1,4 +1,4 @@
-"""Handwritten digits (Alpaydin and Kaynak 1998), embedded; data/README.md has source and licence."""
+"""Handwritten digits (Alpaydin and Kaynak 1998), embedded; embedded/README.md has source and licence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ class Digits:
         check_fields(self)
 
     def load(self) -> Task:
+        """Return the task, with a fifth of each digit as test samples."""
         images = read_idx(DATA / "digits-images-idx3-ubyte.gz", "images")
         labels = read_idx(DATA / "digits-labels-idx1-ubyte.gz", "labels").long()
         inputs = images.float().sub_(MEAN).div_(STD).unsqueeze(1)
@@ -41,7 +42,7 @@ class Digits:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the test samples, with `share` of every class in the test part."""
+    """Return the indices of the training and of the test samples, with `share` of every class in the test part."""
     generator = torch.Generator().manual_seed(seed)
     in_test = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in enumerate(labels.bincount().tolist()):

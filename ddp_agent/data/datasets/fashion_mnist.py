@@ -34,7 +34,7 @@ DEBIAN_FOLDER = "fashion-mnist"
 
 @dataclass(kw_only=True)
 class FashionMNIST:
-    """Fashion-MNIST: 70,000 grey 28 x 28 pictures of clothing in ten classes, from IDX files."""
+    """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, of clothing in ten classes, from IDX files."""
 
     data_root: DataRoot
     download: bool
@@ -44,10 +44,10 @@ class FashionMNIST:
         check_fields(self)
 
     def load(self) -> Task:
-        """Raises DataError for files that are missing, damaged or of another kind."""
+        """Return the task. Raises DataError for files that are missing, damaged or of another kind."""
         if self.download and self._folder(all) is None:
             self._download()
-        folder = self._folder(all) or self._folder(any)  # the second is where an absent file is named
+        folder = self._folder(all) or self._folder(any)  # the second names the absent file
         if folder is None:
             raise DataError(
                 f"{self.data_root}: found no {_name('train', 'images')}[.gz], also not in "
@@ -62,13 +62,13 @@ class FashionMNIST:
         )
 
     def _folder(self, enough: Callable[[Iterable[bool]], bool]) -> Path | None:
-        """The first place that holds `all`, or `any`, of the four files."""
+        """Return the first folder that holds `all` or `any` of the four files."""
         names = [_name(part, kind) for part in ("train", "t10k") for kind in ("images", "labels")]
-        places = [self.data_root / folder for folder in ("", TORCHVISION_FOLDER, DEBIAN_FOLDER)]
-        return next((place for place in places if enough(_find(place, name) is not None for name in names)), None)
+        folders = [self.data_root / folder for folder in ("", TORCHVISION_FOLDER, DEBIAN_FOLDER)]
+        return next((folder for folder in folders if enough(_find(folder, name) is not None for name in names)), None)
 
     def _download(self) -> None:
-        """A file appears under its name once it is whole: a rank that starts later may look at any moment."""
+        """Download the absent files. A file appears under its name once it is whole: another rank may look any time."""
         target = self.data_root / TORCHVISION_FOLDER
         with in_turn(self.data_root, "fashion_mnist"):
             target.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def _read(folder: Path, part: str) -> Samples:
     if images.shape[1:] != SIZE:
         raise DataError(f"{images_path}: found images of {tuple(images.shape[1:])} pixels, expected {SIZE}")
     if len(labels) != len(images):
-        raise DataError(f"{labels_path}: found {len(labels):,} labels, expected {len(images):,}, one an image")
+        raise DataError(f"{labels_path}: found {len(labels):,} labels, expected {len(images):,}, one per image")
     if labels.max() >= CLASSES:
         raise DataError(f"{labels_path}: found label {labels.max()}, expected 0 to {CLASSES - 1}")
     return normalise(images, MEAN, STD).unsqueeze(1), labels.long()

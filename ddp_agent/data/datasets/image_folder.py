@@ -1,4 +1,4 @@
-"""A user's own pictures, streamed from disk by DataLoader workers."""
+"""A user's own images, streamed from disk by DataLoader workers."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 SPLITS = ("train", "test")
-# ImageNet's, by convention: any fixed numbers that bring pixels near mean 0 and variance 1 would do.
+# ImageNet's values, by convention. Any fixed numbers that bring pixels near mean 0 and variance 1 would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,9 +26,9 @@ class ImageFolder:
 
     data_root: DataRoot
     image_size: Annotated[int, Range(1, 4096)]
-    """Side of the square that is cut from the middle, after the shorter side was brought to it."""
+    """Pixels of the shorter side after resizing, and of the square that is cut from the middle."""
     augment: bool
-    """Random crops and mirror images of what is trained on."""
+    """Random crops and mirror images, in training only."""
     workers: Annotated[int, Range(0, 256)]
     loss: LossName
 
@@ -36,7 +36,10 @@ class ImageFolder:
         check_fields(self)
 
     def load(self) -> Task:
-        """Raises DataError for a missing split or class. An unreadable picture is named when it is hit."""
+        """Return the task.
+
+        Raises DataError for a missing split or class. An unreadable image raises one when it is read.
+        """
         classes = _classes(self.data_root)
         train, test = (self._open(split) for split in SPLITS)
         data = Data(
@@ -71,7 +74,7 @@ class ImageFolder:
 
 
 def _classes(root: Path) -> list[str]:
-    """Names of the class folders, which must be the same in both splits."""
+    """Return the names of the class folders. Raise DataError if the splits differ in them."""
     found = {split: _folders(root / split) for split in SPLITS}
     for split, other in (SPLITS, SPLITS[::-1]):
         extra = sorted(found[split] - found[other])
@@ -93,7 +96,7 @@ def _read_image(path: str) -> Any:
 
 
 def _fingerprint(root: Path, samples: list[tuple[str, int]], image_size: int) -> str:
-    """Of names (the class is a part) and sizes in bytes: reading every picture at start could take hours."""
+    """Return the hash of names, which contain the class, and sizes: reading every image at start could take hours."""
     digest = hashlib.sha256(str(image_size).encode())
     for name, _ in samples:
         path = Path(name)

@@ -1,4 +1,4 @@
-"""What a sentence asks for: CLINC150 (Larson et al. 2019) and BANKING77 (Casanueva et al. 2020)."""
+"""Intent classification of sentences: CLINC150 (Larson et al. 2019) and BANKING77 (Casanueva et al. 2020)."""
 
 import csv
 import json
@@ -23,25 +23,25 @@ TaskName = Literal["intent", "domain"]
 Sentence = tuple[str, str]
 """A text and the name of its intent."""
 Parts = dict[str, list[Sentence]]
-"""The training and the test part, each by the name that messages give it."""
+"""The training and the test part, by the names that error messages give them."""
 
 
 @dataclass(kw_only=True)
 class Intents:
-    """What sentences ask for: CLINC150 (150 intents, in-scope) or BANKING77, as padded token numbers."""
+    """Intents of sentences: CLINC150 (150 intents, in scope) or BANKING77, as padded token numbers."""
 
     data_root: DataRoot
     download: bool
     corpus: CorpusName
     features: Features
-    """words: in their order. ngrams: also pairs and pieces of words, for a model that knows no order."""
+    """words: in their order. ngrams: also pairs and pieces of words, for a model that ignores order."""
     buckets: Annotated[int, Range(2)]
-    """Tokens are hashed to 1 … buckets - 1; 0 is padding."""
+    """Tokens are hashed to 1 … buckets - 1. 0 is padding."""
     length: PositiveInt
-    """Tokens of a sentence; what a longer one has more is cut off."""
+    """Tokens per sentence. Longer sentences are cut off."""
     loss: LossName
     tasks: tuple[TaskName, ...]
-    """What is asked of a sentence: its intent, which of CLINC150's ten domains that is of, or both."""
+    """The labels to predict: the intent, its domain (one of CLINC150's ten), or both."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -50,7 +50,7 @@ class Intents:
             raise ValueError(f"tasks: found domain, which {self.corpus} does not have; expected [intent]")
 
     def load(self) -> Task:
-        """Raises DataError for files that are missing, damaged or of another kind."""
+        """Return the task. Raises DataError for files that are missing, damaged or of another kind."""
         corpus = CORPORA[self.corpus]
         parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
         intents = _check(parts)
@@ -92,7 +92,7 @@ class _Corpus:
 
 
 def _read_clinc150(folder: Path) -> Parts:
-    """Sentences out of scope are in parts of their own, which are left out."""
+    """Return the sentences in scope. Those out of scope are in other parts of the file."""
     path = folder / "data_full.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def _read_clinc150(folder: Path) -> Parts:
 
 
 def _pair(entry: object) -> Sentence:
-    """A dictionary or a word of two letters could be taken apart, too."""
+    """Return an entry as a pair. A check of the type is needed: a string of two letters could be unpacked, too."""
     if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError(f"{str(entry)[:80]!r} among the sentences")
     text, intent = entry
@@ -128,7 +128,7 @@ def _read_csv(path: Path) -> list[Sentence]:
 
 
 def _check(parts: Parts) -> tuple[str, ...]:
-    """The names of the intents, in order. Raises DataError for sentences that cannot be trained on or tested."""
+    """Return the names of the intents, sorted. Raise DataError for sentences that cannot be trained on or tested."""
     for part, sentences in parts.items():
         if not sentences:
             raise DataError(f"{part}: found no sentences")

@@ -1,4 +1,4 @@
-"""Who likes which film: MovieLens (Harper and Konstan 2015, doi:10.1145/2827872)."""
+"""Film recommendation: MovieLens (Harper and Konstan 2015, doi:10.1145/2827872)."""
 
 import functools
 import math
@@ -16,11 +16,11 @@ from ddp_agent.data.recommendations import recommendations
 from ddp_agent.data.task import Criterion, Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
-# What is tested is the same for every run. How hard a random tenth of 100,004 ratings is depends on luck: the RMSE of
-# regularised biases alone is 0.886 +- 0.008 over the seeds 0 to 11. The one of this seed, 0.885, is nearest their mean.
+# Every run tests the same ratings. A random tenth of 100,004 ratings may be easy or hard: the RMSE of regularised
+# biases alone is 0.886 +- 0.008 over the seeds 0 to 11. This seed's RMSE, 0.885, is nearest to their mean.
 SPLIT_SEED = 11
 TEST_SHARE = 0.1
-UNSEEN = 99  # films among which the one seen last is ranked (He et al. 2017, arXiv:1708.05031)
+UNSEEN = 99  # films against which the film seen last is ranked (He et al. 2017, arXiv:1708.05031)
 TOP = 10
 
 
@@ -31,17 +31,17 @@ class MovieLens:
     data_root: DataRoot
     predict: Literal["stars", "ranking"]
     ranking_loss: Literal["bpr", "softmax"]
-    """Of a film seen against unseen ones: each of them (Rendle et al. 2009, arXiv:1205.2618), or all at once."""
+    """bpr compares a seen film with each unseen one (Rendle et al. 2009, arXiv:1205.2618), softmax with all at once."""
     negatives: PositiveInt
-    """NegativeSampler films for each film seen, drawn anew in every step."""
+    """Unseen films per seen film, drawn anew in every step."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def load(self) -> Task:
-        """Inputs are rows of a user and one or more films; a model gives one number a film.
+        """Return the task. Inputs are rows [user, film, …]; a model returns one number per film.
 
-        Raises DataError for a file that is missing, damaged or of another kind, or with too little in it.
+        Raises DataError for a file that is missing, damaged, of another kind, or too small.
         """
         path = find(self.data_root)
         ratings = read_ratings(path)
@@ -72,12 +72,12 @@ class MovieLens:
         )
 
     def _ranking(self, ratings: Ratings) -> Task:
-        """Stars do not count: whoever rated a film has seen it."""
+        """Return the ranking task. The stars are ignored: a rated film is a seen film."""
         pairs = torch.stack([ratings.user, ratings.film], 1)
         last = last_of_each(ratings.user, ratings.second)
         seen = torch.ones(len(pairs), dtype=torch.bool).index_fill_(0, last, False)
         _require_training(ratings, seen.nonzero().view(-1))
-        train, test = pairs[seen], torch.cat([pairs[last], _strangers(ratings, pairs)], 1)
+        train, test = pairs[seen], torch.cat([pairs[last], _test_negatives(ratings, pairs)], 1)
         losses: dict[str, Criterion] = {"bpr": bpr, "softmax": F.cross_entropy}
         first = torch.zeros(len(train), dtype=torch.int64)  # the column of the film that was seen
         return Task(
@@ -102,7 +102,7 @@ class MovieLens:
 
 @dataclass(frozen=True)
 class _WithUnseen:
-    """Adds to rows [user, film seen] films that the user has not seen in training."""
+    """Appends, to rows [user, seen film], films that the user has not seen in training."""
 
     unseen: NegativeSampler
     count: int
@@ -112,43 +112,44 @@ class _WithUnseen:
 
 
 def squared_error(output: Tensor, stars: Tensor) -> Tensor:
+    """Return the mean squared error of predictions [n, 1]."""
     return F.mse_loss(output.squeeze(1), stars)
 
 
 def squared_error_on_the_scale(output: Tensor, stars: Tensor) -> Tensor:
-    """Of each prediction, one beyond the scale being taken for its end."""
+    """Return the squared error [n] of each prediction, clamped to the scale of stars."""
     return (output.squeeze(1).clamp(LOWEST, HIGHEST) - stars).square()
 
 
 def bpr(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of -log P(the film seen, in the first column, is liked more than another)."""
+    """Return the mean of -log P(the seen film, in the first column, is preferred to an unseen one)."""
     return F.softplus(output[:, 1:] - output[:, :1]).mean()
 
 
 def rank(output: Tensor) -> Tensor:
-    """How many of the others are not rated below the first, from 0; all of them if it is no number."""
+    """Return the rank [n] of the first column, from 0: the others that do not score below it. NaN has the last rank."""
     return (~(output[:, 1:] < output[:, :1])).sum(1)
 
 
 def hit(output: Tensor, target: Tensor) -> Tensor:
-    """1 where the first is among the ten best."""
+    """Return 1 where the first column is among the ten best, else 0."""
     return (rank(output) < TOP).float()
 
 
 def ndcg(output: Tensor, target: Tensor) -> Tensor:
-    """1 / log2(2 + rank) where the first is among the ten best, else 0."""
+    """Return 1 / log2(2 + rank) where the first column is among the ten best, else 0."""
     return hit(output, target) / torch.log2(2.0 + rank(output))
 
 
 def last_of_each(user: Tensor, second: Tensor) -> Tensor:
-    """Where each user's last rating stands; of several in one second, the last in the file."""
+    """Return the index of each user's last rating; of several in one second, the last in the file."""
     in_time = second.argsort(stable=True)
     order = in_time[user[in_time].argsort(stable=True)]
     return order[user.bincount().cumsum(0) - 1]
 
 
-def _strangers(ratings: Ratings, pairs: Tensor) -> Tensor:
-    """Films [users, 99] that a user never saw, different ones."""
+def _test_negatives(ratings: Ratings, pairs: Tensor) -> Tensor:
+    """Return 99 different unseen films [users, 99] per user."""
     unseen = _unseen(ratings, pairs)
     if (few := (unseen.count < UNSEEN).nonzero()).numel():
         user = int(few[0])

@@ -24,7 +24,7 @@ CLASSES = 10
 SIZE = 32
 BETWEEN = 64  # pixels: shrunk in two steps, as for the figures in docs/applications.md
 PADDING = 4
-# Of all pixels of each channel, scaled to 0..1.
+# Statistics of all pixels of each channel, scaled to 0..1.
 MEAN = torch.tensor([0.6748, 0.6458, 0.6163]).view(3, 1, 1)
 STD = torch.tensor([0.1370, 0.1544, 0.1827]).view(3, 1, 1)
 SPLIT_SEED = 2020  # never the run's: every run is tested on the same pictures
@@ -42,7 +42,7 @@ PHOTOS = Published(
 
 @dataclass(frozen=True)
 class _Pictures:
-    """`pixels` uint8 [n, 32, 32, 3], digits int64 [n], in the order of the photos' names."""
+    """The shrunk photos: `pixels` uint8 [n, 32, 32, 3] and `digits` int64 [n], in the order of the photos' names."""
 
     pixels: Tensor
     digits: Tensor
@@ -50,19 +50,19 @@ class _Pictures:
 
 @dataclass(kw_only=True)
 class SignDigits:
-    """2,062 coloured 32 x 32 photos of hands that show a digit; a random fifth of each digit is tested."""
+    """2,062 colour photos of hands that show a digit, 32 x 32 pixels; a random fifth of each digit is tested."""
 
     data_root: DataRoot
     download: bool
     augment: bool
-    """Random crops and mirror images of what is trained on."""
+    """Random crops and mirror images, in training only."""
     loss: LossName
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def load(self) -> Task:
-        """There is no official split, and no file says who is seen: the test part has hands that were trained on.
+        """Return the task. The data have no official split and no names, so hands of one person are in both parts.
 
         Raises DataError for files that are missing, damaged or of another kind.
         """
@@ -79,7 +79,7 @@ class SignDigits:
 
 
 def read_photos(path: Path) -> _Pictures:
-    """From `Dataset/<digit>/<name>.JPG` in a zip file."""
+    """Return the photos `Dataset/<digit>/<name>.JPG` of a zip file."""
     pixels, digits = [], []
     for name, data in members(path, FOLDER):
         digit = PurePosixPath(name).parts[0]

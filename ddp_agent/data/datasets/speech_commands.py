@@ -1,4 +1,4 @@
-"""Single words, each said by many people; nobody who is tested was trained on."""
+"""Recognition of single spoken words. The speakers of the test part are not in the training part."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from ddp_agent.errors import DataError
 
 GOOGLE_FOLDER = "speech_commands_v0.02"
 TORCHAUDIO_FOLDER = f"SpeechCommands/{GOOGLE_FOLDER}"
-# 2.4 GB; the checksum is the one that torchaudio and TensorFlow Datasets compare with.
+# 2.4 GB. torchaudio and TensorFlow Datasets compare with the same checksum.
 GOOGLE = Published(
     f"{GOOGLE_FOLDER}.tar.gz",
     f"https://storage.googleapis.com/download.tensorflow.org/data/{GOOGLE_FOLDER}.tar.gz",
@@ -40,31 +40,34 @@ class SpeechCommands:
     corpus: Literal["folders"]
     """The layout of the data: one folder of wav files per word."""
     download: bool
-    """Google's 105,829 recordings of 35 words."""
+    """Download Google's 105,829 recordings of 35 words, unless they are there."""
     words: tuple[str, ...]
-    """Which to tell apart; empty: all."""
+    """The words to tell apart; empty: all."""
     tested: Literal["test", "validation"]
     rate: Rate
-    """Samples a second; recordings of another rate are resampled."""
+    """Samples per second. Recordings of another rate are resampled."""
     seconds: PositiveFloat
-    """Longer recordings are cut, shorter ones followed by silence."""
+    """Duration of a sample. Longer recordings are cut, shorter ones are padded with silence."""
     mels: PositiveInt
     augment: bool
-    """What is trained on is shifted in time, and parts of it are hidden."""
+    """SpecAugment: in training, spectrograms are shifted in time, and parts of them are hidden."""
     workers: NonNegativeInt
-    """0: recordings are read once and stay on the device. Else so many processes a rank read files as they are used."""
+    """0: recordings are read once and stay on the device. Otherwise: processes per rank that read files when needed."""
     loss: LossName
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def load(self) -> Task:
-        """The groups are the speakers. Raises DataError for files that are missing, damaged or of another kind."""
-        where, parts = self._parts()
-        train, test = (self._chosen(f"{where}: {part}", parts[part]) for part in ("train", self.tested))
+        """Return the task, whose groups are the speakers.
+
+        Raises DataError for files that are missing, damaged or of another kind.
+        """
+        folder, parts = self._parts()
+        train, test = (self._chosen(f"{folder}: {part}", parts[part]) for part in ("train", self.tested))
         names = tuple(sorted({clip.word for clip in train}))
         if unknown := sorted({clip.word for clip in test} - set(names)):
-            raise DataError(f"{where}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
+            raise DataError(f"{folder}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
         length = round(self.seconds * self.rate)
         transform = LogMel(rate=self.rate, mels=self.mels)
         sets = [_Waves(clips, names, self.rate, length) for clips in (train, test)]
@@ -80,7 +83,7 @@ class SpeechCommands:
                 input_shape=tuple(transform(sets[0][0][0].unsqueeze(0)).shape[1:]),
                 labels=sets[0].labels,
                 workers=self.workers,
-                sha256=_fingerprint(where, [*train, *test], f"{transform} {length}"),
+                sha256=_fingerprint(folder, [*train, *test], f"{transform} {length}"),
                 **common,
             )
         else:
@@ -101,8 +104,8 @@ class SpeechCommands:
         return folder, word_folders.read(folder)
 
     def _folder(self) -> Path | None:
-        places = [self.data_root / name for name in ("", GOOGLE_FOLDER, TORCHAUDIO_FOLDER)]
-        return next((place for place in places if word_folders.are_in(place)), None)
+        folders = [self.data_root / name for name in ("", GOOGLE_FOLDER, TORCHAUDIO_FOLDER)]
+        return next((folder for folder in folders if word_folders.are_in(folder)), None)
 
     def _chosen(self, part: str, clips: Sequence[WavClip]) -> list[WavClip]:
         if absent := sorted(set(self.words) - {clip.word for clip in clips}):
@@ -115,10 +118,10 @@ class SpeechCommands:
 
 
 class _Waves(Dataset[tuple[Tensor, int]]):
-    """Waves int16 [length] and the places of their words in `names`."""
+    """Waves int16 [length], and the indices of their words in `names`."""
 
     def __init__(self, clips: Sequence[WavClip], names: Sequence[str], rate: int, length: int) -> None:
-        number = {name: place for place, name in enumerate(names)}
+        number = {name: index for index, name in enumerate(names)}
         self.clips, self.rate, self.length = clips, rate, length
         self.labels = torch.tensor([number[clip.word] for clip in clips])
 
@@ -129,20 +132,20 @@ class _Waves(Dataset[tuple[Tensor, int]]):
         return fitted(self.clips[index].recording(), self.rate, self.length), int(self.labels[index])
 
     def all(self) -> Samples:
-        """16 bits a sample: 100,000 recordings of a second at 16 kHz are 3.2 GB on a rank's device."""
+        """Return all waves and labels: 3.2 GB on every rank's device for 100,000 recordings of 1 s at 16 kHz."""
         waves = torch.empty(len(self), self.length, dtype=torch.int16)
-        for place, clip in enumerate(self.clips):
-            waves[place] = fitted(clip.recording(), self.rate, self.length)
+        for index, clip in enumerate(self.clips):
+            waves[index] = fitted(clip.recording(), self.rate, self.length)
         return waves, self.labels
 
 
 def _numbers(names: Sequence[str]) -> Tensor:
-    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    number = {name: index for index, name in enumerate(sorted(set(names)))}
     return torch.tensor([number[name] for name in names])
 
 
 def _fingerprint(root: Path, clips: Sequence[WavClip], also: str) -> str:
-    """Of names and sizes: reading every file at start is what streaming avoids."""
+    """Return the hash of names and sizes: streaming must not read every file at start."""
     digest = hashlib.sha256(also.encode())
     for clip in clips:
         digest.update(f"{clip.path.relative_to(root)} {clip.path.stat().st_size}\n".encode())

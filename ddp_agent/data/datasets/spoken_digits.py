@@ -24,7 +24,7 @@ from ddp_agent.errors import DataError
 TaskName = Literal["digit", "speaker"]
 CLASSES = 10
 
-TESTED = 5  # of each speaker's recordings of a digit, the first ones: the official split
+TESTED = 5  # the official split: the first recordings of each digit and speaker are the test part
 FOLDER = "recordings"
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 RECORDINGS = Published(
@@ -38,12 +38,12 @@ _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[^_]+)_(?P<index>[0-9]+)\.wav"
 
 @dataclass(frozen=True)
 class _Spoken:
-    """Recordings of digits: waves int16 [n, samples], and who says which digit, int64 [n]."""
+    """Recordings of digits: waves int16 [n, samples], digits and speakers int64 [n]."""
 
     waves: Tensor
     digits: Tensor
     speakers: Tensor
-    """Places in the names of all speakers."""
+    """Indices into the names of all speakers."""
 
 
 @dataclass(kw_only=True)
@@ -53,22 +53,25 @@ class SpokenDigits:
     data_root: DataRoot
     download: bool
     rate: Rate
-    """Samples a second; recordings of another rate are resampled."""
+    """Samples per second. Recordings of another rate are resampled."""
     seconds: PositiveFloat
-    """Longer recordings are cut, shorter ones followed by silence."""
+    """Duration of a sample. Longer recordings are cut, shorter ones are padded with silence."""
     mels: PositiveInt
     augment: bool
-    """What is trained on is shifted in time, and parts of it are hidden."""
+    """SpecAugment: in training, spectrograms are shifted in time, and parts of them are hidden."""
     loss: LossName
     tasks: tuple[TaskName, ...]
-    """What is asked about a recording: several are a head each on one trunk."""
+    """The labels to predict. With two, the model has one head for each on one trunk."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_tasks(self.tasks, get_args(TaskName))
 
     def load(self) -> Task:
-        """The groups are the speakers. Raises DataError for a file that is missing, damaged or of another kind."""
+        """Return the task, whose groups are the speakers.
+
+        Raises DataError for a file that is missing, damaged or of another kind.
+        """
         train, test, speakers = self.read()
         labels: dict[str, Labels] = {
             "digit": Labels(train=train.digits, test=test.digits, names=tuple("0123456789")),
@@ -87,27 +90,27 @@ class SpokenDigits:
         return multi_task(task, {name: labels[name] for name in self.tasks}, self.loss)
 
     def read(self) -> tuple[_Spoken, _Spoken, tuple[str, ...]]:
-        """What is trained on, what is tested, and the names of the speakers."""
+        """Return the training part, the test part, and the names of the speakers."""
         path = located(self.data_root, "fsdd", [RECORDINGS], download=self.download) / RECORDINGS.name
         recordings = {name: data for name, data in members(path, FOLDER) if name.endswith(".wav")}
         named = [_named(path, name) for name in recordings]
         length = round(self.seconds * self.rate)
         waves = [fitted(read_wav(data, f"{path}: {name}"), self.rate, length) for name, data in recordings.items()]
-        speakers = tuple(sorted({found["speaker"] for found in named}))
-        digit = torch.tensor([int(found["digit"]) for found in named], dtype=torch.int64)
-        tested = torch.tensor([int(found["index"]) < TESTED for found in named], dtype=torch.bool)
+        speakers = tuple(sorted({match["speaker"] for match in named}))
+        digit = torch.tensor([int(match["digit"]) for match in named], dtype=torch.int64)
+        tested = torch.tensor([int(match["index"]) < TESTED for match in named], dtype=torch.bool)
         _check(path, digit, tested)
         everything = _Spoken(
-            torch.stack(waves), digit, torch.tensor([speakers.index(found["speaker"]) for found in named])
+            torch.stack(waves), digit, torch.tensor([speakers.index(match["speaker"]) for match in named])
         )
         return _part(everything, ~tested), _part(everything, tested), speakers
 
 
 def _named(path: Path, name: str) -> "re.Match[str]":
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise DataError(f"{path}: found {FOLDER}/{name}, expected names like 7_jackson_32.wav: digit, speaker, number")
-    return found
+    return match
 
 
 def _check(path: Path, digit: Tensor, tested: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""Readers of file formats, and downloads that are compared with their sha256."""
+"""Readers of file formats and downloads, which the datasets share."""

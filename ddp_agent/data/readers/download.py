@@ -1,4 +1,7 @@
-"""Downloads that several ranks may ask for at once."""
+"""Downloads by several ranks at once, checked by sha256.
+
+torchvision's and torch.hub's downloads have no lock, no timeout, and no hash of a zip file's content.
+"""
 
 import fcntl
 import hashlib
@@ -17,20 +20,21 @@ from ddp_agent.errors import DataError
 
 @contextmanager
 def in_turn(folder: Path, dataset: str) -> Iterator[None]:
-    """Holds a lock on `folder`: the first rank downloads, the next ones find the files there.
+    """Hold a lock on `folder`: the first rank downloads, the next ranks find the files there.
 
-    Raises DataError for whatever keeps the body from downloading.
+    Raises DataError for an OSError or RuntimeError of the body.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".download.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-    except (OSError, RuntimeError) as error:  # no network, no space, read-only; torchvision's checksum
+    except (OSError, RuntimeError) as error:  # no network, no space, read-only, another checksum
         raise DataError(f"{folder}: downloading {dataset} failed: {error}") from error
 
 
 def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -45,7 +49,10 @@ class Published:
     sha256_of: Callable[[Path], str] = file_sha256
 
     def download(self, folder: Path) -> None:
-        """Into `folder`, under its name only once it is whole and the published one; an OSError otherwise."""
+        """Download the file into `folder`. It appears under its name once it is whole.
+
+        Raises OSError for a failed download and for content with another hash.
+        """
         target = folder / self.name
         part = target.with_name(f".{self.name}.{secrets.token_hex(4)}.part")
         try:
@@ -60,14 +67,14 @@ class Published:
 
 
 def located(data_root: Path, name: str, files: Sequence[Published], *, download: bool) -> Path:
-    """Where all `files` of the dataset `name` lie: in `data_root`/`name`, to which they are downloaded, or `data_root`.
+    """Return the folder that holds all `files` of the dataset `name`: `data_root`/`name`, or `data_root`.
 
-    Raises DataError with what is missing and where it can be had.
+    Files are downloaded into the former. Without `download`, raises DataError with the missing files and their source.
     """
     own = data_root / name
-    for place in (own, data_root):
-        if not _missing(place, files):
-            return place
+    for folder in (own, data_root):
+        if not _missing(folder, files):
+            return folder
     if not download:
         missing = _missing(own, files)
         also = "" if own.is_dir() else f", and not all in {data_root}"
@@ -81,14 +88,14 @@ def located(data_root: Path, name: str, files: Sequence[Published], *, download:
     return own
 
 
-def _missing(place: Path, files: Sequence[Published]) -> list[Published]:
-    return [file for file in files if not (place / file.name).is_file()]
+def _missing(folder: Path, files: Sequence[Published]) -> list[Published]:
+    return [file for file in files if not (folder / file.name).is_file()]
 
 
 def unpacked(archive: Published, folder: Path, *, most_bytes: int) -> None:
-    """Downloads an archive and unpacks it to `folder`, which appears once it is whole, unless it is there.
+    """Download an archive and unpack it to `folder`, unless that exists. The folder appears once it is whole.
 
-    Raises DataError for whatever keeps it from being there, more than `most_bytes` among it.
+    Raises DataError if the download or the unpacking fails, and for more than `most_bytes` of content.
     """
     with in_turn(folder.parent, folder.name):
         if folder.is_dir():

@@ -1,4 +1,7 @@
-"""The IDX format of MNIST: two zero bytes, a type, the number of dimensions, their sizes, the data."""
+"""The IDX format of MNIST: two zero bytes, a type, the number of dimensions, their sizes, the data.
+
+torchvision's reader takes no gzipped files and reports damage by `assert`.
+"""
 
 import gzip
 import math
@@ -16,16 +19,16 @@ DIMENSIONS = {"images": 3, "labels": 1}
 
 
 def read_idx(path: Path, kind: Literal["images", "labels"]) -> Tensor:
-    """The unsigned bytes of an IDX file, plain or gzipped: images [n, height, width] or labels [n].
+    """Return the unsigned bytes of an IDX file, plain or gzipped: images [n, height, width] or labels [n].
 
-    Raises DataError naming the file, what was found and what would be right, for anything else.
+    Raises DataError for any other content.
     """
     try:
         with path.open("rb") as raw:
             file = _unpacked(raw)
             shape = _read_shape(file, path, kind)
             data = _read(file, path, math.prod(shape), f"{kind} of shape {shape}")
-            if file.read(1):  # also the read that makes gzip compare its checksum
+            if file.read(1):  # this read also makes gzip compare its checksum
                 raise DataError(f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: found unreadable data ({error}), expected an IDX file of {kind}") from error
@@ -33,7 +36,7 @@ def read_idx(path: Path, kind: Literal["images", "labels"]) -> Tensor:
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    """Whether a file is gzipped is decided by its first bytes, since names lie."""
+    """Return the unpacked stream. The first bytes decide if a file is gzipped, since names may be wrong."""
     gzipped = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     return gzip.GzipFile(fileobj=raw) if gzipped else raw  # type: ignore[return-value]
@@ -57,7 +60,7 @@ def _magic(kind: str) -> bytes:
 
 
 def _read(file: IO[bytes], path: Path, count: int, what: str) -> bytearray:
-    """Exactly `count` bytes. Memory grows with what the file holds, never with what its header claims."""
+    """Return exactly `count` bytes. Memory grows with the content of the file, not with the claims of its header."""
     data = bytearray()
     while len(data) < count and (chunk := file.read(min(CHUNK_BYTES, count - len(data)))):
         data += chunk

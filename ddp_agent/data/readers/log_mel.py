@@ -1,4 +1,7 @@
-"""Speech as pictures: what is loud when, and how high, on a scale that is near to how people hear."""
+"""Log-mel spectrograms of speech.
+
+torchaudio, which computes them too, is not a dependency.
+"""
 
 import functools
 import math
@@ -11,24 +14,25 @@ from torch import Tensor
 from ddp_agent.config.fields import Range
 
 Rate = Annotated[int, Range(1000, 192_000)]
-"""Samples a second."""
+"""Samples per second."""
 WINDOW_S = 0.032  # 256 samples at 8 kHz
 HOP_S = 0.016
-FLOOR = 1e-6  # of a band's power; full scale is 1
-FULL_SCALE = 32768  # of 16 bits
+FLOOR = 1e-6  # added to a band's power, where full scale is 1
+FULL_SCALE = 32768  # for 16 bits
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogMel:
-    """Waves int16 [n, samples] to logarithms of power in mel bands [n, 1, mels, frames], on the waves' device.
+    """A transform of waves int16 [n, samples] to log power in mel bands [n, 1, mels, frames], on the waves' device.
 
-    Each clip is brought to mean 0 and variance 1, so that it does not matter how loud it was recorded.
+    Each clip is normalised to mean 0 and variance 1, so that the loudness of a recording has no influence.
     """
 
     rate: int
     mels: int
 
     def __call__(self, waves: Tensor) -> Tensor:
+        """Return the spectrograms of `waves`."""
         size = round(WINDOW_S * self.rate)
         spectra = torch.stft(
             waves.to(torch.float32).div_(FULL_SCALE),
@@ -46,14 +50,14 @@ class LogMel:
 
 @functools.cache
 def _window(size: int, device: torch.device) -> Tensor:
-    """Its squares add up to 1, so that the power does not depend on its length."""
+    """Return a Hann window whose squares add up to 1: then the power does not depend on its length."""
     window = torch.hann_window(size, device=device)
     return window / window.square().sum().sqrt()
 
 
 @functools.cache
 def _bands(rate: int, size: int, mels: int, device: torch.device) -> Tensor:
-    """Triangles [mels, size // 2 + 1] that overlap by half, all of one width in mel (O'Shaughnessy 1987)."""
+    """Return triangles [mels, size // 2 + 1] that overlap by half and have one width in mel (O'Shaughnessy 1987)."""
     highest = 2595 * math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, highest, mels + 2) / 2595) - 1)
     hertz = torch.linspace(0, rate / 2, size // 2 + 1)

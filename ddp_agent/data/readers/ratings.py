@@ -1,4 +1,4 @@
-"""Files of ratings, as GroupLens gives them out: ratings.csv and movies.csv, gzipped or not."""
+"""Files of ratings as GroupLens publishes them: ratings.csv and movies.csv, gzipped or not."""
 
 import csv
 import gzip
@@ -21,7 +21,7 @@ LOWEST, HIGHEST = 0.5, 5.0
 
 @dataclass(frozen=True)
 class Ratings:
-    """Who gave which film how many stars, and when. Users and films are numbered from 0, in the order of their ids."""
+    """Ratings as columns [ratings]: user, film, stars and time. Users and films are numbered from 0, by their ids."""
 
     user: Tensor
     film: Tensor
@@ -35,7 +35,7 @@ class Ratings:
 
 
 def find(data_root: Path) -> Path:
-    """The file of ratings. Raises DataError with where it can be had."""
+    """Return the file of ratings. Raise DataError, which names the source, if there is none."""
     for folder in FOLDERS:
         for name in ("ratings.csv", "ratings.csv.gz"):
             if (data_root / folder / name).is_file():
@@ -48,7 +48,7 @@ def find(data_root: Path) -> Path:
 
 
 def read_ratings(path: Path) -> Ratings:
-    """Raises DataError with the line of whatever is no rating."""
+    """Return the ratings of a file. Raise DataError with the number of a line that is no rating."""
     users, films, stars, seconds = [], [], [], []
     for line, row in _rows(path, COLUMNS):
         try:
@@ -81,7 +81,7 @@ def _whole(text: str) -> int:
 
 
 def read_titles(ratings_path: Path, film_ids: Tensor) -> tuple[str, ...]:
-    """Of the rated films, from the file beside the ratings; one that is not there is called by its id."""
+    """Return the titles of the rated films from the file beside the ratings. An absent title is replaced by the id."""
     path = ratings_path.with_name(ratings_path.name.replace("ratings", "movies"))
     titles = {}
     if path.is_file():
@@ -93,7 +93,7 @@ def read_titles(ratings_path: Path, film_ids: Tensor) -> tuple[str, ...]:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Lines with their numbers, below a first line that begins with `columns`."""
+    """Yield the numbers and cells of the lines below a first line that begins with `columns`."""
     with _reading(path) as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])

@@ -1,4 +1,7 @@
-"""Recordings of any rate and length as waves of one."""
+"""Recordings of any rate and length, brought to one rate and length.
+
+torchaudio, which resamples too, is not a dependency.
+"""
 
 import functools
 import math
@@ -9,12 +12,12 @@ from torch import Tensor
 
 from ddp_agent.data.readers.wav import Recording
 
-ZERO_CROSSINGS = 16  # of the filter, to each side
-PASSED = 0.95  # of what the lower rate can hold: the filter needs room to fall
+ZERO_CROSSINGS = 16  # of the filter, on each side
+PASSED = 0.95  # share of the band of the lower rate: the filter needs room to fall
 
 
 def fitted(recording: Recording, rate: int, length: int) -> Tensor:
-    """int16 [length] at `rate`: cut at the end, or followed by silence."""
+    """Return the recording as int16 [length] at `rate`: cut at the end, or padded with silence."""
     samples = recording.samples
     if recording.rate != rate:
         samples = samples[: -(-length * recording.rate // rate)]  # the rest would be cut off
@@ -23,26 +26,27 @@ def fitted(recording: Recording, rate: int, length: int) -> Tensor:
 
 
 def resampled(wave: Tensor, before: int, after: int) -> Tensor:
-    """Float [samples] at the rate `before`, at the rate `after`: what lies above half of the lower one is filtered out.
+    """Return a float wave [samples], recorded at rate `before`, at rate `after`.
 
-    A sum of windowed sinc functions, one filter for each place that a new sample can have between old ones.
+    Frequencies above half of the lower rate are filtered out. The result is a sum of windowed sinc functions, with one
+    filter per position that a new sample can have between old ones.
     """
     common = math.gcd(before, after)
     before, after = before // common, after // common
     filters, reach = _filters(before, after)
     length = -(-len(wave) * after // before)
     padded = F.pad(wave, (reach, reach + before))
-    found = F.conv1d(padded.view(1, 1, -1), filters, stride=before)
-    return found[0].T.reshape(-1)[:length]
+    wave = F.conv1d(padded.view(1, 1, -1), filters, stride=before)
+    return wave[0].T.reshape(-1)[:length]
 
 
 @functools.cache
 def _filters(before: int, after: int) -> tuple[Tensor, int]:
-    """[after, 1, taps] for every `before` old samples, and how far they reach back."""
-    cutoff = PASSED * min(before, after) / before  # of half the old rate
+    """Return filters [after, 1, taps], which are applied per `before` old samples, and the samples they reach back."""
+    cutoff = PASSED * min(before, after) / before  # in units of half the old rate
     reach = math.ceil(ZERO_CROSSINGS / cutoff)
-    place = torch.arange(-reach, reach + before, dtype=torch.float64)
-    distance = place - torch.arange(after, dtype=torch.float64).unsqueeze(1) * before / after
+    position = torch.arange(-reach, reach + before, dtype=torch.float64)
+    distance = position - torch.arange(after, dtype=torch.float64).unsqueeze(1) * before / after
     window = torch.where(distance.abs() < reach, torch.cos(math.pi / 2 * distance / reach).square(), 0.0)
     filters = torch.sinc(cutoff * distance) * cutoff * window
     return filters.float().unsqueeze(1), reach

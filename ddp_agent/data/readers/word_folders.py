@@ -1,7 +1,8 @@
-"""Folders of wav files, one a word, and lists that say which are for what: whose recordings are tested is published.
+"""Folders of wav files, one folder per word, with published lists of the recordings of each part.
 
-Two layouts: Google's Speech Commands (Warden 2018, arXiv:1804.03209) lists what is not for training, the Arabic Speech
-Commands (Ghandoura et al. 2021) list all. In both a file's name begins with who speaks: `<speaker>_….wav`.
+There are two layouts. Google's Speech Commands (Warden 2018, arXiv:1804.03209) lists the recordings that are not for
+training, the Arabic Speech Commands (Ghandoura et al. 2021) list all. In both, a file's name begins with the speaker:
+`<speaker>_….wav`.
 """
 
 import csv
@@ -20,14 +21,14 @@ TABLES: dict[PartName, str] = {"train": "train.csv", "validation": "val.csv", "t
 
 @dataclass(frozen=True)
 class WavClip:
-    """A word in a file of its own."""
+    """A recording of one word in a file of its own."""
 
     path: Path
     word: str
     speaker: str
 
     def recording(self) -> Recording:
-        """Raises DataError for a file that cannot be read."""
+        """Return the samples. Raise DataError for a file that cannot be read."""
         try:
             data = self.path.read_bytes()
         except OSError as error:
@@ -39,17 +40,17 @@ Parts = dict[PartName, list[WavClip]]
 
 
 def are_in(root: Path) -> bool:
-    """Whether lists of one of the two layouts lie in `root`."""
+    """Return True if `root` holds lists of one of the two layouts."""
     return (root / LISTS["test"]).is_file() or (root / TABLES["test"]).is_file()
 
 
 def read(root: Path) -> Parts:
-    """Raises DataError for lists that are damaged, or name what is not there."""
+    """Return the clips of each part. Raise DataError for lists that are damaged or name absent files."""
     return _listed(root) if (root / LISTS["test"]).is_file() else _tabled(root)
 
 
 def _listed(root: Path) -> Parts:
-    """Google's: `<word>/<name>.wav`, trained on unless a list names it; folders that begin with _ are no words."""
+    """Read Google's layout: `<word>/<name>.wav` is for training unless a list names it. Folders `_…` are no words."""
     listed = {part: list(_clips(root / name, _lines(root / name))) for part, name in LISTS.items()}
     taken = {clip.path for clips in listed.values() for clip in clips}
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
@@ -58,7 +59,7 @@ def _listed(root: Path) -> Parts:
 
 
 def _tabled(root: Path) -> Parts:
-    """Ghandoura's: tables of file and class, `dataset/<word>/<name>.wav`."""
+    """Read Ghandoura's layout: tables of file and class, `dataset/<word>/<name>.wav`."""
     return {part: list(_clips(root / name, _rows(root / name))) for part, name in TABLES.items()}
 
 
@@ -85,7 +86,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _clips(path: Path, names: Iterable[tuple[int, str]]) -> Iterator[WavClip]:
-    """Of the files that a list names. Raises DataError with the line of one that is not there."""
+    """Yield the clips that a list names. Raise DataError with the line of an absent file."""
     for line, name in names:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.suffix != ".wav":

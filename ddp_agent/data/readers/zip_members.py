@@ -1,4 +1,4 @@
-"""Zip files of many small files, as GitHub gives out a repository's."""
+"""Zip files of many small files, such as GitHub's archives of a repository."""
 
 import hashlib
 import zipfile
@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 
 from ddp_agent.errors import DataError
 
-LARGEST_BYTES = 64 << 20  # of one file: what a header claims is not unpacked without bound
+LARGEST_BYTES = 64 << 20  # per file: a header may claim any size
 
 
 def members(path: Path, folder: str) -> Iterator[tuple[str, bytes]]:
-    """The files of `folder`, which may lie below one other, by their names in it, in order; hidden ones are left out.
+    """Yield name and content of the files in `folder`, sorted by name, without hidden files.
 
-    Raises DataError for a file that is no zip file, or damaged, or holds a name twice.
+    `folder` may lie below one other folder. Raises DataError for a file that is no zip file, is damaged, or has a name
+    twice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -27,21 +28,24 @@ def members(path: Path, folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _inside(archive: zipfile.ZipFile, folder: str, path: Path) -> dict[str, zipfile.ZipInfo]:
-    found: dict[str, zipfile.ZipInfo] = {}
+    files: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         parts = PurePosixPath(member.filename).parts
         depth = next((depth for depth in (0, 1) if parts[depth : depth + 1] == (folder,)), None)
         if depth is None or member.is_dir() or parts[-1].startswith("."):
             continue
         name = "/".join(parts[depth + 1 :])
-        if name in found:
+        if name in files:
             raise DataError(f"{path}: found two files {folder}/{name}, expected one")
-        found[name] = member
-    return found
+        files[name] = member
+    return files
 
 
 def content_sha256(path: Path, folder: str) -> str:
-    """Of the names and contents in `folder`: GitHub may pack the same files otherwise from one day to the next."""
+    """Return the hash of names and contents in `folder`. GitHub's packing of the same files may change any day.
+
+    Raises OSError for a damaged file.
+    """
     digest = hashlib.sha256()
     try:
         for name, data in members(path, folder):

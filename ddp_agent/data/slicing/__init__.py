@@ -1,1 +1,1 @@
-"""Which samples a rank trains on."""
+"""Ways to slice the data: the samples and tasks that each rank trains on."""

@@ -10,9 +10,10 @@ from ddp_agent.data.slicing.base import SampleAttributes, Shards, assign_keys
 
 @dataclass(kw_only=True)
 class ByGroup(Shards):
-    """All of a speaker or a user to one rank, as where data may not leave those whom it comes from."""
+    """All samples of a speaker or user to one rank, as in federated learning, where data stay with their owners."""
 
     def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        """Return shards of whole groups. Raise ValueError for data without groups or with too few."""
         if samples.groups is None:
             raise ValueError(
                 "name: found ByGroup, but this data does not say whom its samples come from; use iid, contiguous, "

@@ -1,4 +1,4 @@
-"""Shards of few classes."""
+"""Shards of whole classes."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from ddp_agent.data.slicing.base import SampleAttributes, Shards, assign_keys
 
 @dataclass(kw_only=True)
 class ByLabel(Shards):
-    """Every class belongs to one rank: the hardest split, in which no rank ever sees what another does."""
+    """All samples of a class to one rank: the hardest split, in which ranks have no class in common."""
 
     def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        """Return shards of whole classes. Raise ValueError for data without classes or with too few."""
         if samples.labels is None:
             raise ValueError("name: found ByLabel, but this data has no classes; use iid, contiguous or by_group")
         if (labels := len(samples.labels.unique())) < ranks:

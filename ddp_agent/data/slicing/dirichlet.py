@@ -1,4 +1,4 @@
-"""Shards whose classes are mixed unevenly."""
+"""Shards with uneven mixtures of classes."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,15 @@ from ddp_agent.data.slicing.base import SampleAttributes, Shards
 
 @dataclass(kw_only=True)
 class Dirichlet(Shards):
-    """Each class is spread over the ranks by shares from a Dirichlet distribution (Li et al. 2022, arXiv:2102.02079).
+    """Each class is spread over the ranks in shares from a Dirichlet distribution (Li et al. 2022, arXiv:2102.02079).
 
-    A small `alpha` gives a class to one rank, a large one to all alike. Shards differ in size, too.
+    A small `alpha` gives most of a class to one rank, a large one gives equal shares. Shards differ in size, too.
     """
 
     alpha: PositiveFloat
 
     def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        """Return shards with random shares of each class. Raise ValueError for data without classes."""
         if samples.labels is None:
             raise ValueError("name: found Dirichlet, but this data has no classes; use iid, contiguous or by_group")
         parts: list[list[Tensor]] = [[] for _ in range(ranks)]
@@ -31,6 +32,7 @@ class Dirichlet(Shards):
         return [torch.cat(part) for part in parts]
 
     def empty_shards(self, empty: list[str], ranks: int) -> str:
+        """Return the error for ranks `empty`, with a larger alpha as the first remedy."""
         return (
             f"alpha: found {self.alpha:g}, which leaves ranks {', '.join(empty)} of {ranks} without samples; use a "
             "larger alpha, fewer ranks or another seed"
@@ -38,10 +40,10 @@ class Dirichlet(Shards):
 
 
 def shares(alpha: float, ranks: int, generator: torch.Generator) -> Tensor:
-    """From the symmetric Dirichlet distribution, fp64.
+    """Return one draw [ranks] from the symmetric Dirichlet distribution, fp64.
 
-    They are gamma variables by their sum. By logarithms: with alpha = 0.001 most gamma variables are less than the
-    smallest number there is. G(alpha) is distributed like G(alpha + 1) U^(1 / alpha).
+    A draw consists of gamma variables, divided by their sum. Logarithms are used, since with alpha = 0.001 most gamma
+    variables are below the smallest float: G(alpha) is distributed like G(alpha + 1) U^(1 / alpha).
     """
     above = torch._standard_gamma(torch.full((ranks,), alpha + 1, dtype=torch.float64), generator=generator)
     uniform = torch.rand(ranks, dtype=torch.float64, generator=generator)

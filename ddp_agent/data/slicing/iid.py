@@ -1,4 +1,4 @@
-"""Shards that look alike."""
+"""Shards of random samples."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from ddp_agent.data.slicing.base import SampleAttributes, Shards
 
 @dataclass(kw_only=True)
 class IID(Shards):
-    """Equal shards, drawn at random: each rank has a small picture of the whole."""
+    """Equal shards of random samples: each has about the distribution of the whole data."""
 
     def cut(self, samples: SampleAttributes, ranks: int, generator: torch.Generator) -> list[Tensor]:
+        """Return shards of random samples."""
         return list(torch.randperm(samples.count, generator=generator).tensor_split(ranks))
