@@ -56,28 +56,28 @@ class Observer:
     """
 
     def begin(self, start: Start) -> None:
-        """Training is about to start."""
+        """React to the start of training."""
 
     def stepped(self, step: int) -> None:
-        """Optimizer step `step` was taken and synchronised."""
+        """React to optimizer step `step`, which was taken and synchronised."""
 
     def logged(self, step: int, values: Values) -> None:
-        """Something was measured in `step`. Steps never decrease; one step may be logged and evaluated."""
+        """React to measurements of `step`. Steps never decrease; one step may be logged and evaluated."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """The consensus model was scored."""
+        """React to an evaluation of the consensus model."""
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint of `step` was handed to the writer."""
+        """React to a checkpoint of `step`, which was handed to the writer."""
 
     def finished(self, result: Result) -> None:
-        """The run is complete and its summary is written."""
+        """React to the end of a run whose summary is written."""
 
     def failed(self, error: BaseException) -> None:
-        """The run ends with `error`."""
+        """React to `error`, which ends the run."""
 
     def close(self) -> None:
-        """Nothing more will come. May be called twice."""
+        """Release everything: nothing more will come. May be called twice."""
 
 
 def stamped(values: Mapping[str, float | None]) -> Values:

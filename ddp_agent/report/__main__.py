@@ -1,4 +1,4 @@
-"""python -m ddp_agent.report <sweep or run directories>: which mode did how well, at what cost, and is it sure?
+"""Command `python -m ddp_agent.report <sweep or run directories>`: quality and cost of each mode, with verdicts.
 
 Prints the tables and writes report/index.html, report.json and the figures, by default into the first directory.
 """
