@@ -142,7 +142,7 @@ class RunDirectory(RunFiles):
 
     @contextmanager
     def _one_rank_at_a_time(self) -> Iterator[None]:
-        """Lock the status, since one of several ranks that fail together must be the first. Rank 0 holds the run's lock."""
+        """Lock the status: one of several ranks that fail together must be the first. Rank 0 holds the run's lock."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with suppress(OSError):
