@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddp_agent.checkpoint.manifest import File
 from ddp_agent.config.registry import build, is_own
 from ddp_agent.errors import CheckpointError, ConfigError
-from ddp_agent.models.common.meta_build import skeleton
+from ddp_agent.models.common.meta_build import build_on_meta
 from ddp_agent.models.common.multi_task import with_heads
 from ddp_agent.outputs.files import replacing, to_json, write_atomically
 
@@ -57,15 +57,15 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
             _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
         )
         if is_own(about["name"]):  # else shapes are compared when memory has been taken for them
-            _check_layout(_as_wide(skeleton(construct), tensors), tensors, run_dir / WEIGHTS)
+            _check_layout(_in_dtype_of(build_on_meta(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
     except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error
-    _fill(_as_wide(model, tensors), tensors, run_dir / WEIGHTS)
+    _fill(_in_dtype_of(model, tensors), tensors, run_dir / WEIGHTS)
     return model.eval()
 
 
-def _as_wide(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _in_dtype_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """In the floating-point type of the file, where it has one."""
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     return model.to(floating.pop()) if len(floating) == 1 else model

@@ -1,1 +1,1 @@
-"""What a run trains: pure functions of their input, told `input_shape` and `outputs` by the data."""
+"""Models that a run can train. The data gives them `input_shape` and `outputs`."""

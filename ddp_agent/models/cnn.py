@@ -11,7 +11,7 @@ from ddp_agent.models.common.blocks import image_shape
 class CNN(nn.Module):
     """Small convolutional network: 3 x 3 convolutions, each with pooling and ReLU, then two linear layers.
 
-    Without normalisation layers, so that nothing but parameters needs to be synchronised.
+    It has no normalisation layers, so only parameters need to be synchronised.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class CNN(nn.Module):
             )
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((depth, *channels)):
-            # Pooling first gives the same numbers and leaves ReLU a quarter of them.
+            # ReLU after pooling gives the same result from a quarter of the numbers.
             layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
         features = (depth, *channels)[-1] * (height >> len(channels)) * (width >> len(channels))
         self.features = nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""A small language model."""
+"""A small language model of the GPT kind."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ddp_agent.config.fields import Decay, Layers, PositiveInt
 from ddp_agent.models.common.blocks import INITIAL_STD, Block, check_heads, text_length
 
-_MULTIPLIER, _PRIME = 1_000_003, 2**31 - 1  # of the hash: products stay far below 2^63
+_MULTIPLIER, _PRIME = 1_000_003, 2**31 - 1  # of the hash; products stay far below 2^63
 
 
 class GPT(nn.Module):
@@ -26,10 +26,10 @@ class GPT(nn.Module):
         ngram_width: PositiveInt,
         dropout: Decay,
     ) -> None:
-        """`ngrams`: the longest; 1: none. Each length has `buckets` rows of `ngram_width`.
+        """`ngrams`: length of the longest n-gram; 1 for none. Each length has `buckets` rows of `ngram_width`.
 
-        What the last few tokens were is most of what there is to know. Looked up (Pagnoni et al. 2024,
-        arXiv:2412.09871, section 3.2), it costs no arithmetic, and attention need not learn it first.
+        The last few tokens carry most of the information about the next one. A lookup of hashed n-grams (Pagnoni et
+        al. 2024, arXiv:2412.09871, section 3.2) costs no arithmetic, and attention need not learn them first.
         """
         super().__init__()
         check_heads(width, heads)
@@ -48,7 +48,7 @@ class GPT(nn.Module):
         nn.init.normal_(self.places, std=INITIAL_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [batch, length] to what comes next after each, [batch, length, vocabulary]."""
+        """Return the logits of each next token, [batch, length, vocabulary], for `tokens` [batch, length]."""
         stream = self.tokens(tokens) + self.places[: tokens.shape[1]]
         if self.table is not None and self.join is not None:
             stream = stream + self.join(self.table(self.hashed(tokens)).flatten(2))
@@ -59,10 +59,10 @@ class GPT(nn.Module):
         return outputs
 
     def hashed(self, tokens: Tensor) -> Tensor:
-        """Rows of the table [batch, length, ngrams - 1]: of the 2 tokens that end here, of 3, and so on."""
-        rows, code, before = [], tokens, tokens
+        """Return rows of the table, [batch, length, ngrams - 1]: for the last 2 tokens at each position, the last 3, …"""
+        rows, code, earlier = [], tokens, tokens
         for length in range(self.ngrams - 1):
-            before = F.pad(before, (1, -1), value=-1)  # -1: before the beginning
-            code = (code * _MULTIPLIER + before + 2) % _PRIME
+            earlier = F.pad(earlier, (1, -1), value=-1)  # -1 stands for positions before the first token
+            code = (code * _MULTIPLIER + earlier + 2) % _PRIME
             rows.append(code % self.buckets + length * self.buckets)
         return torch.stack(rows, -1)

@@ -1,4 +1,4 @@
-"""The article's model."""
+"""A linear model."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Linear(nn.Module):
     """The article's y = f(Wx + b).
 
-    f belongs to the loss: softmax in cross_entropy, identity in half_squared_error.
+    f is part of the loss: softmax in cross_entropy, the identity in half_squared_error.
     """
 
     def __init__(self, *, input_shape: tuple[int, ...], outputs: int) -> None:

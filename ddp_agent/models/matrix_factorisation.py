@@ -1,4 +1,4 @@
-"""Users and items as vectors."""
+"""Matrix factorisation of ratings."""
 
 from torch import Tensor, nn
 
@@ -7,10 +7,10 @@ from ddp_agent.models.common.blocks import INITIAL_STD
 
 
 class MatrixFactorisation(nn.Module):
-    """Product of a user's and an item's vectors, and a bias of each (Koren, Bell and Volinsky 2009)."""
+    """Dot product of a user's and an item's vector, plus a bias of each (Koren, Bell and Volinsky 2009)."""
 
     def __init__(self, *, users: int, items: int, mean: float = 0.0, width: PositiveInt, dropout: Decay) -> None:
-        """`mean`: of all that is to be predicted. It is added as it is, so that no weight decay pulls at it."""
+        """`mean`: the mean of all ratings. It is added as a constant, so that weight decay does not act on it."""
         super().__init__()
         self.mean = mean
         self.user_vectors = nn.Embedding(users, width)
@@ -24,7 +24,7 @@ class MatrixFactorisation(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [batch, 1 + items] of a user and items to numbers [batch, items]."""
+        """Return predictions [batch, items] for `rows` [batch, 1 + items] of a user and items."""
         user, items = rows[:, :1], rows[:, 1:]
         product = self.dropout(self.user_vectors(user)) * self.dropout(self.item_vectors(items))
         biases = self.user_bias(user) + self.item_bias(items)

@@ -1,4 +1,4 @@
-"""Users and items as vectors, multiplied and read by a network."""
+"""Neural matrix factorisation of ratings."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from ddp_agent.models.common.blocks import INITIAL_STD
 
 
 class NeuMF(nn.Module):
-    """Neural matrix factorisation: a product of vectors beside an MLP on others (He et al. 2017, arXiv:1708.05031)."""
+    """Neural matrix factorisation: a product of vectors, an MLP on others (He et al. 2017, arXiv:1708.05031)."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class NeuMF(nn.Module):
         hidden: tuple[PositiveInt, ...],
         dropout: Decay,
     ) -> None:
-        """`width`: of each of the four kinds of vectors. `mean`: of all that is to be predicted, added as it is."""
+        """`width`: length of each of the four kinds of vectors. `mean`: mean of all ratings, added as a constant."""
         super().__init__()
         self.mean = mean
         self.user_vectors, self.item_vectors = nn.Embedding(users, width), nn.Embedding(items, width)
@@ -34,14 +34,14 @@ class NeuMF(nn.Module):
         self.mlp = nn.Sequential(*layers)
         self.output = nn.Linear(width + (2 * width, *hidden)[-1], 1)
         with torch.no_grad():
-            self.output.weight[:, :width] = 1  # begins as matrix factorisation
+            self.output.weight[:, :width] = 1  # training begins with matrix factorisation
             self.output.bias.zero_()
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [batch, 1 + items] of a user and items to numbers [batch, items]."""
+        """Return predictions [batch, items] for `rows` [batch, 1 + items] of a user and items."""
         user, items = rows[:, :1], rows[:, 1:]
         product = self.dropout(self.user_vectors(user)) * self.dropout(self.item_vectors(items))
         both = self.user_features(user).expand(-1, items.shape[1], -1), self.item_features(items)
-        read = self.mlp(self.dropout(torch.cat(both, -1)))
-        outputs: Tensor = self.output(torch.cat([product, read], -1)).squeeze(-1) + self.mean
+        features = self.mlp(self.dropout(torch.cat(both, -1)))
+        outputs: Tensor = self.output(torch.cat([product, features], -1)).squeeze(-1) + self.mean
         return outputs

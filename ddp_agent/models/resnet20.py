@@ -1,4 +1,4 @@
-"""The residual network for CIFAR of He et al. 2016, arXiv 1512.03385, section 4.2, with n = 3."""
+"""The residual network for CIFAR (He et al. 2016, arXiv:1512.03385, section 4.2, with n = 3)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class _Block(nn.Module):
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.stride = 1 if before == width else 2  # where it gets wider, the image is halved
+        self.stride = 1 if before == width else 2  # wider blocks halve the image
         self.added = width - before
         self.first = nn.Sequential(_convolution(before, width, self.stride), nn.BatchNorm2d(width), nn.ReLU())
         self.second = nn.Sequential(_convolution(width, width), nn.BatchNorm2d(width))

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from ddp_agent.config.fields import Decay, PositiveInt
 from ddp_agent.models.common.blocks import image_shape
 
-GROUPS = 8  # of channels that are normalised together
+GROUPS = 8  # GroupNorm normalises the channels of a group together
 
 
 class SpeechCNN(nn.Module):
     """Small network for mel spectrograms: 3 x 3 convolutions with GroupNorm, the mean over time, one linear layer.
 
-    GroupNorm (Wu and He 2018, arXiv:1803.08494) keeps no statistics: nothing but parameters needs to be synchronised.
+    GroupNorm (Wu and He 2018, arXiv:1803.08494) keeps no statistics, so only parameters need to be synchronised.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class SpeechCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(height * (depth, *channels)[-1], outputs)
         for module in self.features:
-            if isinstance(module, nn.Conv2d):  # before a norm, small weights would mean large steps
+            if isinstance(module, nn.Conv2d):  # before a norm, smaller weights take relatively larger steps
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[batch, channels, mels, frames] to [batch, outputs]."""
+        """Return [batch, outputs] for `inputs` [batch, channels, mels, frames]."""
         over_time = self.features(inputs).mean(3).flatten(1)
         outputs: Tensor = self.classifier(self.dropout(over_time))
         return outputs

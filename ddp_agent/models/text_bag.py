@@ -1,4 +1,4 @@
-"""Text as a bag of features."""
+"""A bag of embeddings for texts."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ddp_agent.config.fields import Decay, PositiveInt
 from ddp_agent.models.common.blocks import text_length
 
-STD = 0.1  # of the initial embeddings
+INITIAL_EMBEDDING_STD = 0.1
 
 
 class TextBag(nn.Module):
@@ -22,18 +22,18 @@ class TextBag(nn.Module):
         token_dropout: Decay,
         dropout: Decay,
     ) -> None:
-        """`token_dropout`: share of a text's tokens that are left out in a training step."""
+        """`token_dropout`: share of a text's tokens that a training step leaves out."""
         super().__init__()
         text_length(input_shape, "TextBag")
         self.token_dropout = token_dropout
         self.embedding = nn.EmbeddingBag(vocabulary, width, mode="sum", padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=STD)
+        nn.init.normal_(self.embedding.weight, std=INITIAL_EMBEDDING_STD)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, outputs))
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.training and self.token_dropout:
             tokens = tokens * (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout)
-        # Divided by the root of their number, sums of unrelated embeddings have one size, be they few or many.
+        # The norm of a sum of unrelated embeddings grows with the root of their number.
         count = (tokens != 0).sum(1, keepdim=True).clamp(min=1)
         outputs: Tensor = self.classifier(self.embedding(tokens) / count.sqrt())
         return outputs

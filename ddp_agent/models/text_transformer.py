@@ -8,7 +8,7 @@ from ddp_agent.models.common.blocks import INITIAL_STD, Block, check_heads, text
 
 
 class TextTransformer(nn.Module):
-    """Small transformer encoder: embeddings of tokens and places, blocks, their mean, one linear layer."""
+    """Small transformer encoder: embeddings of tokens and positions, blocks, the mean over tokens, one linear layer."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TextTransformer(nn.Module):
         mask = tokens != 0
         if self.training and self.token_dropout:
             mask &= torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout
-        mask[:, 0] = True  # attention among nothing would be NaN
+        mask[:, 0] = True  # attention to no token at all would be NaN
         stream = self.dropout(self.tokens(tokens) + self.places)
         for block in self.blocks:
             stream = block(stream, mask)

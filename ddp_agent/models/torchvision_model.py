@@ -1,4 +1,4 @@
-"""torchvision's classification models, imported only when one is built."""
+"""torchvision's classification models. torchvision is imported when one is built."""
 
 import difflib
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from ddp_agent.models.common.blocks import image_shape
 
-# Their auxiliary classifiers would make the output a tuple while training.
+# Models whose auxiliary classifiers would make the output a tuple in training mode.
 AUXILIARY = {"googlenet", "inception_v3"}
 
 
 class TorchvisionModel(nn.Module):
     """Any classification model of torchvision by its name (arch), from random weights.
 
-    Its numbers of classes and of input channels become the data's. Pretrained weights are not offered: a
-    comparison starts every rank and mode from the same seeded weights.
+    The numbers of classes and of input channels are those of the data. Pretrained weights are not offered: a comparison
+    starts every rank and mode from the same seeded weights.
     """
 
     def __init__(self, *, input_shape: tuple[int, ...], outputs: int, arch: str) -> None:
@@ -40,7 +40,7 @@ def _check_known(arch: str) -> None:
 
 
 def _check_shape(arch: str, model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """One forward pass on the meta device: shapes are computed, numbers are not, no state changes."""
+    """Run one forward pass on the meta device, which computes shapes without numbers and changes no state."""
     state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     try:
         torch.func.functional_call(model, state, torch.empty(2, *shape, device="meta"))
@@ -59,7 +59,7 @@ def _create(arch: str, channels: int, outputs: int) -> nn.Module:
 
 
 def _replace_stem(model: nn.Module, channels: int) -> None:
-    """Another first convolution, which every model of torchvision has, for another number of channels."""
+    """Replace the first convolution, which every model of torchvision has, by one for `channels` input channels."""
     name, stem = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     parent, _, attribute = name.rpartition(".")
     replacement = nn.Conv2d(

@@ -9,7 +9,7 @@ from ddp_agent.config.fields import REQUIRED, parameters
 from ddp_agent.config.registry import build, is_own, locate
 from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
-from ddp_agent.models.common.meta_build import skeleton
+from ddp_agent.models.common.meta_build import build_on_meta
 from ddp_agent.models.common.multi_task import with_heads
 from ddp_agent.rng import seed_everything
 from ddp_agent.training.settings import RUNTIME, Settings
@@ -31,7 +31,7 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
         build, "model", settings.model, trusted_packages=settings.options.trusted_packages, **given
     )
     if is_own(settings.model["name"]):
-        skeleton(construct)
+        build_on_meta(construct)
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
     try:

@@ -188,7 +188,7 @@ def test_training_calls_the_heads_that_are_trained() -> None:
             "Sequential has one layer only, and its tasks would share nothing",
         ),
         (nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 7)), "does not end in a linear layer"),
-        (nn.Sequential(nn.Linear(4, 7)), "does not end in a linear layer, which 2 tasks could each have their own"),
+        (nn.Sequential(nn.Linear(4, 7)), "does not end in a linear layer that 2 tasks could each have of their own"),
     ],
 )
 def test_models_without_a_trunk_are_refused(model: nn.Module, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What models for images share, and what those for texts do."""
+"""Checks of shapes, and a transformer block, that several models share."""
 
 import math
 
@@ -9,7 +9,7 @@ INITIAL_STD = 0.02  # of weights in a transformer
 
 
 def image_shape(input_shape: tuple[int, ...], model: str) -> tuple[int, int, int]:
-    """`input_shape` as (channels, height, width). Raises ValueError for data that are no images."""
+    """Return `input_shape` as (channels, height, width). Raises ValueError for data that are no images."""
     if len(input_shape) != 3:
         raise ValueError(f"{model}: found data of shape {input_shape}, expected images (channels, height, width)")
     channels, height, width = input_shape
@@ -17,14 +17,14 @@ def image_shape(input_shape: tuple[int, ...], model: str) -> tuple[int, int, int
 
 
 def text_length(input_shape: tuple[int, ...], model: str) -> int:
-    """The tokens of a text. Raises ValueError for data that are no texts."""
+    """Return the number of tokens of a text. Raises ValueError for data that are no texts."""
     if len(input_shape) != 1:
         raise ValueError(f"{model}: found data of shape {input_shape}, expected texts (tokens,)")
     return input_shape[0]
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raises ValueError when attention heads cannot share `width`."""
+    """Raise ValueError when attention heads cannot share `width`."""
     if width % heads:
         raise ValueError(f"heads: found {heads}, expected a divisor of width {width}")
 
@@ -32,7 +32,8 @@ def check_heads(width: int, heads: int) -> None:
 class Block(nn.Module):
     """A transformer's pre-norm block (Vaswani et al. 2017; Xiong et al. 2020, arXiv:2002.04745): attention, then MLP.
 
-    Weights begin as in GPT-2: normal, those that add to the residual smaller the more of them there are.
+    Weights begin as in GPT-2: normal with a standard deviation of 0.02, divided by √(2 × blocks) in the layers whose
+    output is added to the stream.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, blocks: int) -> None:
@@ -51,17 +52,21 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=INITIAL_STD / math.sqrt(2 * blocks))
 
     def forward(self, stream: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`stream` [batch, tokens, width]; `mask` [batch, tokens]: which of them may be looked at."""
+        """Return the stream after this block, [batch, tokens, width] as `stream`.
+
+        `mask` [batch, tokens]: True for the tokens that may be attended to.
+        """
         stream = stream + self.dropout(self.attend(self.attention_norm(stream), mask, causal))
         hidden = F.gelu(self.mlp_in(self.mlp_norm(stream)), approximate="tanh")
         outputs: Tensor = stream + self.dropout(self.mlp_out(hidden))
         return outputs
 
     def attend(self, stream: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Return the output of multi-head attention, [batch, tokens, width]."""
         batch, tokens, width = stream.shape
         parts = self.attention_in(stream).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        seen = None if mask is None else mask[:, None, None, :]
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
-        outputs: Tensor = self.attention_out(found.transpose(1, 2).reshape(batch, tokens, width))
+        mask = None if mask is None else mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        outputs: Tensor = self.attention_out(attended.transpose(1, 2).reshape(batch, tokens, width))
         return outputs

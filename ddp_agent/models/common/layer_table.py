@@ -1,4 +1,4 @@
-"""A model's structure as a table: what each layer holds, gives and costs."""
+"""A model's layers as a table: parameters, output shapes and FLOPs."""
 
 import logging
 from collections.abc import Mapping
@@ -13,73 +13,56 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one forward pass showed, by names of modules: the shape of what they gave, and FLOPs, those inside included.
-
-    For one sample.
-    """
+class Forward:
+    """The forward pass of one sample, by names of modules. The name of the model itself is empty."""
 
     shapes: Mapping[str, str]
     flops: Mapping[str, int]
+    """FLOPs of a module, including those of modules inside it."""
 
-    def own_flops(self, name: str, module: nn.Module) -> int:
-        """Without those of the modules inside it."""
-        return max(0, self.flops.get(name, 0) - self._inside(name, module))
-
-    def _inside(self, name: str, module: nn.Module) -> int:
-        """A list of modules is never called itself: what is in it stands for it."""
-        paths = ((f"{name}.{child}".lstrip("."), inner) for child, inner in module.named_children())
-        return sum(self.flops[path] if path in self.flops else self._inside(path, inner) for path, inner in paths)
+    def own_flops(self) -> dict[str, int]:
+        """Return the FLOPs per module without those of modules inside it."""
+        own = dict(self.flops)
+        for name, flops in self.flops.items():
+            if name:
+                parent = name.rpartition(".")[0]
+                while parent not in own:  # a list of modules, which is never called itself
+                    parent = parent.rpartition(".")[0]
+                own[parent] -= flops
+        return own
 
 
 def layer_table(model: nn.Module, inputs: Tensor | None = None) -> str:
-    """Markdown. A layer is a module that has parameters or FLOPs of its own, or no modules inside.
+    """Return a table in Markdown of the modules that have parameters or FLOPs of their own, or no modules inside.
 
-    With `inputs` [samples, ...], as the model gets them, also the shape of what each layer gives and its FLOPs.
+    With `inputs` [samples, ...], as the model gets them, the table also has output shapes and FLOPs.
     """
-    seen = None if inputs is None else _try_forward(model, inputs)
-    return _without_pass(model) if seen is None else _with_pass(model, seen)
-
-
-def _without_pass(model: nn.Module) -> str:
+    forward = None if inputs is None else _try_forward(model, inputs)
+    own_flops = forward.own_flops() if forward else {}
     rows = ["| layer | type | parameters | count |", "|---|---|---|---:|"]
-    rows += [_described(name, module) for name, module in model.named_modules() if _holds(module)]
-    return "\n".join([*rows, _total(model)])
-
-
-def _with_pass(model: nn.Module, seen: Pass) -> str:
-    rows = ["| layer | type | parameters | count | output | FLOPs |", "|---|---|---|---:|---|---:|"]
+    if forward:
+        rows = [rows[0] + " output | FLOPs |", rows[1] + "---|---:|"]
     for name, module in model.named_modules():
-        flops = seen.own_flops(name, module)
-        if _holds(module) or flops:
-            rows.append(f"{_described(name, module)} {seen.shapes.get(name, '')} | {flops:,} |")
-    total = f"{_total(model)} | **{seen.flops.get('', 0):,}** |"
-    about = "FLOPs: of matrix products, convolutions and attention, in the forward pass of one sample."
-    return "\n".join([*rows, total, "", about])
-
-
-def _holds(module: nn.Module) -> bool:
-    return bool(dict(module.named_parameters(recurse=False))) or not any(module.children())
-
-
-def _described(name: str, module: nn.Module) -> str:
-    own = dict(module.named_parameters(recurse=False))
-    shapes = ", ".join(f"{key} {_by(value.shape)}" for key, value in own.items())
-    count = sum(value.numel() for value in own.values())
-    return f"| {name or '(model)'} | {type(module).__name__} | {shapes} | {count:,} |"
-
-
-def _total(model: nn.Module) -> str:
+        own, flops = dict(module.named_parameters(recurse=False)), max(0, own_flops.get(name, 0))
+        if own or flops or not any(module.children()):
+            shapes = ", ".join(f"{key} {_by(value.shape)}" for key, value in own.items())
+            count = sum(value.numel() for value in own.values())
+            rows.append(f"| {name or '(model)'} | {type(module).__name__} | {shapes} | {count:,} |")
+            rows[-1] += f" {forward.shapes.get(name, '')} | {flops:,} |" if forward else ""
     total = sum(parameter.numel() for parameter in model.parameters())
-    return f"| **total** | {type(model).__name__} | | **{total:,}** |"
+    rows.append(f"| **total** | {type(model).__name__} | | **{total:,}** |")
+    if forward:
+        rows[-1] += f" | **{forward.flops['']:,}** |"
+        rows += ["", "FLOPs: of matrix products, convolutions and attention, in the forward pass of one sample."]
+    return "\n".join(rows)
 
 
 def _by(shape: torch.Size) -> str:
     return "×".join(map(str, shape))
 
 
-def _try_forward(model: nn.Module, inputs: Tensor) -> Pass | None:
-    """None for a model that torch cannot count: no table is worth a training."""
+def _try_forward(model: nn.Module, inputs: Tensor) -> Forward | None:
+    """Return None for a model whose FLOPs torch cannot count: a missing table must not end a training."""
     try:
         return _forward(model, inputs)
     except Exception as error:
@@ -87,8 +70,8 @@ def _try_forward(model: nn.Module, inputs: Tensor) -> Pass | None:
         return None
 
 
-def _forward(model: nn.Module, inputs: Tensor) -> Pass:
-    """In evaluation mode, and not compiled: what is counted are torch's own operations. 10 to 20 ms on a CPU."""
+def _forward(model: nn.Module, inputs: Tensor) -> Forward:
+    """Run one pass in evaluation mode, not compiled: only torch's own operations are counted. 10 to 20 ms on a CPU."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shapes: dict[str, str] = {}
@@ -103,12 +86,11 @@ def _forward(model: nn.Module, inputs: Tensor) -> Pass:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-    root = type(model).__name__  # what the counter calls the model
-    counted = {
-        name: sum(by_operation.values()) // len(inputs) for name, by_operation in counter.get_flop_counts().items()
-    }
-    inside = {name.removeprefix(f"{root}."): flops for name, flops in counted.items() if name.startswith(f"{root}.")}
-    return Pass(shapes, inside | {"": counted.get("Global", 0)})
+    counts = {name: sum(kinds.values()) // len(inputs) for name, kinds in counter.get_flop_counts().items()}
+    flops = {"": counts.pop("Global", 0)}
+    prefix = f"{type(model).__name__}."  # of all other names
+    flops |= {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix)}
+    return Forward(shapes, flops)
 
 
 def _note(shapes: dict[str, str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:

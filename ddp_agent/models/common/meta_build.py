@@ -1,4 +1,4 @@
-"""A model without its numbers: what it would be, before memory is taken for it."""
+"""Models on torch's meta device: their shapes, before memory is taken for their numbers."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ from ddp_agent.config.memory import require
 from ddp_agent.errors import ConfigError
 
 
-def skeleton(construct: Callable[[], nn.Module]) -> nn.Module:
-    """What `construct` makes, on torch's meta device: names and shapes, no numbers.
+def build_on_meta(construct: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model that `construct` makes, on the meta device: names and shapes without numbers.
 
-    For classes of this package: others' may need numbers while they are built. Raises ConfigError for a model that
-    cannot be, or that memory cannot hold.
+    For classes of this package only: those of other packages may need numbers while they are built. Raises ConfigError
+    for a model that cannot be built, or that the machine's memory cannot hold.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = construct()
     except ConfigError:
         raise
-    except Exception as error:  # torch has one of its own for each size that no tensor can have
+    except Exception as error:  # torch raises many kinds for sizes that no tensor can have
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"model: no such model can be built ({type(error).__name__}: {reason})") from error
     try:

@@ -1,4 +1,4 @@
-"""One trunk for several tasks, and a head for each."""
+"""A model with one trunk and a head per task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 class MultiTask(nn.Module):
-    """A model's layers up to the last for all tasks, and a last layer for each.
+    """A trunk that all tasks share, and a last layer (head) per task.
 
-    Outputs are those of all heads, side by side [samples, outputs of all]; in training of the heads in `trained` only.
+    Returns the outputs of all heads side by side, [samples, outputs of all heads]. In training mode only the heads in
+    `trained` are called.
     """
 
     def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -18,7 +19,7 @@ class MultiTask(nn.Module):
         self.trunk = trunk
         self.heads = nn.ModuleDict(heads)
         self.trained = dict.fromkeys(heads, 1.0)
-        """The heads that training calls; a head's gradient counts so many times as much in the trunk as in itself."""
+        """The heads that training calls, and the factor by which each head's gradient is multiplied in the trunk."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.trunk(inputs)
@@ -29,15 +30,17 @@ class MultiTask(nn.Module):
 
 
 def with_heads(model: nn.Module, outputs: Mapping[str, int]) -> MultiTask:
-    """`model`, whose last layer is replaced by one for each task, of so many `outputs`.
+    """Replace the last layer of `model` by one per task. `outputs`: the number of outputs of each task.
 
-    Raises ValueError for a model that does not end in a linear layer with all the outputs, or has nothing before it.
+    Raises ValueError for a model that does not end in a linear layer with all these outputs, or has no layer before it.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     name, last = layers.popitem() if layers else ("", None)
     kind = type(model).__name__
     if last is None or not name or last.out_features != sum(outputs.values()):
-        raise ValueError(f"{kind} does not end in a linear layer, which {len(outputs)} tasks could each have their own")
+        raise ValueError(
+            f"{kind} does not end in a linear layer that {len(outputs)} tasks could each have of their own"
+        )
     model.set_submodule(name, nn.Identity())
     if next(model.parameters(), None) is None:
         raise ValueError(f"{kind} has one layer only, and its tasks would share nothing: use a model with more")
@@ -46,7 +49,7 @@ def with_heads(model: nn.Module, outputs: Mapping[str, int]) -> MultiTask:
 
 
 def amplified(features: Tensor, factor: float) -> Tensor:
-    """The same numbers, whose gradient is multiplied."""
+    """Return `features`. Their gradient is multiplied by `factor`."""
     return features if factor == 1 else _Amplified.apply(features, factor)
 
 
