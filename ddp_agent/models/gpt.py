@@ -59,7 +59,7 @@ class GPT(nn.Module):
         return outputs
 
     def hashed(self, tokens: Tensor) -> Tensor:
-        """Return rows of the table, [batch, length, ngrams - 1]: for the last 2 tokens at each position, the last 3, …"""
+        """Return a row of the table for the last 2, 3, … tokens at each position: [batch, length, ngrams - 1]."""
         rows, code, earlier = [], tokens, tokens
         for length in range(self.ngrams - 1):
             earlier = F.pad(earlier, (1, -1), value=-1)  # -1 stands for positions before the first token
