@@ -1,4 +1,4 @@
-"""What a reducer has to do."""
+"""The interface of every reducer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -62,19 +62,20 @@ class Reducer(ABC):
         return []
 
     def for_tensor(self, shapes: Sequence[torch.Size]) -> "Reducer":
-        """What averages one tensor again and again: parameters of these shapes, flattened, one behind the other.
+        """Return the reducer for a tensor that is averaged repeatedly: parameters of `shapes`, flattened, in order.
 
-        A reducer that remembers something of a tensor (what it dropped from it, a basis) gives a new one, whose
-        state is a part of its own; ask for them in the same order on every rank and after a resume. One without
-        memory gives itself.
+        A reducer without memory returns itself. A reducer that remembers something of a tensor (the error that it made,
+        a basis) returns a new one, whose state is saved as a part of its own. Ask for them in the same order on every
+        rank and after a resume.
         """
         return self
 
     @abstractmethod
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
-        """Begins averaging `tensor`; the returned function waits and leaves the mean in it.
+        """Start to average `tensor`. Return a function that waits and leaves the mean in `tensor`.
 
-        Between the two the caller may compute, but not touch `tensor`. Every rank starts and finishes in one order.
+        Between the two calls the caller may compute, but must not touch `tensor`. Every rank starts and finishes in the
+        same order.
         """
 
     @abstractmethod
@@ -85,18 +86,18 @@ class Reducer(ABC):
         """
 
     def mean_(self, tensor: Tensor, comm: Comm) -> None:
-        """Replaces `tensor` by its mean over ranks."""
+        """Replace `tensor` by its mean over ranks. A collective."""
         self.start(tensor, comm)()
 
-    def regroup(self, rank: int, size: int, new_size: int) -> None:  # noqa: B027 (most keep nothing of a rank's own)
-        """The next mean is over `new_size` ranks; the last one was over `size`, of which this was number `rank`."""
+    def regroup(self, rank: int, size: int, new_size: int) -> None:  # noqa: B027 (most keep nothing per rank)
+        """Prepare for means over `new_size` ranks. The last one was over `size`, where this rank had number `rank`."""
 
     def common_state(self) -> dict[str, Any]:
-        """Of `state_dict` what is not this rank's own: for one that joins, and owes nothing yet."""
+        """Return `state_dict` without the entries of this rank alone, for a rank that joins and owes nothing yet."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs, such as error-feedback residuals."""
+        """Return everything that a resume needs, such as error-feedback residuals."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

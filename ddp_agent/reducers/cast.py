@@ -1,4 +1,4 @@
-"""The mean in a narrower floating-point type."""
+"""Averaging in a narrower floating-point type."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 @dataclass(kw_only=True)
 class Cast(Reducer):
-    """Sent as bf16 or fp16, half the bytes of fp32; every partial sum is rounded."""
+    """Numbers travel as bf16 or fp16, half the bytes of fp32; every partial sum is rounded."""
 
     dtype: Literal["bf16", "fp16"]
 

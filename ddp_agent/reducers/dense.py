@@ -1,4 +1,4 @@
-"""The exact mean."""
+"""Exact averaging."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The mean in eight bits."""
+"""Averaging in eight bits per number."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ddp_agent.reducers.common.quantised import Quantised
 
 @dataclass(kw_only=True)
 class Int8(Quantised):
-    """Sent as 8-bit integers, a scale for each block: about a quarter of fp32's bytes. With error feedback."""
+    """8-bit integers with a scale per block: about a quarter of fp32's bytes, with error feedback."""
 
     block: PositiveInt = 256
 
@@ -24,7 +24,7 @@ class Int8(Quantised):
         return self.block
 
     def encode(self, blocks: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Rounded to multiples of scale = largest magnitude / 127."""
+        """Round to multiples of scale = largest magnitude / 127."""
         low, high = blocks.aminmax(dim=-1)
         scales = (torch.maximum(high, -low) / 127).to(torch.float32)
         scales.masked_fill_(~scales.isfinite(), torch.nan)  # times any code it stays NaN

@@ -13,12 +13,12 @@ from ddp_agent.distributed.traffic import Collective, Shapes
 from ddp_agent.reducers.base import Finish
 from ddp_agent.reducers.common.feedback import ErrorFeedback
 
-SEED = 1905  # of the first basis, the same on every rank
+SEED = 1905  # for the first basis, the same on every rank
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A parameter as a matrix of `rows` x `cols`, sent as two factors of `rank` columns; with rank 0 exactly."""
+    """A parameter as a matrix of `rows` x `cols`, sent as two factors of `rank` columns. Rank 0: sent exactly."""
 
     rows: int
     cols: int
@@ -29,10 +29,10 @@ class _Piece:
 class PowerSGD(ErrorFeedback):
     """Matrices sent as products of two thin ones, the rest exactly; error feedback (Vogels et al., arXiv:1905.13727).
 
-    A parameter of two or more dimensions is a matrix M [shape[0], rest]. Each call takes one step of power iteration,
-    on from the basis Q [cols, rank] of the last call: P = orthonormal(mean of M Q), Q = mean of M^T P; result P Q^T.
-    Sent exactly are vectors, and matrices that would not become more than `min_compression` times smaller. Every rank
-    computes P from the same mean and must find the same bits: ranks should be equal machines.
+    A parameter of two or more dimensions is a matrix M [shape[0], rest]. Each call takes one step of power iteration
+    from the basis Q [cols, rank] of the last call: P = orthonormal(mean of M Q), Q = mean of M^T P. The result is
+    P Q^T. Vectors are sent exactly, and so are matrices that would not become more than `min_compression` times
+    smaller. Every rank computes P from the same mean and must get the same bits: use equal machines.
     """
 
     _traits = replace(ErrorFeedback._traits, works_in_buckets=True)
@@ -81,8 +81,8 @@ class PowerSGD(ErrorFeedback):
                 result.copy_(left @ right.T)
             for result, mean in zip(exact_results, means, strict=False):
                 result.copy_(mean)
-            # Orthonormal, so that the next call also looks where this one's matrices had nothing (their gradients are
-            # often of low rank): otherwise even a full rank would miss what is new. The span is the same.
+            # Orthonormal, so that the next call also covers directions in which this call's matrices had nothing
+            # (gradients are often of low rank). Otherwise even a full rank would miss them. The span is the same.
             self.basis = _flat(precise, [_orthonormal(right) for right in rights])
 
         return finish
@@ -110,13 +110,13 @@ class PowerSGD(ErrorFeedback):
 
 
 def _divided(pieces: Sequence[_Piece], parts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The parts that are sent exactly, and those of low rank."""
+    """Return the parts that are sent exactly, and the parts of low rank."""
     pairs = list(zip(pieces, parts, strict=True))
     return [part for piece, part in pairs if not piece.rank], [part for piece, part in pairs if piece.rank]
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal columns that span these, completed where these depend on each other (zeros too)."""
+    """Return orthonormal columns that span `columns`; further ones where these are linearly dependent, or zero."""
     q: Tensor = torch.linalg.qr(columns).Q
     return q
 
@@ -126,6 +126,6 @@ def _flat(like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Views of these shapes, one behind the other."""
+    """Return consecutive views of `flat` in these shapes."""
     sizes = [torch.Size(shape).numel() for shape in shapes]
     return [part.view(*shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""The mean in one bit."""
+"""Averaging in one bit per number."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ BLOCK = 1024
 
 @dataclass(kw_only=True)
 class Sign(Quantised):
-    """Only signs are sent, and a magnitude for each 1024: 3 % of fp32's bytes. Majority vote with error feedback."""
+    """Signs, and one magnitude per 1024 numbers: 3 % of fp32's bytes. A majority vote with error feedback."""
 
     @property
     def block_length(self) -> int:
@@ -23,7 +23,7 @@ class Sign(Quantised):
         return BLOCK // 8
 
     def encode(self, blocks: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Scale = mean magnitude. Bit i of byte j says whether number 128 i + j is positive or zero."""
+        """Use the mean magnitude as scale. Bit i of byte j is 1 if number 128 i + j is positive or zero."""
         scales = torch.linalg.vector_norm(blocks, ord=1, dim=-1) / BLOCK
         scales[-1] *= BLOCK / last
         bits = (blocks >= 0).view(torch.uint8).unflatten(-1, (8, -1))

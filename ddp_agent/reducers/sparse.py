@@ -1,4 +1,4 @@
-"""The exact mean of a tensor that is mostly zero."""
+"""Exact averaging of a tensor that is mostly zero."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 @dataclass(kw_only=True)
 class Sparse(Reducer):
-    """The exact mean; blocks that are zero on every rank do not travel: rows of embeddings that nobody touched.
+    """The exact mean, without blocks that are zero on every rank, such as embedding rows that no rank used.
 
-    Two collectives: the maximum of a byte a block, which says who has something in it, and then the sum of those
-    blocks in which anybody has. So it never sends more than `dense` but for that byte, and the more ranks share their
-    rows (popular words, popular films) the less. The last numbers, too few for a block, always travel.
+    Two collectives: the maximum of one byte per block, which shows the blocks that are not zero on some rank, and then
+    the sum of these blocks. So it never sends more than `dense` but for that byte. It sends the less, the more ranks
+    share their rows (popular words, popular films). The last numbers, too few for a block, always travel.
     """
 
     _traits = ReducerTraits(exact=True, needs_zeros=True)
 
-    block: PositiveInt  # numbers; a row of an embedding is best a multiple of it
+    block: PositiveInt  # numbers; the length of an embedding row should be a multiple
 
     def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
         count = numbers(shapes)

@@ -1,4 +1,4 @@
-"""The largest numbers only."""
+"""Averaging of the largest numbers only."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ SAMPLE = 2**16
 
 @dataclass(kw_only=True)
 class TopK(ErrorFeedback):
-    """Each rank sends its largest numbers and where they stand, the rest later (error feedback; arXiv:1712.01887).
+    """Each rank sends its largest numbers and their indices; error feedback sends the rest later (arXiv:1712.01887).
 
-    A packet is the values in the tensor's dtype, then their int32 indices.
+    A packet has the values in the tensor's dtype, then their int32 indices.
     """
 
-    ratio: PositiveFraction  # of the numbers
+    ratio: PositiveFraction  # share of the numbers
 
     def traffic(self, shapes: Shapes, itemsize: int, ranks: int) -> list[Collective]:
         packet = math.ceil(self.ratio * numbers(shapes)) * (itemsize + 4)
@@ -43,7 +43,7 @@ class TopK(ErrorFeedback):
         def finish() -> None:
             pending.wait()
             tensor.zero_()
-            # In rank order everywhere, so that all ranks hold the same bits.
+            # In rank order on every rank, so that all ranks hold the same bits.
             for received in gathered.unbind(0):
                 # Copied: a view as a wider type must be aligned.
                 theirs, places = (part.clone() for part in received.tensor_split([values.nbytes]))
@@ -53,10 +53,10 @@ class TopK(ErrorFeedback):
 
 
 def _largest(magnitudes: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest, of which NaN is one: it must not be hidden."""
+    """Return the indices of the `count` largest. NaN counts as the largest, so that it is never hidden."""
     if magnitudes.is_cpu and magnitudes.numel() > 16 * SAMPLE:
-        # Four times as fast as a selection among all: a sample tells about where the limit lies, and if enough numbers
-        # lie above, the largest are among them. Not on a GPU, whose selection is fast, and which would be waited for.
+        # Four times as fast as a selection among all numbers: a sample estimates the limit, and if enough numbers lie
+        # above it, the largest are among them. Not on a GPU: its selection is fast, and the host would have to wait.
         sample = magnitudes[:: magnitudes.numel() // SAMPLE]
         limit = sample.topk(min(len(sample), 10 + 3 * count * len(sample) // (2 * magnitudes.numel()))).values[-1]
         candidates = (~(magnitudes < limit)).nonzero().view(-1)

@@ -1,4 +1,4 @@
-"""What lossy reducers do about what they lose."""
+"""Error feedback: lossy reducers send later the part that they dropped."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 
 @dataclass(kw_only=True)
 class ErrorFeedback(Reducer, ABC):
-    """Adds to a tensor what of the last ones was not sent (error feedback; Karimireddy et al. 2019, arXiv:1901.09847).
+    """Reducer that adds to its input the part of earlier inputs that it did not send (Karimireddy et al. 2019).
 
-    So nothing is lost, only late. In every call, to rounding,
+    arXiv:1901.09847. Nothing is lost, it only comes late. In every call, to rounding,
         mean over ranks of (input + `unsent` before) = result + mean over ranks of (`unsent` after),
-    where the result is the same on every rank. It remembers one tensor, so each needs a reducer of its own: see
-    `for_tensor`. One averaging at a time; a state is complete when none is under way.
+    where the result is the same on every rank. A reducer remembers one tensor, so each tensor needs a reducer of its
+    own (`for_tensor`). There is one averaging at a time, and a state is complete only between two.
     """
 
     _traits = ReducerTraits(remembers=True, feeds_back=True)
-    kept: ClassVar[tuple[str, ...]] = ("residual",)  # the flat tensors that are saved; None before the first call
-    owed: ClassVar[tuple[str, ...]] = ("residual", "second")  # those of them that are a rank's own
+    kept: ClassVar[tuple[str, ...]] = ("residual",)  # names of saved flat tensors; None before a call
+    owed: ClassVar[tuple[str, ...]] = ("residual", "second")  # names of those that differ between ranks
 
     shapes: list[torch.Size] | None = field(default=None, init=False, repr=False, compare=False)
     residual: Tensor | None = field(default=None, init=False, repr=False, compare=False)  # flat, as long as the tensor
@@ -41,13 +41,16 @@ class ErrorFeedback(Reducer, ABC):
             self.shapes = [tensor.shape]
         self._check_size("tensor", tensor, sum(shape.numel() for shape in self.shapes))
         flat = tensor.view(-1)
-        # From a checkpoint it comes on the CPU.
+        # A checkpoint leaves it on the CPU.
         self.residual = torch.zeros_like(flat) if self.residual is None else self.residual.to(flat)
         self._check_size("residual", self.residual, flat.numel())
         finish = self.transmit(flat, self.residual.add_(flat), comm)
 
         def finish_and_forget() -> None:
-            """What is not finite (fp16 gradients overflow now and then) came out, and must not come back for ever."""
+            """Drop numbers that are not finite: the result has shown them, and they must not come back in every call.
+
+            fp16 gradients overflow now and then.
+            """
             finish()
             for name in self.kept:
                 if (kept := getattr(self, name)) is not None:
@@ -57,13 +60,13 @@ class ErrorFeedback(Reducer, ABC):
 
     @abstractmethod
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
-        """Begins averaging `residual`, which is the input and what was not sent before; all are flat.
+        """Start to average `residual`, the input plus the part that was not sent before. Both tensors are flat.
 
-        When finished, `tensor` holds the mean, and `residual` what was still not sent.
+        The returned function leaves the mean in `tensor`, and in `residual` the part that was still not sent.
         """
 
     def unsent(self, comm: Comm) -> Tensor:
-        """What this rank still owes, flat: the mean of it over ranks is what is missing in the results so far."""
+        """Return the part that this rank has not sent, flat. Its mean over ranks is what the results so far lack."""
         if self.residual is None:
             raise ValueError(f"{self} has not averaged anything yet")
         return self.residual.clone()
@@ -83,7 +86,7 @@ class ErrorFeedback(Reducer, ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.keys() != {*self.kept, "parts"}:
             raise ValueError(f"{self}: found a state of {sorted(state)}, expected {[*self.kept, 'parts']}")
-        if self.parts and not state["parts"]:  # saved before the first tensor came: all begin afresh
+        if self.parts and not state["parts"]:  # saved before the first tensor: all start from scratch
             state = state | {"parts": [replace(self).state_dict() for _ in self.parts]}
         if len(state["parts"]) != len(self.parts):
             raise ValueError(f"{self}: found the state of {len(state['parts'])} tensors, expected {len(self.parts)}")
@@ -97,7 +100,7 @@ class ErrorFeedback(Reducer, ABC):
             part.load_state_dict(saved)
 
     def sizes(self, shapes: Sequence[torch.Size]) -> dict[str, int]:
-        """How long the `kept` tensors are, those for which the shapes alone decide it."""
+        """Return the lengths of those `kept` tensors whose length follows from the shapes alone."""
         return {"residual": sum(shape.numel() for shape in shapes)}
 
     def _check_size(self, name: str, tensor: Tensor, expected: int) -> None:
