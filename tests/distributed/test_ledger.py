@@ -49,6 +49,7 @@ def test_records_are_kept_per_group(ledger: Ledger) -> None:
     first, second = (ledger.launch(group, torch.zeros(1), 1.0) for group in ("a", "b"))
     assert ledger.launch(None, torch.zeros(1), 1.0) is not None, "counted, but not kept"
     assert (ledger.take_waits("a"), ledger.take_waits("b"), ledger.take_waits("a")) == ([first], [second], [])
+    assert ledger.take_waits(None) == []
 
 
 def test_nothing_is_counted_inside_uncounted_and_the_switch_comes_back(ledger: Ledger) -> None:
