@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ddp_agent.distributed.regions import region
-from ddp_agent.distributed.timers import HostTimer, Timer
+from ddp_agent.distributed.timers import Timer
 
 # Between two straggler reports a group keeps at most 65,536 records (10 MB). Later collectives are not attributed.
 MAX_WAITS = 2**16
@@ -53,7 +53,7 @@ class Wait:
 class Ledger:
     """Counters, their switch and their clock. All groups of a world share one."""
 
-    timer: Timer = field(default_factory=HostTimer)
+    timer: Timer = field(default_factory=Timer)
     stats: CommStats = field(default_factory=CommStats)
     counting: bool = True
     _waits: dict[Hashable, list[Wait]] = field(default_factory=lambda: defaultdict(list), repr=False)

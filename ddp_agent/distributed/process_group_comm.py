@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm, LocalComm, Op, Pending
 from ddp_agent.distributed.ledger import Ledger, Wait
-from ddp_agent.distributed.timers import CudaTimer, HostTimer
+from ddp_agent.distributed.timers import CudaTimer, Timer
 
 _OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
@@ -50,7 +50,7 @@ class ProcessGroupComm(Comm):
         self.size = dist.get_world_size(group)
         nccl = dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        self.ledger = ledger or Ledger(CudaTimer() if nccl else HostTimer())
+        self.ledger = ledger or Ledger(CudaTimer() if nccl else Timer())
         self._account = account or (self if self.size > 1 else None)  # a rank alone waits for nobody
 
     def split(self, partition: Sequence[Sequence[int]]) -> Comm | None:

@@ -1,44 +1,32 @@
 """Clocks for time that a rank spends in communication: the host's, or the GPU's compute stream's."""
 
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Timer(Protocol):
-    """A clock whose stamps may be taken before their moment has come."""
+class Timer:
+    """The host's clock, whose stamps are seconds. A subclass may take stamps before their moment has come."""
 
     def now(self) -> Any:
         """Return a stamp of this moment."""
+        return time.perf_counter()
 
     def between_s(self, began: Any, ended: Any) -> float:
-        """Return the seconds between two stamps as far as they are known, else 0 and let `settle_s` return them."""
+        """Return the seconds between two stamps if they are known, else 0 and let `settle_s` return them."""
+        return float(ended - began)
 
     def settle_s(self) -> float:
         """Return the seconds that `between_s` did not know, since the last call."""
+        return 0.0
 
     def host_s(self, stamp: Any) -> float:
         """Return a stamp's moment by this process's `time.perf_counter`."""
+        return float(stamp)
 
 
-class HostTimer:
-    """The host's clock. Its stamps are seconds of `time.perf_counter`."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def between_s(self, began: float, ended: float) -> float:
-        return ended - began
-
-    def settle_s(self) -> float:
-        return 0.0
-
-    def host_s(self, stamp: float) -> float:
-        return stamp
-
-
-class CudaTimer:
+class CudaTimer(Timer):
     """The clock of the compute stream. Its stamps are events that pass when all work queued before them is done.
 
     The host does not wait for the GPU, except in `settle_s` and `host_s`: call them at logging intervals.
