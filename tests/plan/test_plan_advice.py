@@ -102,6 +102,20 @@ def test_without_the_usual_baseline_there_are_predictions_alone(tmp_path: Path) 
     assert found["advice"][0]["setting"] is None and len(found["predictions"]) == 2
 
 
+def test_pieces_of_other_packages_have_labels_of_their_own(tmp_path: Path) -> None:
+    """A summary labels a piece without a config file by `module:Name`, as it was chosen."""
+    runs = experiment(tmp_path / "runs", model="mypkg.nets:Tiny", quality={"allreduce": 0.9, "compressed int8": 0.9})
+    for index, reducer in enumerate(("dense", "mypkg.codecs:Half")):
+        foreign = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine", "reducer": reducer}
+        write(runs / f"foreign {index}", WORLD, "diloco H=16 int8", **foreign)
+    found = plan(tmp_path, runs)
+    settings = {each["setting"] for each in found["predictions"]}
+    assert settings == {
+        "allreduce", "compressed int8", "mypkg.sync:Mine H=16", "mypkg.sync:Mine H=16 mypkg.codecs:Half"
+    }  # fmt: skip
+    assert found["advice"][0]["setting"].startswith("mypkg.sync:Mine H=16")
+
+
 # Time to a target
 
 

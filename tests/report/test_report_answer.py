@@ -1,11 +1,14 @@
 """Rows, the baseline, and the answer of a report."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_cases import ACCURACY, cells, make_run, make_sweep, printed, result_of
 
+from ddp_agent.report.page.page import page
+from ddp_agent.report.report_json import report_json
 from ddp_agent.report.runs.run import ReportError
 
 
@@ -45,6 +48,23 @@ def test_rows_come_in_the_order_of_their_runs_those_of_one_mode_side_by_side(tmp
     for job, (mode, period) in enumerate([("slowmo", 16), ("diloco", 8), ("slowmo", 8), ("diloco", 16)]):
         make_run(tmp_path / str(job), sync=mode, config={"sync": {"period": period}})
     assert labels(tmp_path) == ["slowmo H=16", "slowmo H=8", "diloco H=8", "diloco H=16"]
+
+
+def test_pieces_of_other_packages_have_labels_of_their_own(tmp_path: Path) -> None:
+    """A summary labels a piece without a config file by `module:Name`, as it was chosen."""
+    foreign = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine"}
+    for index, reducer in enumerate(("dense", "mypkg.codecs:Half")):
+        config = {"model": {"name": "mypkg.nets:Tiny"}, "reducer": {"name": reducer}, "sync": {"name": foreign["sync"]}}
+        make_run(tmp_path / str(index), config=config, reducer=reducer, **foreign)
+    result = result_of(tmp_path)
+    assert labels(tmp_path) == ["mypkg.sync:Mine dense", "mypkg.sync:Mine mypkg.codecs:Half"]
+    document = json.loads(report_json(result, []))
+    assert document["shared"]["model"] == "mypkg.nets:Tiny"
+    assert [row["reducer"] for row in document["rows"]] == ["dense", "mypkg.codecs:Half"]
+    assert "<title>Which way to synchronise mypkg.nets:Tiny on digits?</title>" in page(result, [], [])
+    make_run(tmp_path / "mlp", seed=1, sync=foreign["sync"])
+    with pytest.raises(ReportError, match="model differs"):
+        result_of(tmp_path)
 
 
 def test_two_keys_of_one_last_name_are_written_out(tmp_path: Path) -> None:
