@@ -1,1 +1,1 @@
-"""What other links and other numbers of ranks would cost, fitted from finished runs. Imports no training code."""
+"""Predictions for other links and numbers of ranks, fitted from finished runs. Imports no training code."""

@@ -1,7 +1,8 @@
-"""python -m ddp_agent.plan RUNS… --rate 100mbit --latency 20ms --ranks 4,64: what another link would cost, and advice.
+"""python -m ddp_agent.plan RUNS… --rate 100mbit --latency 20ms --ranks 4,64: predict another link, and advise.
 
-Fits compute, latency, bandwidth and stragglers from finished runs, predicts every mode they measured, and recommends
-one within a stated loss of quality where runs support that. Says how far off it is on runs it was not fitted on.
+Fits compute, latency, bandwidth and stragglers from finished runs, predicts every mode that they measured, and
+recommends one within a stated loss of quality, where the runs support that. Also prints the errors of the model on runs
+that it was not fitted on.
 """
 
 import argparse
@@ -51,28 +52,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ddp_agent.plan", description=__doc__.partition("\n\n")[2])
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="runs, or sweeps of runs, to fit from")
     link = parser.add_argument_group("the link and the ranks to predict for")
-    link.add_argument("--rate", type=types.rate, help="of the link between nodes, such as 100mbit (as measured)")
-    link.add_argument("--latency", type=types.duration, default=0.0, help="that the link adds to a message: 20ms (0)")
-    link.add_argument("--ranks", type=types.counts, metavar="N,N", help="such as 4,64,1024 (as measured)")
-    link.add_argument("--ranks-per-node", type=types.count, metavar="N", help="that share a link (1)")
+    link.add_argument("--rate", type=types.rate, help="of links between nodes, such as 100mbit; default: as measured")
+    link.add_argument(
+        "--latency", type=types.duration, default=0.0, help="added to each message, such as 20ms; default: 0"
+    )
+    link.add_argument("--ranks", type=types.counts, metavar="N,N", help="such as 4,64,1024; default: as measured")
+    link.add_argument("--ranks-per-node", type=types.count, metavar="N", help="that share a link; default: 1")
     link.add_argument("--node-rate", type=types.rate, metavar="RATE", help="between ranks of a node, such as 200gbit")
     link.add_argument("--period", type=types.counts, metavar="H,H", help="also predict periods that were not run")
     link.add_argument(
         "--scaling", choices=("weak", "strong"), default="weak",
-        help="among more ranks the micro-batch stays (weak, the default) or the global batch does (strong)",
+        help="weak (default): among more ranks the micro-batch stays. strong: the global batch stays",
     )  # fmt: skip
     link.add_argument(
         "--algorithm", choices=("ring", "tree", "fastest"),
-        help="of all-reduce; ring is all that gloo has, and the default for runs on CPU; NCCL takes the fastest",
+        help="of all-reduce. Default: ring for runs on CPU (gloo has no other), fastest on GPU (NCCL chooses)",
     )  # fmt: skip
     quality = parser.add_argument_group("the recommendation")
-    quality.add_argument("--loss", type=types.loss, default=0.005, help="of the test metric that is acceptable (0.005)")
-    quality.add_argument("--baseline", default=BASELINE, help="mode or setting that it is counted from (allreduce)")
-    quality.add_argument("--target", type=types.finite, help="test metric to reach (what the runs' own target was)")
+    quality.add_argument(
+        "--loss", type=types.loss, default=0.005, help="acceptable, of the test metric; default: 0.005"
+    )
+    quality.add_argument(
+        "--baseline", default=BASELINE, help="mode or setting to count the loss from; default: allreduce"
+    )
+    quality.add_argument("--target", type=types.finite, help="test metric to reach; default: the runs' own target")
     model = parser.add_argument_group("the model")
     model.add_argument(
         "--compute", type=Path, nargs="+", default=[], metavar="DIR",
-        help="independent runs whose compute a step holds among as many ranks",
+        help="independent runs: their compute per step is used for their number of ranks",
     )  # fmt: skip
     model.add_argument("--holdout", type=Path, nargs="+", default=[], metavar="DIR", help="runs to test the model on")
     parser.add_argument("--json", type=types.new_file, metavar="FILE", help="also write all numbers there")

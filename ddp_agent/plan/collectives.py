@@ -1,7 +1,7 @@
-"""What collectives cost, by formula: messages that follow one another, and bytes through one link.
+"""Costs of collectives by formula: messages that follow one another, and bytes through one link.
 
-Hockney's model: a message takes `message_s` and each of its bytes `byte_s`. Messages that leave at the same time count
-once. Below, n is the number of ranks and S the size of the tensor in bytes.
+In Hockney's model a message takes `message_s` and each of its bytes `byte_s`. Messages that leave together count as
+one. Below, n is the number of ranks and S the size of the tensor in bytes.
 """
 
 import math
@@ -13,26 +13,28 @@ from typing import Literal
 from ddp_agent.distributed.traffic import Kind
 
 Algorithm = Literal["ring", "tree", "two-level"]
-# How much longer an exchange with several neighbours on other nodes takes than its bytes, most likely since their flows
-# cross in every link, and TCP does not divide it evenly. Measured in netlab, 0.88 MB to each of two neighbours: 1.27 at
-# 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6). A ring all-reduce took 1.01 at 50 and 100.
+# An exchange with several neighbours on other nodes takes longer than its bytes by this factor, most likely because
+# flows cross in every link and TCP does not share the link evenly. Measured in netlab with 0.88 MB to each of two
+# neighbours: 1.27 at 50 Mbit/s, 1.20 at 100, 1.16 at 300 (4 nodes), 1.19 at 100 (6 nodes). A ring all-reduce took 1.01
+# at 50 and 100.
 UNEVEN = 1.2
 
 
 @dataclass(frozen=True)
 class Hop:
-    """Between two ranks."""
+    """The connection between two ranks: seconds per message and per byte."""
 
     message_s: float
     byte_s: float
 
     def seconds(self, messages: float, sent_bytes: float) -> float:
+        """Return the time of so many messages and bytes."""
         return messages * self.message_s + sent_bytes * self.byte_s
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`node` joins ranks of one node, `link` the nodes, whose ranks share it."""
+    """Ranks on nodes. `node` connects the ranks of a node; `link` connects nodes, and the ranks of a node share it."""
 
     ranks: int
     link: Hop
@@ -41,27 +43,31 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
+        """The number of nodes."""
         return math.ceil(self.ranks / self.ranks_per_node)
 
     @property
     def slowest(self) -> Hop:
-        """What the ranks' traffic has to pass."""
+        """The slowest connection that the traffic of all ranks has to pass."""
         return self.link if self.nodes > 1 else self.node
 
 
 def ring(ranks: int, size_bytes: float) -> tuple[float, float]:
-    """Messages 2 (n - 1), bytes 2 (n - 1)/n S: reduce-scatter, then all-gather."""
+    """Return messages 2 (n - 1) and bytes 2 (n - 1)/n S: a reduce-scatter, then an all-gather."""
     return 2.0 * (ranks - 1), 2 * (ranks - 1) / ranks * size_bytes
 
 
 def tree(ranks: int, size_bytes: float) -> tuple[float, float]:
-    """Messages 2 ceil(log2 n), bytes 2 S (S for two ranks): up and down two trees of half the tensor each, as NCCL."""
+    """Return messages 2 ceil(log2 n) and bytes 2 S (S for two ranks).
+
+    Half of the tensor goes up and down each of two trees, as in NCCL.
+    """
     return 2.0 * math.ceil(math.log2(ranks)), min(ranks - 1, 2) * size_bytes
 
 
 def all_reduce(cluster: Cluster, size_bytes: float, among: tuple[Algorithm, ...]) -> tuple[float, Algorithm]:
-    """Seconds of the fastest of the algorithms."""
-    return min((_all_reduce_s(cluster, size_bytes, each), each) for each in among)
+    """Return the seconds of the fastest algorithm, and the algorithm."""
+    return min((_all_reduce_s(cluster, size_bytes, algorithm), algorithm) for algorithm in among)
 
 
 def _all_reduce_s(cluster: Cluster, size_bytes: float, algorithm: Algorithm) -> float:
@@ -75,7 +81,10 @@ def _all_reduce_s(cluster: Cluster, size_bytes: float, algorithm: Algorithm) -> 
 
 
 def _levels(cluster: Cluster) -> Iterator[tuple[Hop, int]]:
-    """Inside nodes, then between them: there each rank has a share of the tensor, and a node's ranks share the link."""
+    """Yield the level inside nodes, then that between them.
+
+    Between nodes each rank has a share of the tensor, and the ranks of a node share the link.
+    """
     yield cluster.node, min(cluster.ranks, cluster.ranks_per_node)
     yield cluster.link, cluster.nodes
 
@@ -83,13 +92,13 @@ def _levels(cluster: Cluster) -> Iterator[tuple[Hop, int]]:
 def collective(
     kind: Kind, cluster: Cluster, size_bytes: float, *, peers: int = 1, among: tuple[Algorithm, ...] = ("ring",)
 ) -> tuple[float, Algorithm | None]:
-    """Seconds, and by which algorithm where there is a choice."""
+    """Return the seconds of a collective, and its algorithm where there is a choice."""
     ranks, hop = cluster.ranks, cluster.slowest
     if ranks == 1:
         return 0.0, None
     if kind == "all_reduce":
         return all_reduce(cluster, size_bytes, among)
-    if kind == "all_gather":  # in a ring, of which one flow leaves a node
+    if kind == "all_gather":  # in a ring: one flow leaves each node
         return hop.seconds(ranks - 1, (ranks - 1) * size_bytes), None
     if kind == "exchange":
         uneven = UNEVEN if peers > 1 and cluster.nodes > 1 else 1.0
@@ -103,14 +112,15 @@ def collective(
 
 @cache
 def expected_max(ranks: int) -> float:
-    """Of n standard normal draws: how much later than the average the last of n equal ranks comes, in deviations.
+    """Return the expected maximum of n standard normal draws.
 
-    The integral of x n phi(x) Phi(x)^(n-1); 0.564 for 2, 1.03 for 4, 3.25 for 1024; about sqrt(2 ln n) for many.
+    The last of n equal ranks comes so many deviations later than the average. The maximum is the integral of
+    x n phi(x) Phi(x)^(n-1): 0.564 for 2, 1.03 for 4, 3.25 for 1024, about sqrt(2 ln n) for many.
     """
     step, low, high = 1 / 256, -9.0, 12.0
     total = 0.0
-    for place in range(round((high - low) / step)):
-        x = low + place * step
+    for index in range(round((high - low) / step)):
+        x = low + index * step
         below = 0.5 * math.erfc(-x / math.sqrt(2))
         if below > 0:
             total += x * math.exp(-x * x / 2 + (ranks - 1) * math.log(below))

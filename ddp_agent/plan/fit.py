@@ -1,4 +1,4 @@
-"""What a message and a byte cost, by least squares over the modes whose communication hides behind nothing."""
+"""Costs of a message and a byte, by least squares over the modes whose communication is not hidden."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,16 @@ from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.traffic import loads, waits_for
 from ddp_agent.report.runs.run import ReportError
 
-# On 1,448 bytes of data 66 of headers, and 66 of acknowledgement for two such packets: 1.07; less in larger packets.
+# 1,448 bytes of data have 66 bytes of headers, and two such packets 66 bytes of acknowledgement: 1.07, less in larger
+# packets.
 HEADERS = 1.06
-_ENOUGH_BYTES = 1e6  # of a run, for its interface counters to say what headers cost
+_ENOUGH_BYTES = 1e6  # with fewer, a run's interface counters say nothing about headers
 _COLLINEAR = 1e-6
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between nodes. A rate of None: the one that was measured, whatever it is."""
+    """The link between nodes. With a rate of None it is the link of the measurement, whatever its rate."""
 
     rate_bits_per_s: float | None = None
     latency_s: float = 0.0
@@ -27,10 +28,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Costs:
-    """`host_byte_s`: what a byte takes beyond its time on a known link; with an unknown one, all that it takes.
+    """The fitted costs.
 
+    `host_byte_s` is the time of a byte beyond its time on the link, or all of it if the link's rate is unknown.
     `one_size`: all messages were equally long, so `message_s` is unknown and taken as 0. `nothing_blocks`: every mode
-    hid its communication behind something, which was taken for none.
+    hid its communication, and the fit counts all of it as not hidden.
     """
 
     message_s: float
@@ -43,25 +45,26 @@ class Costs:
     nothing_blocks: bool = False
 
     def hop(self, rate_bits_per_s: float | None, latency_s: float = 0.0) -> Hop:
-        """On an unknown link `host_byte_s` is the link's, which another rate replaces."""
+        """Return the costs on a link of this rate. It replaces `host_byte_s` if that stands for an unknown link."""
         if rate_bits_per_s is None:
             return Hop(self.message_s + latency_s, self.host_byte_s)
         on_link_s = self.headers * 8 / rate_bits_per_s
         return Hop(self.message_s + latency_s, on_link_s + (self.host_byte_s if self.link_known else 0.0))
 
     def cluster(self, ranks: int, link: Link) -> Cluster:
+        """Return the cluster of so many ranks on `link`."""
         inside = self.hop(link.node_rate_bits_per_s)
         return Cluster(ranks, self.hop(link.rate_bits_per_s, link.latency_s), link.ranks_per_node, inside)
 
 
 def link_of(measured: Measured) -> Link:
-    """Where it ran. Of an unknown link nothing says which ranks share it."""
+    """Return the link of a measurement. Of an unknown link it is not known which ranks share it, so none do."""
     rate = measured.rate_bits_per_s
     return Link(rate, ranks_per_node=measured.ranks_per_node if rate else 1)
 
 
 def algorithms(measured: Iterable[Measured], asked: str | None) -> tuple[Algorithm, ...]:
-    """gloo has a ring alone; NCCL chooses. Runs on CPU are gloo's."""
+    """Return the algorithms to choose from: the ring for gloo, which runs on CPU use; ring and tree for NCCL."""
     if asked in ("ring", "tree"):
         return (asked,)  # type: ignore[return-value]
     on_cpu = all(run.summary.get("device") == "cpu" for each in measured for run in each.runs)
@@ -69,7 +72,7 @@ def algorithms(measured: Iterable[Measured], asked: str | None) -> tuple[Algorit
 
 
 def fit(measured: Sequence[Measured], among: tuple[Algorithm, ...] = ("ring",)) -> Costs:
-    """Raises ReportError when runs cannot tell what communication costs."""
+    """Fit the costs. Raises ReportError if the runs do not show what communication costs."""
     sending = [each for each in measured if loads(each)]
     _check(measured, sending)
     blocking = [each for each in sending if all(load.cover == "nothing" or load.group == 1 for load in loads(each))]
@@ -86,7 +89,7 @@ def fit(measured: Sequence[Measured], among: tuple[Algorithm, ...] = ("ring",)) 
         fitted=tuple(rows),
         nothing_blocks=not blocking,
     )
-    for _ in among:  # which algorithm is the faster depends on what is fitted
+    for _ in among:  # the fitted costs decide which algorithm is the fastest
         costs = _least_squares(rows, costs, among)
     return costs
 
@@ -104,7 +107,7 @@ def _check(measured: Sequence[Measured], sending: Sequence[Measured]) -> None:
 
 
 def _headers(sending: Iterable[Measured]) -> float | None:
-    """What crossed the link for a counted byte, by interface counters of nodes of one rank; None without enough."""
+    """Return the link bytes per counted byte, by the interface counters of nodes of one rank. None without enough."""
     runs = [run for each in sending if each.ranks_per_node == 1 for run in each.runs]
     counted = [
         (crossed, sent)
@@ -115,7 +118,7 @@ def _headers(sending: Iterable[Measured]) -> float | None:
 
 
 def _least_squares(rows: Sequence[Measured], costs: Costs, among: tuple[Algorithm, ...]) -> Costs:
-    """Relative errors count, so small messages weigh as much as large; neither cost is negative."""
+    """Minimise the relative errors, so that small messages weigh as much as large ones. No cost is negative."""
     mm = mb = bb = my = by = 0.0
     for each in rows:
         messages, sent_bytes, on_link_s = _work(each, costs, among)
@@ -126,12 +129,12 @@ def _least_squares(rows: Sequence[Measured], costs: Costs, among: tuple[Algorith
     solution = (0.0, by / bb) if one_size else ((my * bb - by * mb) / determinant, (by * mm - my * mb) / determinant)
     if min(solution) < 0:
         alone = [(max(0.0, my / mm), 0.0), (0.0, max(0.0, by / bb))]
-        solution = max(alone, key=lambda found: found[0] * my + found[1] * by)
+        solution = max(alone, key=lambda costs: costs[0] * my + costs[1] * by)
     return replace(costs, message_s=solution[0], host_byte_s=solution[1], one_size=one_size)
 
 
 def _work(measured: Measured, costs: Costs, among: tuple[Algorithm, ...]) -> tuple[float, float, float]:
-    """A step's messages, its bytes, and its seconds on a link that is known."""
+    """Return messages and bytes per step, and the seconds per step on the link if its rate is known."""
     ranks, link, sent = measured.ranks, link_of(measured), loads(measured)
     chosen = [load.seconds(costs.cluster(ranks, link), among)[1] for load in sent]
 
@@ -146,15 +149,15 @@ def _work(measured: Measured, costs: Costs, among: tuple[Algorithm, ...]) -> tup
 
 
 def spread_s(measured: Measured) -> float | None:
-    """By how much (standard deviation) a step of one rank differs from another's, as its synchronisations waited.
+    """Return the standard deviation of the ranks' step times, from the waiting at synchronisations.
 
-    None when not measured, or never.
+    None if waiting was not measured, or ranks never synchronised.
     """
     late = lateness(measured)
     return measured.straggler_s / late if measured.straggler_s is not None and late else None
 
 
 def lateness(measured: Measured) -> float:
-    """How long a step waits for others, in deviations of a step: after H steps, sqrt(H) times that of one."""
+    """Return the waiting per step, in deviations of a step: after H steps ranks deviate sqrt(H) times as much."""
     sent = loads(measured)
     return expected_max(waits_for(sent, measured.ranks)) * math.sqrt(measured.syncs) if sent else 0.0

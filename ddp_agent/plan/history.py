@@ -1,6 +1,6 @@
-"""The traffic of runs whose summary does not state it: all runs until commit af591fd, by the names of then.
+"""The traffic of old runs, up to commit af591fd, whose summary does not state it, by the names of that time.
 
-Nothing is added here. A run of today states its own traffic, see `Measured.traffic`.
+Nothing is added here: a new run states its own traffic, see `Measured.traffic`.
 """
 
 import math
@@ -10,16 +10,16 @@ from dataclasses import replace
 from ddp_agent.distributed.traffic import Collective, Kind
 from ddp_agent.report.runs.run import Run
 
-_SILENT = "independent"
+_WITHOUT_TRAFFIC = "independent"
 _KINDS: dict[str, Kind] = {"topk": "all_gather"}
 _QUANTISED = ("int8", "sign")  # an all-to-all of the tensor, then an all-gather of shares
 _TWO_ALL_REDUCES = ("powersgd", "sparse")
 
 
 def collectives(run: Run, settings: Mapping[str, str]) -> list[Collective]:
-    """Return what the run counted, divided into the collectives that its mode and reducer made.
+    """Divide the counted traffic into the collectives of the run's mode and reducer.
 
-    How many comes from the counted collectives (in older runs: synchronisations), how large from the counted bytes.
+    Their number comes from the counted collectives (in older runs: synchronisations), their size from the bytes.
     """
 
     def number(name: str) -> int | None:
@@ -33,7 +33,7 @@ def collectives(run: Run, settings: Mapping[str, str]) -> list[Collective]:
     each = max(1, min(peers, ranks - 1)) if neighbours else 1 + (reducer in (*_QUANTISED, *_TWO_ALL_REDUCES))
     calls = run.value("collectives") or (run.value("syncs") or 0) * each
     payload_bytes = run.value("payload_bytes") or 0.0
-    if mode == _SILENT:
+    if mode == _WITHOUT_TRAFFIC:
         return []
     size_bytes = payload_bytes / calls if calls else 0.0
     mean = Collective(kind=_KINDS.get(reducer, "all_reduce"), payload_bytes=size_bytes, count=calls, ranks=ranks)
@@ -58,7 +58,7 @@ def collectives(run: Run, settings: Mapping[str, str]) -> list[Collective]:
 
 
 def _phases(mean: Collective, reducer: str) -> list[Collective]:
-    """Return the collectives of S bytes and of S/n that make an averaging by quantised numbers."""
+    """Return the two collectives of a quantised mean: one of S bytes, one of S/n."""
     if reducer not in _QUANTISED:
         return [mean]
     whole = mean.payload_bytes * 2 / (1 + 1 / mean.ranks)
@@ -67,7 +67,7 @@ def _phases(mean: Collective, reducer: str) -> list[Collective]:
 
 
 def _inside(run: Run, settings: Mapping[str, str], mean: Collective, inner: int, outer: int) -> Collective:
-    """Return the means inside a node. One of one rank has nothing to send, but among more ranks it would have."""
+    """Return the means inside a node. A node of one rank has nothing to send, but one of more ranks would have."""
     nodes = int(run.value("nodes") or 1)
     given = settings.get("ranks_per_node", "null")
     ranks = int(given) if given.isdecimal() else max(1, mean.ranks // nodes)

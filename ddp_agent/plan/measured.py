@@ -1,4 +1,4 @@
-"""Finished runs as the model sees them: one setting on one link among so many ranks, means over its runs, per step."""
+"""Measurements: means per step over the runs of one setting, on one link, with one number of ranks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, find_runs
 from ddp_agent.report.runs.settings import differing_keys, settings_of
 
-# Of a setting they are another measurement: how many ranks there were, and how much work each had.
+# Keys for the number of ranks and the work of each: other values are another measurement of the same setting.
 _NOT_A_SETTING = ("global_batch_size", "accumulation_steps", "ranks_per_node", "device")
 _MUST_AGREE = ("dataset", "model", "data_sha256", "params", "metric_name")
 _NEEDED = ("world_size", "samples", "train_s", "data_s", "compute_s", "exposed_comm_s", "wire_bytes", "payload_bytes")
@@ -22,26 +22,30 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Setting:
+    """One setting, whose `key` holds its settings sorted by name."""
+
     key: Key
     label: str
 
     @property
     def values(self) -> dict[str, str]:
+        """The settings by dotted keys."""
         return dict(self.key)
 
     @property
     def mode(self) -> str:
+        """The label of the sync mode."""
         return self.values["sync"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Means per step over the runs of a setting."""
+    """Means per step over the runs of a setting. `batch` is in samples; `local_s` is data and compute."""
 
     batch: float
-    local_s: float  # data and compute
+    local_s: float
     exposed_s: float
-    straggler_s: float | None  # None where runs did not tell waiting from moving bytes
+    straggler_s: float | None  # None where runs did not separate waiting from moving bytes
     syncs: float
     collectives: float | None
     payload_bytes: float
@@ -49,17 +53,17 @@ class Step:
 
     @property
     def step_s(self) -> float:
-        """Seconds of wall-clock."""
+        """The seconds of a step."""
         return self.local_s + self.exposed_s
 
     @property
     def moving_s(self) -> float:
-        """Exposed communication without the part that is known to be waiting."""
+        """The exposed communication without the part that is known to be waiting."""
         return max(0.0, self.exposed_s - (self.straggler_s or 0.0))
 
     @property
     def samples_per_s(self) -> float:
-        """Samples per second, over all ranks."""
+        """The speed of all ranks together."""
         return self.batch / self.step_s
 
 
@@ -71,17 +75,17 @@ class Measured(Step):
     ranks: int
     ranks_per_node: int
     rate_bits_per_s: float | None  # None where the link is not known
-    traffic: tuple[Collective, ...]  # of the first run, whole
+    traffic: tuple[Collective, ...]  # that of the whole first run
     runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
-        """The setting's name in tables."""
+        """The setting's label."""
         return self.setting.label
 
     @property
     def period(self) -> int | None:
-        """H, where there is one and no cadence changes it."""
+        """The period H, or None if there is none or a cadence changes it."""
         if any(each.varies for each in self.traffic):
             return None
         return max((each.period for each in self.traffic if each.period is not None), default=None)
@@ -93,12 +97,12 @@ class Measured(Step):
 
     @property
     def where(self) -> tuple[int, float | None, float]:
-        """Everything that a model changes."""
+        """The ranks, the link's rate and the batch: everything that a prediction changes."""
         return self.ranks, self.rate_bits_per_s, self.batch
 
 
 def read(directories: Sequence[Path]) -> tuple[list[Run], list[Run]]:
-    """Runs that can be used, and those that cannot, with their problems. Raises ReportError when there are none."""
+    """Return usable and unusable runs. Raises ReportError, with the reasons, if no run is usable."""
     runs = find_runs(directories)
     usable = [run for run in runs if run.problem is None and not _lacking(run)]
     if not usable:
@@ -108,28 +112,31 @@ def read(directories: Sequence[Path]) -> tuple[list[Run], list[Run]]:
 
 
 def why_not(run: Run) -> str:
+    """Return the reason why a run is unusable."""
     return run.problem or f"its summary.json lacks {', '.join(_lacking(run))}"
 
 
 def _lacking(run: Run) -> list[str]:
-    """Also what is 0 and must not be: a run that took no step has no time a step."""
+    """Return the needed keys that are missing or, where it makes no sense, 0: without steps there is no step time."""
     counts = ("samples", "world_size", "train_s")
     return [key for key in _NEEDED if run.value(key) is None or (key in counts and not run.value(key))]
 
 
 def check_same_task(runs: Sequence[Run]) -> None:
-    """Raises ReportError when runs trained different things: their seconds and metrics have nothing in common."""
+    """Raise ReportError if runs trained different things: their seconds and metrics have nothing in common."""
     for key in _MUST_AGREE:
-        having: defaultdict[str, list[Run]] = defaultdict(list)
+        runs_by_value: defaultdict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            having[one_line(run.summary.get(key))[:12]].append(run)
-        if len(having) > 1:
-            lines = [f"  {value}: {', '.join(str(run.path) for run in those)}" for value, those in having.items()]
+            runs_by_value[one_line(run.summary.get(key))[:12]].append(run)
+        if len(runs_by_value) > 1:
+            lines = [
+                f"  {value}: {', '.join(str(run.path) for run in group)}" for value, group in runs_by_value.items()
+            ]
             raise ReportError("\n".join([f"{key} differs, so one model cannot describe these runs:", *lines]))
 
 
 def measure(runs: Sequence[Run], labels: Mapping[Key, str]) -> list[Measured]:
-    """In the order of the runs. `labels`: see `labels_of`."""
+    """Average the runs of each measurement, in the order of the runs. `labels` is from `labels_of`."""
     groups: defaultdict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
         where = (run.value("world_size"), _nodes(run), run.value("link_rate_bits_per_s"), _batch(run))
@@ -138,7 +145,7 @@ def measure(runs: Sequence[Run], labels: Mapping[Key, str]) -> list[Measured]:
 
 
 def traffic_of(run: Run) -> list[Collective]:
-    """Return what a run states of its traffic. Raises ReportError when it does so in another form."""
+    """Return the traffic that a run states. Raises ReportError if the statement has an unknown form."""
     stated = run.summary.get("traffic")
     if stated is None:
         return history.collectives(run, settings_of(run))
@@ -157,7 +164,7 @@ def _key(run: Run) -> Key:
     kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
     if grouped != "null":
         kept["ranks_per_node"] = grouped
-    if any(each.varies or each.until_step is not None for each in traffic):  # in a longer run a step sends less
+    if any(each.varies or each.until_step is not None for each in traffic):  # a longer run sends less per step
         kept["steps"] = str(int(run.summary["steps"]))
     return tuple(sorted(kept.items()))
 
@@ -199,12 +206,12 @@ def _mean(setting: Setting, runs: Sequence[Run]) -> Measured:
 
 
 def labels_of(runs: Iterable[Run]) -> dict[Key, str]:
-    """Mode, H and reducer; where that is not enough, what else differs among those it does not tell apart."""
-    alike: defaultdict[str, dict[Key, Mapping[str, str]]] = defaultdict(dict)
+    """Label settings by mode, H and reducer, and where these are equal by the other keys that differ."""
+    by_short_label: defaultdict[str, dict[Key, Mapping[str, str]]] = defaultdict(dict)
     for key in map(_key, runs):
-        alike[_short(dict(key))][key] = dict(key)
+        by_short_label[_short(dict(key))][key] = dict(key)
     labels: dict[Key, str] = {}
-    for short, group in alike.items():
+    for short, group in by_short_label.items():
         names = differing_keys(list(group.values()))
         for key, values in group.items():
             labels[key] = " ".join(

@@ -1,4 +1,4 @@
-"""Step time of a measured setting on another link, among another number of ranks, with another period."""
+"""Prediction of a measured setting's step time: on another link, on more ranks, with another period."""
 
 import math
 import re
@@ -9,19 +9,19 @@ from typing import Literal
 from ddp_agent.plan.collectives import Algorithm, Cluster, expected_max
 from ddp_agent.plan.fit import Costs, Link, link_of
 from ddp_agent.plan.measured import Measured
-from ddp_agent.plan.traffic import Load, at_period, loads, meetings, waits_for
+from ddp_agent.plan.traffic import Load, at_period, loads, syncs_per_step, waits_for
 
 Scaling = Literal["weak", "strong"]
 
-_ALL = 0.95  # of the traffic inside backward: if so much is hidden, more might be
+_ALL = 0.95  # if backward hides this share of its traffic, it might hide more
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds and bytes (sent by a rank) are a step's. `bound`: at least so fast (see `Overlap.all_hidden`)."""
+    """A predicted step. Bytes are those that a rank sends. `bound`: a lower bound of the speed (see `Overlap`)."""
 
     base: Measured
-    period: int | None  # None: as measured
+    period: int | None  # None is the measured one
     ranks: int
     batch: float
     local_s: float
@@ -33,28 +33,32 @@ class Prediction:
 
     @property
     def label(self) -> str:
+        """The setting's label, with the predicted period."""
         if self.period is None:
             return self.base.label
         return re.sub(r"(?<=H=)(\d+,)?\d+", rf"\g<1>{self.period}", self.base.label, count=1)
 
     @property
     def step_s(self) -> float:
+        """The seconds of a step."""
         return self.local_s + self.moving_s + self.waiting_s
 
     @property
     def samples_per_s(self) -> float:
+        """The speed of all ranks together."""
         return self.batch / self.step_s
 
     @property
     def exposed_share(self) -> float:
+        """The share of a step in which compute stands still for communication."""
         return (self.moving_s + self.waiting_s) / self.step_s
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of a measured mode: how long backward hides traffic, and what the formula does not explain (a step).
+    """The overlap in a measured mode: seconds per step that backward hides, and that the formula does not explain.
 
-    `all_hidden`: nothing showed, so backward could hide more than is known.
+    `all_hidden`: backward hid all of its traffic, so it could hide more than is known, and predictions are bounds.
     """
 
     backward_s: float = 0.0
@@ -64,8 +68,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Model:
-    """`local`: independent runs by their number of ranks, whose compute holds for modes that were not measured there;
-    that of `given` ones holds for all modes.
+    """The whole model.
+
+    `local` and `given` are independent runs by their number of ranks. The compute of `local` is used for modes that
+    were not measured on that many ranks, the compute of `given` for all modes.
     """
 
     costs: Costs
@@ -75,6 +81,7 @@ class Model:
     scaling: Scaling = "weak"
 
     def predict(self, base: Measured, ranks: int, link: Link, period: int | None = None) -> Prediction:
+        """Predict the setting of `base` for `ranks` on `link`, with its own period or another."""
         own = loads(base)
         overlap = self.overlap(base, own)
         sent = own if period is None else [at_period(load, self._longer(base, period)) for load in own]
@@ -93,7 +100,7 @@ class Model:
             ranks=ranks,
             batch=batch,
             local_s=local_s,
-            moving_s=max(0.0, shown_s + overlap.unexplained_s * _as_often(own, sent)) if ranks > 1 else 0.0,
+            moving_s=max(0.0, shown_s + overlap.unexplained_s * _frequency(own, sent)) if ranks > 1 else 0.0,
             waiting_s=self._waiting_s(base, own, sent, ranks) * local_s / base.local_s,
             wire_bytes=sum(load.sent_bytes(ranks) for load in sent),
             algorithm=chosen[-1] if chosen else None,
@@ -101,7 +108,7 @@ class Model:
         )
 
     def overlap(self, base: Measured, own: Sequence[Load]) -> Overlap:
-        """From the time in which the run's bytes moved."""
+        """Compare the time in which the bytes of `base` moved with the formula for its loads `own`."""
         cluster = self.costs.cluster(base.ranks, link_of(base))
         in_backward_s = sum(
             load.per_step * load.seconds(cluster, self.among)[0] for load in own if load.cover == "backward"
@@ -116,7 +123,7 @@ class Model:
         )
 
     def local_s(self, base: Measured, ranks: int) -> tuple[float, float]:
-        """A step's data and compute, and its samples."""
+        """Return the seconds of data and compute per step, and the global batch in samples."""
         there = self.given.get(ranks) or (self.local.get(ranks) if ranks != base.ranks else None)
         if there is not None:
             here = self.local.get(base.ranks)
@@ -130,22 +137,25 @@ class Model:
         return period / (base.period or period)
 
     def _waiting_s(self, base: Measured, own: Sequence[Load], sent: Sequence[Load], ranks: int) -> float:
-        """The last of so many ranks comes later the more they are, and the longer they went alone."""
+        """Scale the measured waiting: the last rank is later among more ranks, and after longer periods."""
         if not base.straggler_s or not own:
             return 0.0
         later = expected_max(waits_for(sent, ranks)) / expected_max(waits_for(own, base.ranks))
-        return base.straggler_s * later * math.sqrt(_as_often(own, sent))
+        return base.straggler_s * later * math.sqrt(_frequency(own, sent))
 
 
-def _as_often(own: Sequence[Load], sent: Sequence[Load]) -> float:
-    """How many times as often ranks meet."""
-    return meetings(sent) / meetings(own) if own else 1.0
+def _frequency(own: Sequence[Load], sent: Sequence[Load]) -> float:
+    """Return how many times as often ranks synchronise with the loads `sent` as with `own`."""
+    return syncs_per_step(sent) / syncs_per_step(own) if own else 1.0
 
 
 def exposed_s(
     sent: Sequence[Load], cluster: Cluster, among: tuple[Algorithm, ...], backward_s: float, local_s: float
 ) -> float:
-    """What of a step's transport shows when backward hides `backward_s` of it, and inner steps of `local_s` theirs."""
+    """Return the exposed communication per step.
+
+    Backward hides `backward_s` of its traffic. Steps of `local_s` seconds hide the traffic with a delay.
+    """
     shown_s = in_backward_s = 0.0
     for load in sent:
         each_s = load.seconds(cluster, among)[0]
@@ -158,7 +168,7 @@ def exposed_s(
 
 
 def nearest(measured: Sequence[Measured], ranks: int, rate_bits_per_s: float | None) -> Measured:
-    """What to predict from: among as many ranks as possible alike, then on a link as alike."""
+    """Return the measurement to predict from: the closest in the number of ranks, then in the rate of the link."""
 
     def distance(each: Measured) -> tuple[float, float]:
         rates = (each.rate_bits_per_s, rate_bits_per_s)

@@ -1,4 +1,4 @@
-"""The traffic of a measured setting per step, in a form that does not depend on how many ranks there are."""
+"""The traffic of a measured setting per step, in a form that holds for any number of ranks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ from ddp_agent.plan.measured import Measured
 
 @dataclass(frozen=True)
 class Load:
-    """Collectives of one size, `per_step` of them.
+    """Collectives of one kind and size, `per_step` of them.
 
-    `size_bytes` is the payload, or the whole tensor of which a rank's payload is a share (`sharded`). `cover`: what
-    goes on meanwhile, for "steps" as many as `delay`. `group`: the ranks of a node among which it is, None: a `share`
-    of all ranks. `peers` are those of an exchange among many ranks; two ranks have one. `periodic`: a longer period
-    makes it rarer.
+    `size_bytes` is the payload or, if `sharded`, the whole tensor of which each rank sends its share. `cover` is what
+    hides the load: nothing, backward, or `delay` steps. It is among `group` ranks of a node or, with None, among a
+    `share` of all ranks. `peers` is the number of neighbours in an exchange among many ranks; two ranks have one. A
+    longer period makes a `periodic` load rarer.
     """
 
     kind: Kind
@@ -31,19 +31,19 @@ class Load:
     periodic: bool = False
 
     def sent_bytes(self, ranks: int) -> float:
-        """Return what one rank sends per step."""
+        """Return the bytes that one rank sends per step."""
         among = self._among(ranks)
         messages = self._neighbours(among) if self.kind == "exchange" else 1
         return self.per_step * messages * wire_bytes(self.kind, among, self._payload_bytes(among))
 
     def seconds(self, cluster: Cluster, among: tuple[Algorithm, ...]) -> tuple[float, Algorithm | None]:
-        """Return the seconds of one collective, nothing of it hidden, and the algorithm."""
+        """Return the seconds of one collective that is not hidden, and its algorithm."""
         cluster = replace(cluster, ranks=self._among(cluster.ranks))
         peers = self._neighbours(cluster.ranks)
         return collective(self.kind, cluster, self._payload_bytes(cluster.ranks), peers=peers, among=among)
 
     def waits_for(self, ranks: int) -> int:
-        """Return how many ranks, the own one among them, have to come before one can go on."""
+        """Return the number of ranks, itself included, that must have arrived before a rank continues."""
         ranks = self._among(ranks)
         return 1 + self._neighbours(ranks) if self.kind == "exchange" else ranks
 
@@ -58,12 +58,12 @@ class Load:
 
 
 def loads(measured: Measured) -> list[Load]:
-    """Return what the runs state of their traffic, per step, so that it adds up to what they counted."""
+    """Return the traffic per step as the runs state it, scaled to the collectives and bytes that they counted."""
     if measured.ranks == 1 or not measured.payload_bytes:
         return []
     steps = int(measured.runs[0].summary["steps"])
     stated = [replace(each, count=each.count / steps) for each in measured.traffic]
-    return [_load(each, measured.ranks) for each in _as_large(_as_many(stated, measured), measured)]
+    return [_load(each, measured.ranks) for each in _scale_sizes(_scale_counts(stated, measured), measured)]
 
 
 def _load(each: Collective, ranks: int) -> Load:
@@ -81,8 +81,8 @@ def _load(each: Collective, ranks: int) -> Load:
     )
 
 
-def _as_many(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
-    """Return as many as were counted: where a cadence changes the period, a formula does not know how many."""
+def _scale_counts(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
+    """Scale to the counted collectives: where a cadence changes the period, the formula does not know their number."""
     paced = sum(each.calls for each in stated if each.period is not None)
     if not measured.collectives or not paced:
         return list(stated)
@@ -90,8 +90,8 @@ def _as_many(stated: Sequence[Collective], measured: Measured) -> list[Collectiv
     return [each if each.period is None else replace(each, count=each.count * factor) for each in stated]
 
 
-def _as_large(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
-    """Return as large as was counted: the most that some could send is not what the data made them send."""
+def _scale_sizes(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
+    """Scale to the counted bytes: a formula that gives an upper limit does not know what the data needed."""
     most = sum(each.total_bytes for each in stated if each.at_most)
     if not most:
         return list(stated)
@@ -100,15 +100,15 @@ def _as_large(stated: Sequence[Collective], measured: Measured) -> list[Collecti
 
 
 def at_period(load: Load, factor: float) -> Load:
-    """Return the load with a period so many times as long. Gradients, and means inside nodes, stay as frequent."""
+    """Return the load with a period `factor` times as long. Gradients and means inside nodes stay as frequent."""
     return replace(load, per_step=load.per_step / factor) if load.periodic else load
 
 
 def waits_for(sent: Iterable[Load], ranks: int) -> int:
-    """Return the most ranks that have to come before one can go on."""
+    """Return the largest number of ranks that must have arrived before a rank continues."""
     return max(load.waits_for(ranks) for load in sent)
 
 
-def meetings(sent: Iterable[Load]) -> float:
-    """Return how often per step ranks wait for each other; a rank is not late for itself."""
+def syncs_per_step(sent: Iterable[Load]) -> float:
+    """Return the synchronisations per step. A group of one rank does not wait."""
     return sum(load.per_step for load in sent if load.group != 1)
