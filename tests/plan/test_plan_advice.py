@@ -106,7 +106,7 @@ def test_pieces_of_other_packages_have_labels_of_their_own(tmp_path: Path) -> No
     """A summary labels a piece without a config file by `module:Name`, as it was chosen."""
     runs = experiment(tmp_path / "runs", model="mypkg.nets:Tiny", quality={"allreduce": 0.9, "compressed int8": 0.9})
     for index, reducer in enumerate(("dense", "mypkg.codecs:Half")):
-        foreign = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine", "reducer": reducer}
+        foreign: dict[str, Any] = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine", "reducer": reducer}
         write(runs / f"foreign {index}", WORLD, "diloco H=16 int8", **foreign)
     found = plan(tmp_path, runs)
     settings = {each["setting"] for each in found["predictions"]}

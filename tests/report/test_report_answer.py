@@ -52,7 +52,7 @@ def test_rows_come_in_the_order_of_their_runs_those_of_one_mode_side_by_side(tmp
 
 def test_pieces_of_other_packages_have_labels_of_their_own(tmp_path: Path) -> None:
     """A summary labels a piece without a config file by `module:Name`, as it was chosen."""
-    foreign = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine"}
+    foreign: dict[str, Any] = {"model": "mypkg.nets:Tiny", "sync": "mypkg.sync:Mine"}
     for index, reducer in enumerate(("dense", "mypkg.codecs:Half")):
         config = {"model": {"name": "mypkg.nets:Tiny"}, "reducer": {"name": reducer}, "sync": {"name": foreign["sync"]}}
         make_run(tmp_path / str(index), config=config, reducer=reducer, **foreign)
