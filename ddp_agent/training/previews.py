@@ -41,7 +41,7 @@ class Previews(Observer):
     ) -> None:
         self._task, self._board, self._last_step, self._shard_stats = task, board, last_step, stats
         self._enabled = True
-        self._indices = spread(len(task.data.test))  # type: ignore[arg-type]
+        self._indices = spread(task.data.test_count)
         self._inputs, self._labels = torch.empty(0), torch.empty(0)
         with self._harmless():
             self._inputs, self._labels = samples_at(task, self._indices, device)

@@ -34,6 +34,13 @@ class Numbered(Dataset[tuple[Tensor, int]]):
         return torch.tensor([float(index)]), 2 * index
 
 
+class Noisy(Numbered):
+    """Sample i is noise: drawn in the worker."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1), index
+
+
 def resident(samples: int) -> TensorDataset:
     return TensorDataset(torch.arange(samples).float().unsqueeze(1), 2 * torch.arange(samples))
 
@@ -124,6 +131,18 @@ def test_a_batch_may_straddle_epochs() -> None:
     epochs = torch.cat([SampleOrder(10, seed=0).permutation(epoch) for epoch in range(5)])
     for start, count in [(0, 10), (8, 4), (9, 1), (9, 2), (5, 30), (19, 21), (0, 50)]:
         assert torch.equal(order.take(start, count), epochs[start : start + count])
+
+
+def test_ranks_and_steps_draw_other_numbers_in_workers_and_a_repetition_the_same() -> None:
+    def noise(rank: int, first_step: int) -> list[float]:
+        found = batches(
+            Noisy(48), rank=rank, world_size=2, micro_batch=6, first_step=first_step, last_step=3, workers=1
+        )
+        return torch.cat([inputs for inputs, _ in found]).flatten().tolist()
+
+    drawn = [noise(rank, step) for rank in (0, 1) for step in (1, 2)]
+    assert len({tuple(numbers[:6]) for numbers in drawn}) == 4
+    assert drawn[0] == noise(0, 1)
 
 
 def test_epochs_and_seeds_differ() -> None:
