@@ -10,7 +10,7 @@ from rank_pool import RankPool
 from runs import mode, run
 from torch import Tensor, nn
 
-from benchmarks.step import Workload, article, options_for
+from benchmarks.step import Workload, article
 from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.regions import record_regions, region
 from ddp_agent.distributed.topology import Topology
@@ -18,7 +18,8 @@ from ddp_agent.errors import DataError
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.tracking import MetricsLog
 from ddp_agent.sync import Independent
-from ddp_agent.training.session import Session, TrainSetup
+from ddp_agent.training.forward import Forward
+from ddp_agent.training.session import Session
 from ddp_agent.training.trainer import Trainer
 
 
@@ -100,34 +101,29 @@ def test_the_clock_stands_when_training_ends_or_fails() -> None:
 class Empty(nn.Module):
     """A model whose truth value is False, as that of an empty container is."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(10, 2)
-
     def __len__(self) -> int:
         return 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.layer(inputs)
-        return output
+        return inputs[:, :2]
 
 
-def test_a_model_that_is_false_is_trained() -> None:
-    task, module = article(), Empty()
-    setup = TrainSetup(
-        options=options_for(32),
-        task=task,
-        module=module,
-        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
-        schedule=session().setup.schedule,
-        sync=Independent(),
-        reducer=session().setup.reducer,
-        topology=Topology(world=LocalComm(), ranks_per_node=1),
-        device=torch.device("cpu"),
+class Averaging(Empty):
+    """The same model as DistributedDataParallel wraps it, told apart by its output."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return -inputs[:, :2]
+
+
+def test_a_model_that_is_false_is_the_one_that_is_used() -> None:
+    task = article()
+    inputs, target = task.data.train[0]
+    batch = inputs.unsqueeze(0), target.unsqueeze(0)
+    forward = Forward(
+        task=task, module=Empty(), model=Averaging(), device=torch.device("cpu"), precision="fp32", accumulation=1
     )
-    before = module.layer.weight.clone()
-    Trainer(Session(setup)).fit(until=1)
-    assert not torch.equal(module.layer.weight, before)
+    assert forward.own_loss(*batch) == task.objective.loss(batch[0][:, :2], batch[1])
+    assert forward.loss(*batch) == task.objective.loss(-batch[0][:, :2], batch[1])
 
 
 def test_regions_are_one_idle_context_without_a_trace() -> None:
