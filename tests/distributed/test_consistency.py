@@ -10,9 +10,9 @@ import pieces
 import pytest
 import torch
 import torch.distributed as dist
+from mode_cases import has_replicas
 from rank_pool import RankPool
 from runs import mode, run
-from test_laws import has_replicas
 from torch import Tensor
 
 from ddp_agent.data.task import Task

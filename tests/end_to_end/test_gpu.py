@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from configs import files
+from mode_cases import ALL
 from runs import ROOT
 from short_periods import short
-from test_laws import ALL
 from torch import nn
 
 from ddp_agent.distributed import process_group as runtime

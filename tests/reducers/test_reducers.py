@@ -1,11 +1,7 @@
-"""Laws of lossy reducers: nothing is lost, equal bits on all ranks, bytes by a formula, a whole state."""
+"""Laws of lossy reducers: nothing is lost or dropped, equal bits on all ranks, and refusals."""
 
-import copy
-import io
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pieces
@@ -13,45 +9,14 @@ import pytest
 import torch
 from loops import apart, refusal
 from rank_pool import RankPool
+from reducer_cases import FP32, FP64, LOSSY, MAKE, ROUNDS, SHAPES, SIZE, SIZES, averaged, pool_of, values
 from torch import Tensor
 
 from ddp_agent.config.registry import problems
-from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.comm import LocalComm
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.distributed.traffic import Collective
-from ddp_agent.reducers import Dense, ErrorFeedback, Int8, PowerSGD, Reducer, Sign, TopK, topk
-from ddp_agent.reducers.common import quantised
+from ddp_agent.reducers import Dense, ErrorFeedback, PowerSGD, Reducer, TopK
 from ddp_agent.sync import AllReduce, DiLoCo, ParameterUpdate
-
-SHAPES = [torch.Size(shape) for shape in ((5, 4), (7,), (3, 2, 2), (2,), (4, 5))]
-SIZE = 61  # a prime: neither blocks nor ranks divide it
-ROUNDS = 6
-FP64, FP32 = torch.float64, torch.float32
-
-MORE = {"powersgd": {"rank": 2}}
-MAKE: dict[str, Callable[[], Any]] = {
-    name: partial(make, **MORE.get(name, {})) for name, make in pieces.REDUCERS.items() if make().traits.feeds_back
-}
-LOSSY = pytest.mark.parametrize("name", MAKE)
-SIZES = pytest.mark.parametrize("size", [2, 3])
-
-
-def pool_of(size: int, request: pytest.FixtureRequest) -> RankPool:
-    pool: RankPool = request.getfixturevalue(f"ranks{size}")
-    return pool
-
-
-def values(turn: int, rank: int, dtype: torch.dtype = FP64) -> Tensor:
-    """Return inputs of very different magnitudes; those of the second turn are all zeros."""
-    generator = torch.Generator().manual_seed(100 * turn + rank)
-    return torch.randn(SIZE, generator=generator, dtype=FP64).pow(3).mul(turn != 1).to(dtype)
-
-
-def averaged(reducer: Reducer, tensor: Tensor, comm: Comm) -> Tensor:
-    tensor = tensor.clone()
-    reducer.mean_(tensor, comm)
-    return tensor
-
 
 # Nothing is lost.
 
@@ -190,88 +155,6 @@ def test_the_basis_gets_better_from_call_to_call() -> None:
     assert approximate(12) == pytest.approx(best, rel=1e-3)
 
 
-# Codes.
-
-
-def blocks_of(dtype: torch.dtype) -> Tensor:
-    """Blocks of eight: ordinary, huge, tiny, zeros, subnormal, one large number among small ones."""
-    torch.manual_seed(0)
-    scales = torch.tensor([1.0, 1e30, 1e-30, 0.0, 1e-40, 1.0], dtype=FP64)
-    blocks = torch.randn(6, 8, dtype=FP64) * scales.unsqueeze(1)
-    blocks[5, 3] = 1000
-    return blocks.to(dtype)
-
-
-@pytest.mark.parametrize("dtype", [FP64, FP32])
-def test_int8_is_wrong_by_half_a_step_at_most(dtype: torch.dtype) -> None:
-    blocks = blocks_of(dtype)
-    reducer = Int8(block=8)
-    result = averaged(reducer, blocks.view(-1), LocalComm()).view_as(blocks)
-    assert reducer.residual is not None
-    error, steps = reducer.residual.view_as(blocks).abs(), blocks.abs().amax(1, keepdim=True) / 127
-    useful = torch.tensor([0, 1, 2, 5])  # a subnormal scale would not be worth its name: the block is sent later
-    assert bool((error[useful] <= 0.5000001 * steps[useful]).all())
-    assert bool((error[useful] > 0.1 * steps[useful]).any(1).all())  # control
-    assert torch.equal(result[3:5], torch.zeros(2, 8, dtype=dtype))
-    assert torch.equal(error[4], blocks[4].abs())
-
-
-def signs(majority: bool) -> tuple[Tensor, Tensor]:
-    """Three blocks, the last with three numbers, of magnitudes 1, 0 and 5. The last rank may disagree."""
-    comm = world_comm()
-    torch.manual_seed(0)
-    tensor = torch.where(torch.rand(2 * 1024 + 3) < 0.5, -1.0, 1.0)
-    tensor[1024:2048] = 0
-    tensor[2048:] *= 5
-    dissent = -1.0 if majority and comm.rank == comm.size - 1 else 1.0
-    return tensor, averaged(Sign(), dissent * tensor, comm)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_signs_that_agree_arrive_with_the_magnitude_of_their_block(size: int, request: pytest.FixtureRequest) -> None:
-    for tensor, result in pool_of(size, request).run(signs, False):
-        torch.testing.assert_close(result, tensor, rtol=1e-6, atol=0)
-
-
-def test_signs_are_a_majority(ranks3: RankPool) -> None:
-    for tensor, result in ranks3.run(signs, True):
-        torch.testing.assert_close(result, tensor / 3, rtol=1e-5, atol=0)
-
-
-def many(kind: str) -> Tensor:
-    """Enough for the selection by a sample: ordinary, one with NaN, and ones that the sample misjudges."""
-    size = 2_000_003
-    tensor = torch.randn(size, generator=torch.Generator().manual_seed(0)).abs()
-    if kind == "nan":
-        tensor[[5, 77_777]] = math.nan
-    elif kind == "equal":
-        tensor.fill_(0.5)
-    elif kind == "sample too large":
-        tensor[:: size // topk.SAMPLE] += 100
-    elif kind == "sample too small":
-        tensor[:: size // topk.SAMPLE] = 0
-    return tensor
-
-
-@pytest.mark.parametrize("kind", ["ordinary", "nan", "equal", "sample too large", "sample too small"])
-@pytest.mark.parametrize("count", [1, 200, 20_000, 300_000, 2_000_003])
-def test_the_largest_of_many_are_the_largest(kind: str, count: int) -> None:
-    magnitudes = many(kind)
-    found = topk._largest(magnitudes, count)
-    assert len(found.unique()) == count
-    expected = magnitudes.topk(count).values
-    torch.testing.assert_close(magnitudes[found].sort(descending=True).values, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def test_codes_in_pieces_are_codes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for make in (partial(Int8, block=8), partial(Int8, block=100), Sign):
-        tensor = torch.randn(5003, generator=torch.Generator().manual_seed(0))
-        whole = averaged(make(), tensor, LocalComm())
-        with monkeypatch.context() as patch:
-            patch.setattr(quantised, "PIECE", 1100)
-            assert torch.equal(averaged(make(), tensor, LocalComm()), whole)
-
-
 # What is no number must not become one.
 
 
@@ -290,272 +173,6 @@ def with_a_hole(name: str, value: float, place: int, hurt: int) -> tuple[bool, b
 @pytest.mark.parametrize("place", [3, 22, 60])
 def test_not_a_number_is_not_hidden(ranks3: RankPool, name: str, value: float, place: int) -> None:
     assert ranks3.run(with_a_hole, name, value, place, 1) == [(True, False)] * 3
-
-
-# Bytes.
-
-
-def traffic(reducer: Reducer, dtype: torch.dtype) -> tuple[CommStats, list[Collective]]:
-    comm = world_comm()
-    own = values(0, comm.rank, dtype)  # of which none is zero
-    averaged(reducer.for_tensor(SHAPES), own, comm)
-    return comm.stats, reducer.traffic(SHAPES, dtype.itemsize, comm.size)
-
-
-@pytest.mark.parametrize("name", [*pieces.REDUCERS, "powersgd, by default"])
-@pytest.mark.parametrize("dtype", [FP64, FP32, torch.float16])
-@SIZES
-def test_counted_bytes_are_what_the_reducer_states(
-    name: str, dtype: torch.dtype, size: int, request: pytest.FixtureRequest
-) -> None:
-    reducer = pieces.REDUCERS.get(name, PowerSGD)()
-    for stats, stated in pool_of(size, request).run(traffic, reducer, dtype):
-        assert stats.payload_bytes == sum(each.total_bytes for each in stated)
-        assert stats.calls == sum(each.calls for each in stated)
-        assert stats.wire_bytes == pytest.approx(sum(each.wire_bytes for each in stated), abs=stats.calls)
-
-
-@pytest.mark.parametrize("name", pieces.REDUCERS)
-def test_only_the_first_collective_begins_at_once(ranks2: RankPool, name: str) -> None:
-    """So only that one may be hidden behind something."""
-    for calls_at_start, stated in ranks2.run(calls_of_start, pieces.REDUCERS[name]()):
-        assert calls_at_start == 1 <= stated
-
-
-def calls_of_start(reducer: Reducer) -> tuple[int, int]:
-    comm = world_comm()
-    finish = reducer.for_tensor(SHAPES).start(values(0, comm.rank), comm)
-    calls = comm.stats.calls
-    finish()
-    return calls, len(reducer.traffic(SHAPES, FP64.itemsize, comm.size))
-
-
-def expected_traffic(name: str, ranks: int, item: int) -> tuple[float, float, int]:
-    """Payload, wire, calls. An all-to-all sends all packets but one's own, an all-gather one packet to each other."""
-    if name == "topk":
-        packet = math.ceil(0.3 * SIZE) * (item + 4)
-        return packet, (ranks - 1) * packet, 1
-    if name == "powersgd":
-        numbers = 7 + 2 + 2 * (5 + 4) + 2 * (3 + 4) + 2 * (4 + 5)
-        return numbers * item, 2 * (ranks - 1) / ranks * numbers * item, 2
-    if name == "powersgd, by default":  # 3 x 4 is no more than 2 (3 + 4), so nothing would be gained
-        numbers = 7 + 2 + 2 * (5 + 4) + 3 * 4 + 2 * (4 + 5)
-        return numbers * item, 2 * (ranks - 1) / ranks * numbers * item, 2
-    block, block_bytes = {"int8": (8, 8 + 4), "sign": (1024, 1024 // 8 + 4)}[name]
-    packet = math.ceil(SIZE / (block * ranks)) * block_bytes
-    return (ranks + 1) * packet, 2 * (ranks - 1) * packet, 2
-
-
-@pytest.mark.parametrize("name", ["int8", "topk", "sign", "powersgd", "powersgd, by default"])
-@pytest.mark.parametrize("dtype", [FP64, FP32])
-@SIZES
-def test_counted_bytes_are_those_worked_out_by_hand(
-    name: str, dtype: torch.dtype, size: int, request: pytest.FixtureRequest
-) -> None:
-    reducer = MAKE.get(name, PowerSGD)()
-    payload, wire, calls = expected_traffic(name, size, dtype.itemsize)
-    for stats, _ in pool_of(size, request).run(traffic, reducer, dtype):
-        assert (stats.payload_bytes, stats.calls) == (payload, calls)
-        assert stats.wire_bytes == pytest.approx(wire, abs=calls)
-
-
-def wire_of_many_numbers(reducer: Reducer) -> int:
-    comm = world_comm()
-    averaged(reducer, torch.randn(100_000), comm)
-    return comm.stats.wire_bytes
-
-
-@pytest.mark.parametrize(("reducer", "share"), [(Int8(), 0.27), (TopK(ratio=0.01), 0.025), (Sign(), 0.035)])
-def test_share_of_the_dense_bytes(ranks2: RankPool, reducer: Reducer, share: float) -> None:
-    dense, lossy = (ranks2.run(wire_of_many_numbers, each)[0] for each in (Dense(), reducer))
-    assert 0.5 * share < lossy / dense <= share
-
-
-def wire_of_resnet18(reducer: Reducer) -> int:
-    from torchvision import models
-
-    with torch.device("meta"):
-        shapes = [parameter.shape for parameter in models.resnet18().parameters()]
-    comm = world_comm()
-    averaged(reducer.for_tensor(shapes), torch.randn(sum(shape.numel() for shape in shapes)), comm)
-    return comm.stats.wire_bytes
-
-
-def test_share_of_a_model_of_matrices(ranks2: RankPool) -> None:
-    dense, low = (ranks2.run(wire_of_resnet18, each)[0] for each in (Dense(), PowerSGD(rank=2)))
-    assert 0.005 < low / dense <= 0.02
-
-
-# State: saved after any round, loaded into a reducer that has done nothing yet, twice in a row.
-
-
-def stored(reducer: Reducer) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(reducer.state_dict(), file)
-    file.seek(0)
-    state: dict[str, Any] = torch.load(file, weights_only=True)
-    return state
-
-
-def tensors_of(reducer: ErrorFeedback) -> list[ErrorFeedback]:
-    """Two tensors a round: the second one is half as long."""
-    return [reducer.for_tensor(SHAPES), reducer.for_tensor(SHAPES[:3])]
-
-
-def a_round(parts: list[ErrorFeedback], turn: int, comm: Comm) -> list[Tensor]:
-    own = values(turn, comm.rank)
-    return [averaged(part, own[:size], comm) for part, size in zip(parts, (SIZE, 39), strict=True)]
-
-
-def resume(name: str, loses: str) -> list[int]:
-    """The rounds after which a resume, and its resume, did not go on with the same bits."""
-    comm = world_comm()
-    whole = MAKE[name]()
-    parts = tensors_of(whole)
-    states, results = [stored(whole)], []
-    for turn in range(ROUNDS):
-        results.append(a_round(parts, turn, comm))
-        states.append(stored(whole))
-    wrong = []
-    for saved in range(ROUNDS):
-        state, found = states[saved], []
-        if loses:
-            state["parts"][1] = MAKE[name]().for_tensor(SHAPES).state_dict() | (
-                {} if loses == "all" else {key: v for key, v in state["parts"][1].items() if key != loses}
-            )
-        for turn in range(saved, ROUNDS):
-            if turn < saved + 2:
-                fresh = MAKE[name]()
-                parts = tensors_of(fresh)
-                fresh.load_state_dict(state)
-            found.append(a_round(parts, turn, comm))
-            state = stored(fresh)
-        same = [all(map(torch.equal, one, other)) for one, other in zip(found, results[saved:], strict=True)]
-        wrong += [] if all(same) else [saved]
-    return wrong
-
-
-@LOSSY
-@SIZES
-def test_resume_is_bitwise_after_every_round(name: str, size: int, request: pytest.FixtureRequest) -> None:
-    assert pool_of(size, request).run(resume, name, "") == [[]] * size
-
-
-@pytest.mark.parametrize(
-    ("name", "loses"),
-    [*((name, "residual") for name in MAKE), ("int8", "second"), ("sign", "second"), ("powersgd", "basis")],
-)
-def test_control_a_lost_part_of_the_state_is_seen(ranks2: RankPool, name: str, loses: str) -> None:
-    for wrong in ranks2.run(resume, name, loses):
-        assert {1, 3, 4, 5} <= set(wrong)
-
-
-def shared(name: str) -> list[bool]:
-    """Return whether a saved state changed while its reducer, and one that loaded it, continued; then theirs."""
-    comm, reducer, other = world_comm(), MAKE[name](), MAKE[name]()
-    parts, other_parts = tensors_of(reducer), tensors_of(other)
-    a_round(parts, 0, comm)
-    state = reducer.state_dict()
-    before = copy.deepcopy(state)
-    other.load_state_dict(state)
-    a_round(parts, 2, comm)
-    a_round(other_parts, 2, comm)
-    saved, kept, now = state["parts"][0], before["parts"][0], parts[0].state_dict()
-    keys = parts[0].kept
-    return [all(torch.equal(saved[key], kept[key]) for key in keys), any(torch.equal(saved[k], now[k]) for k in keys)]
-
-
-@LOSSY
-def test_a_saved_state_is_nobody_elses(ranks2: RankPool, name: str) -> None:
-    assert [kept for kept, _ in ranks2.run(shared, name)] == [True, True]
-    assert ranks2.run(shared, name)[0][1] is False  # control: there was something to change
-
-
-@LOSSY
-def test_a_foreign_state_is_refused(name: str) -> None:
-    reducer = MAKE[name]()
-    parts = tensors_of(reducer)
-    a_round(parts, 0, LocalComm())
-    state = reducer.state_dict()
-    one_more = MAKE[name]()
-    for part in (*parts, *parts):
-        assert part.shapes is not None
-        one_more.for_tensor(part.shapes)
-    swapped = {**state, "parts": state["parts"][::-1]}
-    fresh = MAKE[name]()
-    tensors_of(fresh)
-    for target in (reducer, fresh):
-        for foreign in (
-            {},
-            {"nonsense": 1},
-            {**state, "more": 1},
-            one_more.state_dict(),
-            Dense().state_dict(),
-            swapped,
-        ):
-            with pytest.raises(ValueError, match="expected"):
-                target.load_state_dict(foreign)
-        target.load_state_dict(state)
-
-
-def test_a_state_of_another_kind_is_refused() -> None:
-    saved = averaged_once(TopK(ratio=0.5)).state_dict()
-    for other in (Int8(), PowerSGD(), Sign()):
-        with pytest.raises(ValueError, match=r"found a state of \['parts', 'residual'\], expected"):
-            other.load_state_dict(saved)
-    with pytest.raises(ValueError, match="Dense has no state"):
-        Dense().load_state_dict(saved)
-
-
-def averaged_once(reducer: ErrorFeedback) -> ErrorFeedback:
-    averaged(reducer, values(0, 0), LocalComm())
-    return reducer
-
-
-def second_of_other_ranks(saved: dict[str, Any]) -> str:
-    reducer = Int8(block=8)
-    reducer.load_state_dict(saved)
-    try:
-        averaged(reducer, values(0, 0), world_comm())
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def test_a_state_of_another_number_of_ranks_is_refused(ranks2: RankPool) -> None:
-    saved = averaged_once(Int8(block=8)).state_dict()
-    messages = ranks2.run(second_of_other_ranks, saved)
-    assert "found 61 numbers for the second residual (of this rank's share), expected 32" in messages[0]
-    assert "expected 29" in messages[1]
-
-
-@LOSSY
-def test_another_size_is_refused(name: str) -> None:
-    reducer = averaged_once(MAKE[name]())
-    with pytest.raises(ValueError, match="found 60 numbers for the tensor, expected 61"):
-        averaged(reducer, torch.zeros(60, dtype=FP64), LocalComm())
-    with pytest.raises(ValueError, match="found 60 numbers for the tensor, expected 61"):
-        averaged(MAKE[name]().for_tensor(SHAPES), torch.zeros(60, dtype=FP64), LocalComm())
-    never_started = MAKE[name]()
-    never_started.load_state_dict(reducer.state_dict())
-    with pytest.raises(ValueError, match="found 61 numbers for the residual, expected 60"):
-        averaged(never_started, torch.zeros(60, dtype=FP64), LocalComm())
-
-
-# Alone.
-
-
-def alone(name: str, in_a_group: bool) -> list[Tensor]:
-    comm = world_comm() if in_a_group else LocalComm()
-    parts = tensors_of(MAKE[name]())
-    return [tensor for turn in range(3) for tensor in a_round(parts, turn, comm)]
-
-
-@LOSSY
-def test_one_rank_needs_no_process_group(ranks1: RankPool, name: str) -> None:
-    [in_a_group], [without] = ranks1.run(alone, name, True), ranks1.run(alone, name, False)
-    assert all(map(torch.equal, in_a_group, without))
-    assert apart(without[0], values(0, 0)) > 1e-3  # it loses what it loses
 
 
 # Which is which, and what is refused.
@@ -592,7 +209,7 @@ def test_who_remembers(reducer: Reducer) -> None:
     remembers = reducer.traits.feeds_back
     assert (reducer.traits.remembers, reducer.for_tensor(SHAPES) is reducer) == (remembers, not remembers)
     refused = refusal(AllReduce(), reducer)
-    assert (refused is not None) == (remembers and not reducer.traits.works_in_buckets)  # see test_sync, resume
+    assert (refused is not None) == (remembers and not reducer.traits.works_in_buckets)  # see test_mode_resume
     assert refused is None or ("use sync=compressed" in refused and str(reducer) in refused)
     assert refusal(DiLoCo(period=1), reducer) is refusal(ParameterUpdate(period=1), reducer) is None
 

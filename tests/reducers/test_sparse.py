@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from loops import DTYPE, ROWS, Loop, refusal
+from mode_cases import ALL, TRAITS
 from rank_pool import RankPool
-from test_laws import ALL, TRAITS
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import problems

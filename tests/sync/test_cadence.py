@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from loops import Loop, sgd, train
+from mode_cases import ALL
 from rank_pool import RankPool
-from test_laws import ALL
-from test_sync import resume_everywhere_with
+from test_mode_resume import resume_everywhere_with
 
 from ddp_agent.sync import DiLoCo, Hierarchical, LocalSGD, PostLocalSGD, SlowMo, StreamingDiLoCo, SyncStrategy
 from ddp_agent.sync.cadences.base import Cadence, CadenceContext

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from loops import Loop, alone
-from test_laws import ALL, MODES
+from mode_cases import ALL, MODES
 
 from ddp_agent.sync.engine.internals import internals
 

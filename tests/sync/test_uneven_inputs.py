@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from loops import Loop, alone, apart, random_batch, refusal, sgd
+from mode_cases import ALL, TRAITS
 from rank_pool import RankPool
-from test_laws import ALL, TRAITS
 from torch import Tensor, nn
 
 from ddp_agent.reducers import Cast, Dense

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from loops import mlp, random_batch, sgd
+from mode_cases import ALL
 from rank_pool import RankPool
-from test_laws import ALL
 from torch import Tensor, nn
 
 from ddp_agent.distributed.topology import Topology
