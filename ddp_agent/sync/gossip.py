@@ -81,7 +81,7 @@ class Gossip(Periodic):
         return [Collective(kind="exchange", payload_bytes=size, peers=peers, ranks=run.ranks) for size in sizes]
 
     def _mix_(self, own: torch.Tensor, shares: Mapping[int, float], receivers: list[int]) -> None:
-        """own <- the weighted mean of what the neighbours and this rank have."""
+        """Replace `own` by the weighted mean of the neighbours' tensors and `own`."""
         senders = list(shares)
         others = self._topology.world.exchange(own, receivers, senders)
         own.mul_(1 - sum(shares.values()))
@@ -89,7 +89,7 @@ class Gossip(Periodic):
             own.add_(other, alpha=shares[sender])
 
     def _shares(self, rank: int, size: int) -> dict[int, float]:
-        """Whose parameters this rank takes into its mean this round, and how much of each."""
+        """Return the ranks whose parameters enter this rank's mean in this round, with their weights."""
         if size == 1 or self.graph == "empty":
             return {}
         if self.graph == "exponential":

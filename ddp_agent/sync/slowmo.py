@@ -33,13 +33,13 @@ class SlowMo(Anchored):
         return model
 
     def outer_step_(self, pseudo_gradient: Tensor) -> None:
-        """u <- beta u + D / g; anchor <- anchor - alpha g u, with g the learning rate of the step just done."""
+        """Step: u <- beta u + D / g; anchor <- anchor - alpha g u. g is the learning rate of the step just done."""
         lr = float(self._optimizer.param_groups[0]["lr"])
         self._momentum.mul_(self.slow_momentum)
         if lr > 0:
             self._momentum.add_(pseudo_gradient, alpha=1 / lr)
             self.anchor.sub_(self._momentum, alpha=self.slow_lr * lr)
-        else:  # D / g is undefined; what the period's earlier steps changed is applied directly
+        else:  # D / g is undefined: apply the change directly
             self.anchor.sub_(pseudo_gradient, alpha=self.slow_lr)
 
     def state_dict(self) -> dict[str, Any]:

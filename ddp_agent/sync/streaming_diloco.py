@@ -67,17 +67,17 @@ class StreamingDiLoCo(Periodic):
         )
 
     def _exchanges(self, step: int) -> bool:
-        """With delay 0. A step behind the period's end is of a loop that does not begin with step 1."""
+        """Return True where a fragment is averaged. For delay 0, also in a loop that does not begin with step 1."""
         passed = step - self._synced_step
         return passed % (self._current_period // self._count) == 0 or passed > self._current_period
 
     @property
     def _count(self) -> int:
-        """P."""
+        """P, the number of fragments."""
         return self.fragments if isinstance(self.fragments, int) else len(self.fragments)
 
     def _fitting(self, period: int) -> int:
-        """A multiple of P that leaves each all-reduce its `delay` steps."""
+        """Return a multiple of P, near `period`, that leaves each all-reduce its `delay` steps."""
         return self._count * max(self.delay + 1, round(period / self._count))
 
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
@@ -94,7 +94,7 @@ class StreamingDiLoCo(Periodic):
         return by_modules(names, shapes, self.fragments)
 
     def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
-        """Return those of the fragments, then those of the periods' ends."""
+        """Return the collectives of the fragments, then those of the periods' ends."""
         periods, left = divmod(run.steps, self.period)
         spacing, collectives = self.period // self._count, list[Collective]()
         for index, fragment in enumerate(self._cut(run.names, [torch.Size(shape) for shape in run.shapes])):
@@ -131,7 +131,7 @@ class StreamingDiLoCo(Periodic):
 
     @torch.no_grad()
     def flush(self, step: int) -> None:
-        """What is under way is applied, then what has changed since its fragment was; all ranks end at the anchor."""
+        """Apply the averagings under way, then the changes since each fragment's last. All ranks end at the anchor."""
         changed = [stream for stream in self._streams if stream.applied_step < step]
         for stream in sorted(changed, key=lambda stream: not stream.under_way):
             if not stream.under_way:

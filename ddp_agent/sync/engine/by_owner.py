@@ -1,6 +1,6 @@
-"""Ranks that train different tasks: what only some ranks train is averaged over these.
+"""Synchronisation of ranks that train different tasks: a head is averaged only over the ranks that train it.
 
-In a loop of one's own, with heads that are modules of the model, registered behind all that every rank trains:
+In a loop of one's own, with heads that are modules of the model, registered behind everything that every rank trains:
 
     sync = ByOwner(mode=DiLoCo(period=100), owners={"heads.digit": (0, 1), "heads.speaker": (2,)})
     model = sync.setup(model, optimizer, topology, reducer)
@@ -33,18 +33,18 @@ Owners = Mapping[str, tuple[int, ...]]
 
 @dataclass(kw_only=True, eq=False)
 class ByOwner(SyncStrategy):
-    """`mode` for all that every rank trains, and once more for each head, among its owners.
+    """`mode` for the parameters that every rank trains, and one copy of it per head, among the head's owners.
 
-    Each of them has its own anchor, momentum, residuals and period, and its owners for a world. So a head is never
-    averaged with another, and one that has a single owner does not travel; its outer optimizer, if any, steps all the
-    same. A rank keeps the heads that it does not own as they were, and the consensus model has those of their owners.
+    Each copy has its own anchor, momentum, residuals and period, and its owners as world. So a head is never averaged
+    with another one. A head with a single owner does not travel, but its outer optimizer, if any, steps all the same. A
+    rank does not change the heads that it does not own. The consensus model takes each head from its owners.
     """
 
     mode: SyncStrategy
     owners: Owners
 
     _heads: dict[str, Part] = field(init=False, repr=False)
-    _modes: dict[str, SyncStrategy] = field(init=False, repr=False)  # by own head; "" is what every rank trains
+    _modes: dict[str, SyncStrategy] = field(init=False, repr=False)  # by own head; "" for what all ranks train
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,7 @@ class ByOwner(SyncStrategy):
         return self.mode.traits
 
     def problems(self, run: RunFacts) -> list[Problem]:
-        """Return those of the mode, among all ranks and among the owners of each head."""
+        """Return the problems of the mode, among all ranks and among the owners of each head."""
         problems = list[Problem]()
         reducer = run.pieces.get("reducer")
         if reducer is not None and self.traits.sends == "parameters" and reducer.traits.remembers:
@@ -77,11 +77,11 @@ class ByOwner(SyncStrategy):
         return [*problems, *self.mode.problems(run)]
 
     def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:
-        """Return those of the parameters that every rank trains."""
+        """Return the collectives for the parameters that every rank trains."""
         return self.mode.traffic(run, reducer)
 
     def _traffic(self, steps: int) -> list[Collective]:
-        """Return those of this rank: also of the heads that it owns."""
+        """Return the collectives of this rank, those for the heads that it owns included."""
         collectives = []
         for head, mode in self._modes.items():
             each = mode._traffic(steps)
@@ -103,7 +103,7 @@ class ByOwner(SyncStrategy):
                 part = Part(forward, model, self._flat, partial(self._belongs, head))
                 if among := topology.among(ranks):
                     mode = replace(self.mode) if head else self.mode
-                    # What does not travel loses nothing. Modes that average inside backward wrap one another.
+                    # A head of one owner does not travel: exact. Modes that average inside backward wrap each other.
                     wrapped = mode.setup(part, optimizer, among, reducer if among.world.size > 1 else Dense())
                     forward = forward if wrapped is part else wrapped
                     self._modes[head] = mode
@@ -114,7 +114,7 @@ class ByOwner(SyncStrategy):
         return forward
 
     def _belongs(self, head: str, name: str) -> bool:
-        """Whether a parameter is the head's; of none: whether it is in no head."""
+        """Return True if a parameter belongs to `head`; with an empty `head`, if it belongs to no head."""
         return name.startswith(f"{head}.") if head else not any(name.startswith(f"{each}.") for each in self.owners)
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:
@@ -146,7 +146,7 @@ class ByOwner(SyncStrategy):
 
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
-        """A head comes from the first of its owners, who by then have its consensus."""
+        """Broadcast each head from the first of its owners, which hold its consensus inside their own context."""
         world = self._topology.world
         others = [part.flat for head, part in self._heads.items() if world.rank not in self.owners[head]]
         own = [flat.snapshot() for flat in others]
@@ -183,7 +183,7 @@ class ByOwner(SyncStrategy):
 
     @torch.no_grad()
     def consensus_distance(self) -> float:
-        """sqrt(mean_k of the squared distance of all that rank k trains), the same on every rank."""
+        """Return sqrt(mean_k of the squared distance of everything that rank k trains), the same on every rank."""
         world = self._topology.world
         squares = sum(mode.consensus_distance() ** 2 for mode in self._modes.values())
         mean = torch.tensor([squares], dtype=torch.float64, device=world.device)

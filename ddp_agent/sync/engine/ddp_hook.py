@@ -1,4 +1,4 @@
-"""DistributedDataParallel, with the averaging of its gradient buckets in our hands."""
+"""DistributedDataParallel with a reducer that averages its gradient buckets."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,33 +17,33 @@ from ddp_agent.distributed.traffic import Shapes, numbers
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.reducers.base import Finish
 
-BUCKET_BYTES = 25 * 2**20  # DDP's default for all others
+BUCKET_BYTES = 25 * 2**20  # DDP's default for all other buckets
 
 
 class OverlappedGradients:
     """DDP that averages its gradient buckets through a reducer, so that they are counted and may be compressed.
 
-    A bucket's collective starts inside backward as soon as its gradients are complete. DDP is told at once that the
-    bucket is done (its gradients are views of the bucket, so nothing is copied), and the waiting is left to `finish`:
-    the time it takes there is exactly the communication that backward could not hide.
+    A bucket's collective starts inside backward as soon as its gradients are complete. The hook reports the bucket as
+    done at once (its gradients are views of the bucket, so nothing is copied), and `finish` waits. The time that
+    `finish` takes is exactly the communication that backward could not hide.
     """
 
     def __init__(self, model: nn.Module, reducer: Reducer, comm: Comm) -> None:
         self.module: nn.Module = model
         self._ddp: DistributedDataParallel | None = None
         self._reducer = reducer
-        self._parts: dict[tuple[int, ...], Reducer] = {}  # for the parameters of a bucket, if the reducer remembers
+        self._parts: dict[tuple[int, ...], Reducer] = {}  # by the parameters of a bucket, if the reducer remembers
         self._settled = False
         self._started: list[Finish] = []
         self._expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self._gathered = 0  # gradients in the buckets that were complete
+        self._gathered = 0  # numbers in the buckets that were complete
         group = process_group(comm)
         if group is None:
             return
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers to a name that 2.11 does not have.
             warnings.simplefilter("ignore", FutureWarning)
-            # No buffer broadcast: traffic that Comm cannot see; buffers have a policy. Weights are equal already.
+            # No broadcast of buffers: Comm would not count it, and buffers have a policy. Weights are equal already.
             self._ddp = DistributedDataParallel(
                 model,
                 process_group=group,
@@ -66,11 +66,11 @@ class OverlappedGradients:
         self._ddp.register_comm_hook(None, start)
 
     def context(self, synchronise: bool) -> AbstractContextManager[None]:
-        """Around forward and backward: only with `synchronise` are gradients averaged."""
+        """Return the context of forward and backward. Gradients are averaged only with `synchronise`."""
         return nullcontext() if synchronise or self._ddp is None else self._ddp.no_sync()
 
     def finish(self) -> None:
-        """Leaves the mean gradients in `.grad`. Raises RuntimeError when backward has left some out."""
+        """Leave the mean gradients in `.grad`. Raise RuntimeError when backward has left some out."""
         for finish in self._started:
             finish()
             self._settled = True
@@ -80,7 +80,7 @@ class OverlappedGradients:
             self._refuse(self._ddp.module)
 
     def _refuse(self, model: nn.Module) -> NoReturn:
-        """DDP itself would say so in the next forward, with an argument that only its caller could give."""
+        """Raise RuntimeError with the absent gradients, before DDP does in the next forward with advice of its own."""
         absent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         raise RuntimeError(
             f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; use "
@@ -88,8 +88,11 @@ class OverlappedGradients:
         )
 
     def _of(self, bucket: GradBucket) -> Reducer:
-        """What averages this bucket. DDP regroups them after the first backward, so that one is averaged exactly; the
-        second finds the groups that stay. A resume must have run both before it loads a state (`Trainer.rehearse`)."""
+        """Return the reducer for a bucket. The buckets of the first backward are averaged exactly.
+
+        DDP regroups its buckets after the first backward and keeps them from the second on. A resume must run two
+        backward passes before it loads a state (`Trainer.rehearse`).
+        """
         if not self._reducer.traits.remembers:
             return self._reducer
         if not self._settled:

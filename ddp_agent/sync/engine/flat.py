@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 
 class Flat:
-    """Re-homes `module` in place: `everything` = [parameters | floating-point buffers], in registration order.
+    """One tensor, `everything` = [parameters | floating-point buffers] in registration order, that `module` views.
 
-    Every parameter counts, whether or not it is trained or had a gradient, so the layout is the same on every rank.
-    Shapes, strides (channels-last) and tensor identity are kept: optimizers and wrappers that hold the tensors go on
-    working, and the module's weights change when `everything` does. Buffers of another dtype than the parameters'
-    stay where they are and are listed in `others`; non-persistent buffers are no state of the model and are left out.
-
-    Raises ValueError when parameters differ in dtype or device: one tensor cannot hold them.
+    The module's tensors are moved in place. Every parameter counts, whether or not it is trained or had a gradient, so
+    the layout is the same on every rank. Shapes, strides (channels-last) and tensor identity are kept: optimizers and
+    wrappers that hold the tensors keep working, and the module's weights change when `everything` does. Buffers of
+    another dtype than the parameters' are not moved and are listed in `others`. Non-persistent buffers are no state of
+    the model and are left out. Raises ValueError when parameters differ in dtype or device.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -38,12 +37,14 @@ class Flat:
 
     @classmethod
     def of(cls, module: nn.Module) -> "Flat":
-        """A part has a place in the tensor of its whole already."""
+        """Return the flat tensor of `module`. A `Part` shares the one of the module that it was taken from."""
         return module.flat if isinstance(module, Part) else cls(module)
 
     def part(self, named: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor]) -> "Flat":
-        """The same for some of the parameters and buffers, where they are. Raises ValueError unless they lie side by
-        side: each part is averaged in one piece."""
+        """Return a view of this object for some of the parameters and buffers, which are not moved.
+
+        Raises ValueError unless they are adjacent, since each part is averaged in one piece.
+        """
         parameters = self._stretch(list(named.values()))
         homed = self._stretch([buffer for buffer in buffers.values() if buffer.dtype == parameters.dtype])
         part = Flat.__new__(Flat)
@@ -76,35 +77,36 @@ class Flat:
 
     @property
     def everything(self) -> Tensor:
-        """[parameters | floating-point buffers], which are one `stretch` in a whole model, and two in a part of one."""
+        """[parameters | floating-point buffers] as one tensor. A part of a model has none: it has two stretches."""
         (everything,) = self.stretches
         return everything
 
     def views_of(self, other: Tensor) -> list[Tensor]:
-        """Of a tensor as long as `parameters`: what lies where each parameter lies, in its shape and strides."""
+        """Return views of a tensor as long as `parameters`, one per parameter, in its place, shape and strides."""
         start = other.storage_offset()
         return [other.as_strided(size, strides, start + offset) for size, strides, offset in self._places]
 
     def snapshot(self) -> list[Tensor]:
-        """Copies of all state, for `restore`."""
+        """Return copies of all state, for `restore`."""
         return [tensor.clone() for tensor in (*self.stretches, *self.others)]
 
     def restore(self, snapshot: Iterable[Tensor]) -> None:
+        """Copy a `snapshot` back."""
         for tensor, saved in zip((*self.stretches, *self.others), snapshot, strict=True):
             tensor.copy_(saved)
 
 
 class Part(nn.Module):
-    """Some of a module's parameters and buffers, by their names, as a module: what keeps it in step keeps these.
+    """Some of a module's parameters and buffers, by their names, as a module that a sync mode can be set up with.
 
-    Called, it does what `whole` does, so that a wrapper of it wraps the whole. `flat` is the whole's.
+    A call of it calls `whole`, so that a wrapper of it wraps the whole. `flat` describes its stretches of the whole.
     """
 
     def __init__(self, whole: nn.Module, module: nn.Module, flat: Flat, belongs: Callable[[str], bool]) -> None:
-        """`module` has the parameters; `whole` is it, or a wrapper of it. Raises ValueError for none."""
+        """Take the parameters of `module` that belong. `whole`: `module` or its wrapper. Raise ValueError for none."""
         super().__init__()
-        self._whole = (whole,)  # in a tuple, so that it is not registered, with all that it has
-        # Past `register_parameter`, which takes no dots: names are to be those that the module gives them.
+        self._whole = (whole,)  # in a tuple, so that it is not registered as a submodule
+        # Not by `register_parameter`, which refuses dots: the names must be those of the module.
         self._parameters.update({name: tensor for name, tensor in module.named_parameters() if belongs(name)})
         self._buffers.update({name: tensor for name, tensor in persistent_buffers(module) if belongs(name)})
         if not self._parameters:
@@ -120,17 +122,18 @@ class Part(nn.Module):
 
 
 def persistent_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Return name and tensor of each buffer that is saved with the model."""
     saved = module.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
 
 
 @torch.no_grad()
 def rehome(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One new tensor that holds all of `tensors`, which become views of it. No padding: bytes sent are bytes used."""
+    """Return a new tensor that holds all `tensors`, which become views of it. Without padding, which would travel."""
     flat = torch.empty(sum(tensor.numel() for tensor in tensors), dtype=dtype, device=device)
     offset = 0
     for tensor in tensors:
-        strides = torch.empty_like(tensor).stride()  # dense, and the tensor's own where those are dense already
+        strides = torch.empty_like(tensor).stride()  # dense; the tensor's own where these are dense already
         view = flat.as_strided(tensor.size(), strides, offset)
         view.copy_(tensor)
         tensor.set_(view.untyped_storage(), offset, view.size(), strides)

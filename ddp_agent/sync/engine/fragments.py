@@ -1,4 +1,4 @@
-"""Parts of a model's parameters that are synchronised at different times, and what of each is under way."""
+"""Fragments: parts of a model's parameters that are synchronised at different times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,30 +13,31 @@ from ddp_agent.reducers.base import Finish, Reducer
 
 @dataclass(frozen=True)
 class Fragment:
-    """Spans [start, stop) of a flat tensor of parameters; `shapes` are of the parameters, or rows of them, inside."""
+    """Spans [start, stop) of a flat tensor of parameters. `shapes`: the parameters, or blocks of their rows, inside."""
 
     spans: tuple[tuple[int, int], ...]
     shapes: tuple[torch.Size, ...]
 
     @property
     def numel(self) -> int:
+        """The number of numbers in the spans."""
         return sum(stop - start for start, stop in self.spans)
 
     def of(self, flat: Tensor) -> list[Tensor]:
-        """Its spans of `flat`, as views."""
+        """Return the spans of `flat`, as views."""
         return [flat[start:stop] for start, stop in self.spans]
 
     def split(self, own: Tensor) -> list[Tensor]:
-        """A tensor of `numel` elements, cut as `of` cuts the flat one."""
+        """Return a tensor of `numel` elements in pieces, cut as `of` cuts the flat one."""
         pieces: tuple[Tensor, ...] = own.split([stop - start for start, stop in self.spans])
         return list(pieces)
 
 
 class Stream:
-    """A fragment's changes on their way to their mean over ranks, at most one at a time, and its outer state."""
+    """Averaging of one fragment's changes over ranks, at most one at a time, and the fragment's outer state."""
 
     def __init__(self, fragment: Fragment, reducer: Reducer, anchor: Tensor, momentum: Tensor) -> None:
-        """`anchor` and `momentum` are of all parameters; the stream works on its spans of them, in place."""
+        """Take the spans of `anchor` and `momentum`, which are those of all parameters. They are changed in place."""
         self.fragment = fragment
         self.anchors, self.momenta = fragment.of(anchor), fragment.of(momentum)
         self.applied_step = 0
@@ -47,22 +48,23 @@ class Stream:
 
     @property
     def under_way(self) -> bool:
+        """True between `start` and `finish`."""
         return self._finish is not None
 
     def start(self, parameters: Tensor, comm: Comm) -> None:
-        """Begins averaging what has changed since the anchor."""
+        """Start to average the changes since the anchor."""
         for change, anchor, now in zip(self.pseudo_gradients, self.anchors, self.fragment.of(parameters), strict=True):
             torch.sub(anchor, now, out=change)
         self._finish = self._reducer.start(self._packed, comm)
 
     def finish(self, step: int) -> None:
-        """Waits; `pseudo_gradients` then are the mean, to be applied after `step`."""
+        """Wait until `pseudo_gradients` hold the mean, which is applied after `step`."""
         assert self._finish is not None
         self._finish()
         self._finish, self.applied_step = None, step
 
     def arrived(self) -> Tensor | None:
-        """A copy of the mean that is under way, when it is there; None when none is."""
+        """Wait for the averaging that is under way. Return a copy of its mean; None when none is under way."""
         if self._finish is None:
             return None
         self._finish()
@@ -70,6 +72,7 @@ class Stream:
         return self._packed.clone()
 
     def restore(self, applied_step: int, arrived: Tensor | None) -> None:
+        """Return to a saved state; `arrived` is the mean that was under way in it."""
         self.applied_step, self._finish = applied_step, None
         if arrived is not None:
             self._packed.copy_(arrived)
@@ -77,12 +80,15 @@ class Stream:
 
 
 def _nothing() -> None:
-    """The rest of an all-reduce that is finished."""
+    """Do nothing: the all-reduce is finished."""
 
 
 def equal_cuts(shapes: Sequence[torch.Size], count: int) -> list[Fragment]:
-    """`count` neighbours of almost equal size, in parameter order. A parameter is only ever cut between its rows, so
-    that a matrix stays one for a reducer; raises ValueError when that leaves a fragment empty."""
+    """Return `count` consecutive fragments of almost equal size, in parameter order.
+
+    A parameter is cut only between its rows, so that a reducer still sees matrices. Raises ValueError when a fragment
+    would be empty.
+    """
     ends = [0, *accumulate(shape.numel() for shape in shapes)]
     wanted = [round(ends[-1] * part / count) for part in range(count + 1)]
     cuts = [_to_row(position, shapes, ends) for position in wanted]
@@ -92,9 +98,9 @@ def equal_cuts(shapes: Sequence[torch.Size], count: int) -> list[Fragment]:
 
 
 def by_modules(names: Sequence[str], shapes: Sequence[torch.Size], groups: Sequence[Sequence[str]]) -> list[Fragment]:
-    """A fragment for each list of module names; `names` are the parameters'.
+    """Return one fragment per list of module names. `names` are those of the parameters.
 
-    Raises ValueError when a name fits no parameter, or a parameter is in no fragment or in two.
+    Raises ValueError when a module has no parameter, or a parameter is in no fragment or in two.
     """
     ends = [0, *accumulate(shape.numel() for shape in shapes)]
     owners = [
@@ -133,7 +139,7 @@ def _belongs(parameter: str, module: str) -> bool:
 
 
 def _to_row(position: int, shapes: Sequence[torch.Size], ends: Sequence[int]) -> int:
-    """The end of a row that is nearest to `position`."""
+    """Return the end of a row that is nearest to `position`."""
     for shape, start, stop in zip(shapes, ends, ends[1:], strict=False):
         if start < position < stop:
             row = shape[1:].numel()

@@ -1,4 +1,4 @@
-"""The mean of the ranks' gradients, in one piece after backward or in DDP's buckets during it."""
+"""Averaging of gradients over ranks, in one piece after backward or in DDP's buckets during backward."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -13,25 +13,27 @@ from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.engine.ddp_hook import OverlappedGradients, bucket_shapes
 from ddp_agent.sync.engine.flat import Flat
 
-# A model that fits in the bucket that DDP fills first leaves nothing to hide its collective behind.
+# A model that fits into the bucket that DDP fills first has no backward left to hide its collective behind.
 ONE_BUCKET_BYTES = FIRST_BUCKET_BYTES
 
 
 class MeanGradients(Protocol):
-    """`module` is what forward is called on."""
+    """A way to average gradients. Forward is called on `module`."""
 
     module: nn.Module
 
     def context(self, synchronise: bool) -> AbstractContextManager[None]:
-        """Around forward and backward: only with `synchronise` will `finish` follow."""
+        """Return the context of forward and backward. `finish` follows only with `synchronise`."""
 
     def finish(self) -> None:
-        """Leaves the mean gradients in `.grad`."""
+        """Leave the mean gradients in `.grad`."""
 
 
 class FlatGradients:
-    """Gradients as one tensor in parameter order, which never changes: what a reducer dropped from a parameter comes
-    back to that parameter, after a resume too. Backward adds to its views, so nothing is packed."""
+    """Gradients as one tensor in parameter order. Backward adds to its views, so nothing is packed.
+
+    The order never changes, so that the error of a lossy reducer comes back to the same parameter, also after a resume.
+    """
 
     def __init__(self, model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> None:
         self.module = model
@@ -53,7 +55,7 @@ class FlatGradients:
         self._reducer.mean_(self.tensor, self._comm)
 
     def _collect(self) -> None:
-        """Gradients were cleared by the step before."""
+        """Make every `.grad` a view again, after the loop has cleared the gradients."""
         if all(parameter.grad is view for parameter, view in self._views.items()):
             return
         self.tensor.zero_()
@@ -62,8 +64,10 @@ class FlatGradients:
 
 
 def overlapping(model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> MeanGradients:
-    """As DistributedDataParallel averages them, during backward; but a model that is one bucket for DDP, too, is
-    averaged without it: the same sums, and a third less work for the host at every step."""
+    """Return an averaging during backward, by DistributedDataParallel.
+
+    A model that would be one bucket is averaged without it: the same sums, and a third less work for the host per step.
+    """
     if _in_buckets(reducer, flat.parameters.nbytes):
         return OverlappedGradients(model, reducer, comm)
     return FlatGradients(model, flat, reducer, comm)

@@ -1,4 +1,4 @@
-"""What becomes of a model's buffers and of the optimizer's state when parameters are synchronised."""
+"""Policies for a model's buffers and the optimizer's state when parameters are synchronised."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,22 +13,21 @@ from ddp_agent.reducers.base import Finish, Reducer
 from ddp_agent.sync.engine.flat import Flat
 
 # average: mean of floating-point buffers, maximum of integers (BatchNorm counts batches). recalibrate: nothing
-# travels; whoever evaluates estimates the statistics anew with the averaged weights (`evaluate.recalibrate_`).
+# travels; before an evaluation the statistics are estimated again with the averaged weights (`recalibrate_`).
 BufferPolicy = Literal["average", "rank0", "local", "recalibrate"]
 OptimizerPolicy = Literal["local", "average", "reset"]
 
 
 def merge_buffers_(flat: Flat, policy: BufferPolicy, comm: Comm) -> None:
-    """Brings buffers to one state on all ranks, by `policy`."""
+    """Bring buffers to one state on all ranks, by `policy`."""
     start_merging_buffers(flat, policy, comm)()
 
 
 def start_merging_buffers(flat: Flat, policy: BufferPolicy, comm: Comm, *, homed: bool = True) -> Finish:
-    """`merge_buffers_` begun; the returned function waits and leaves the result. `homed=False`: but not those in
-    `flat.everything`.
+    """Start `merge_buffers_`. Return a function that waits and leaves the result.
 
-    Begun before a large collective and finished after it, small ones cost nothing: waited for in between, they cost
-    ResNet-18 15 % of its averaging, in waking up and going to sleep again.
+    `homed=False` leaves out the buffers in `flat.everything`. Small collectives that start before a large one and end
+    after it cost nothing. A wait for each of them cost ResNet-18 15 % of its averaging, in sleeping and waking up.
     """
     if policy in ("local", "recalibrate"):
         return _nothing
@@ -64,12 +63,12 @@ def buffer_traffic(policy: BufferPolicy, run: RunSizes, *, homed: bool = True) -
 
 
 def _nothing() -> None:
-    """What is left to do for buffers that do not travel."""
+    """Do nothing: the buffers do not travel."""
 
 
 def average_(flat: Flat, policy: BufferPolicy, reducer: Reducer, comm: Comm) -> None:
-    """The mean of raw parameters over `comm`, and buffers by `policy`."""
-    together = policy == "average"  # buffers lie behind the parameters: one collective serves both
+    """Average raw parameters over `comm`, and treat buffers by `policy`."""
+    together = policy == "average"  # buffers lie behind the parameters, so that one collective averages both
     finish_buffers = start_merging_buffers(flat, policy, comm, homed=not together)
     for tensor in flat.stretches if together else [flat.parameters]:
         reducer.mean_(tensor, comm)
@@ -87,8 +86,10 @@ def averaging_traffic(policy: BufferPolicy, reducer: Reducer, run: RunSizes) -> 
 
 
 def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPolicy, comm: Comm) -> None:
-    """What the optimizer keeps of these parameters. `average`: the mean of state tensors shaped like their parameter
-    (moments); `reset`: all state is forgotten."""
+    """Treat the optimizer's state of these parameters by `policy`.
+
+    `average`: state tensors in the shape of their parameter (moments) become their mean. `reset`: all state is deleted.
+    """
     own = set(flat.named.values())
     if policy == "reset":
         for parameter in own:
@@ -114,18 +115,20 @@ def count_moments(optimizer: Optimizer, flat: Flat) -> int:
 
 
 def _moments(optimizer: Optimizer, own: set[nn.Parameter], comm: Comm) -> list[Tensor]:
-    """State tensors in parameter order. Ranks must send the same shapes, so a parameter that has no state here
-    (it had no gradient yet) counts as zeros, which are not kept: an optimizer takes kept ones for its own."""
+    """Return the state tensors in parameter order, and zeros for a parameter without state (it had no gradient yet).
+
+    Ranks must send the same shapes. The zeros are not stored: the optimizer would take them for its own state.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p in own]
     states = [(p, optimizer.state.get(p, {})) for p in parameters]
     names = sorted({name for p, state in states for name, value in state.items() if _like(value, p)})
-    # A rank that had no gradient at all does not know what the others' moments are called, nor needs to.
+    # A rank without any gradient so far does not know the names of the moments, and needs only their number.
     slots = [*names, *range(_most(len(names), comm) - len(names))]
     return [state.get(slot, torch.zeros_like(p)) for p, state in states for slot in slots]
 
 
 def _most(count: int, comm: Comm) -> int:
-    """The largest that a rank has. 8 bytes, which the host waits for."""
+    """Return the largest `count` of any rank. A collective of 8 bytes, for which the host waits."""
     largest = torch.tensor([count], device=comm.device)
     comm.all_reduce_(largest, "max")
     return int(largest)
@@ -136,7 +139,7 @@ def _like(value: object, parameter: Tensor) -> bool:
 
 
 def merge_packed_(tensors: Sequence[Tensor], dtype: torch.dtype, how: Literal["mean", "max"], comm: Comm) -> None:
-    """Mean or maximum over ranks of many small tensors in one collective."""
+    """Replace many small tensors by their mean or maximum over ranks, in one collective."""
     _start_packed(tensors, dtype, how, comm)()
 
 

@@ -1,11 +1,11 @@
-"""Ranks that have different numbers of batches, or batches of different sizes.
+"""Uneven inputs: ranks with different numbers of batches, or with batches of different sizes.
 
 In a loop of one's own (torch's `algorithms/join`, for every mode that can):
 
     reducer = Weighted(Dense())
     model = sync.setup(model, optimizer, topology, reducer)
     for step in range(1, common_steps(sync, len(batches), topology.world) + 1):
-        if step <= len(batches):  # a rank that has run out goes on without forward and backward
+        if step <= len(batches):  # a rank without further batches skips forward and backward
             inputs, target = batches[step - 1]
             with sync.backward_context(step, last_micro_batch=True):
                 loss_fn(model(inputs), target).backward()
@@ -33,16 +33,17 @@ class _Seen:
 
 
 class Weighted(Reducer):
-    """Means in which a rank counts by how many samples it has seen since the last one.
+    """Means in which a rank is weighted by the samples that it has seen since the last mean.
 
-    With gradients (means over a rank's batch) that is the mean over all samples of the step; a rank without any
-    counts nothing, and where nobody saw any all count alike. Costs 8 bytes a mean, which the host waits for.
+    For gradients (means over a rank's batch) the result is the mean over all samples of the step. A rank without
+    samples has weight 0; where no rank has any, all have the same weight. Costs 8 bytes per mean, for which the host
+    waits.
     """
 
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
-        self._seen = _Seen()  # one count for the parts, too
-        self._counted = 0.0  # of it, what earlier means have used
+        self._seen = _Seen()  # shared with the parts
+        self._counted = 0.0  # samples that earlier means have used
         self._parts: list[Weighted] = []
 
     def __repr__(self) -> str:
@@ -50,12 +51,12 @@ class Weighted(Reducer):
 
     @property
     def traits(self) -> ReducerTraits:
-        """As lossy as the reducer inside. Each tensor has its own count of samples, so it remembers."""
+        """The traits of the reducer inside. Each tensor has its own count of samples, so this one remembers."""
         return ReducerTraits(exact=self.inner.traits.exact, remembers=True, rounding=self.inner.traits.rounding)
 
     @property
     def samples(self) -> float:
-        """How many this rank has seen since the start. The loop adds to it."""
+        """The samples that this rank has seen since the start. The loop adds to it."""
         return self._seen.samples
 
     @samples.setter
@@ -81,7 +82,7 @@ class Weighted(Reducer):
         return self.inner.start(tensor, comm)
 
     def state_dict(self) -> dict[str, Any]:
-        """`samples` too: a resumed loop goes on adding."""
+        """Return the state, `samples` included: a resumed loop adds to it."""
         counted = [part._counted for part in (self, *self._parts)]
         return {"inner": self.inner.state_dict(), "samples": self.samples, "counted": counted}
 
@@ -93,10 +94,10 @@ class Weighted(Reducer):
 
 
 def common_steps(sync: SyncStrategy, batches: int, comm: Comm) -> int:
-    """How many steps every rank has to take, so that each can use all its batches: the most that a rank has.
+    """Return the steps that every rank has to take, so that each can use all its batches: the most that a rank has.
 
-    A collective. Raises ValueError, on every rank alike, when the numbers differ and `sync` averages inside backward:
-    a rank without a batch would leave the others waiting there.
+    A collective. Raises ValueError on every rank when the numbers differ and `sync` averages inside backward, where the
+    other ranks would wait for a rank without a batch.
     """
     with comm.uncounted():
         counts = [int(other) for other in torch.cat(comm.all_gather(torch.tensor([batches], device=comm.device)))]
