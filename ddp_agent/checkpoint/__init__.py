@@ -1,15 +1,15 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are complete or do not exist.
 
     checkpoints/step-00000120/{rank-0000.pt, rank-0001.pt, manifest.json}
 
-Every rank writes its own state, because between syncs everything differs, into a scratch directory that all
-ranks must see (on several nodes: a shared file system). Only when every file has been read back as it was
-meant does rank 0 write the manifest and rename the directory, so a crash at any moment leaves the earlier
-checkpoints as they were. Reading trusts nothing: sizes and hashes first, then torch's loader for plain data.
+Every rank writes its own state, because ranks differ between synchronisations. The files go into a scratch folder that
+all ranks must see (on several nodes: a shared file system). After every file was read back unchanged, rank 0 writes the
+manifest and renames the folder. A crash at any moment leaves the earlier checkpoints as they were. Reading trusts
+nothing: sizes and hashes are compared first, then torch's loader for plain data reads the file.
 
-A state is made of tensors, numbers, strings, None, and dicts, lists and tuples of these. Anything else (NumPy
-values, paths, a `defaultdict`) would be refused by that loader, so it is refused on saving already. Tensors
-come back on the CPU and are the caller's; `Optimizer.load_state_dict` keeps references: give it a deep copy.
+A state consists of tensors, numbers, strings, None, and dicts, lists and tuples of these. Anything else (NumPy values,
+paths, a `defaultdict`) would be refused by that loader, so saving refuses it. Loaded tensors are on the CPU and belong
+to the caller. `Optimizer.load_state_dict` keeps references: give it a deep copy.
 
-What is read without torch (`folder`, and `python -m ddp_agent.checkpoint`) does not wait for it.
+`folder` and the command `python -m ddp_agent.checkpoint` read no states and import no torch.
 """

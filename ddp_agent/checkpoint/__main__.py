@@ -1,4 +1,4 @@
-"""python -m ddp_agent.checkpoint list | verify | prune RUN_DIR: the checkpoints of a run, without starting it."""
+"""python -m ddp_agent.checkpoint list | verify | prune RUN_DIR: a run's checkpoints, without starting the run."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from ddp_agent.outputs.run_files import RunFiles
 
 
 def main(typed: Sequence[str]) -> int:
-    """0 when all is well, 2 for a wrong command or a run that is going on, 3 for damage or nothing there."""
+    """Return 0 for sound checkpoints, 2 for a wrong command or a run in progress, 3 if they are damaged or missing."""
     arguments = _parser().parse_args(typed)
     folder = RunFiles(arguments.run_dir).checkpoints
     try:
@@ -29,16 +29,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ddp_agent.checkpoint", description="A run's checkpoints.")
     commands = parser.add_subparsers(required=True)
     for command, about in (
-        (_list, "steps, test metrics and sizes; reads the manifests alone"),
+        (_list, "steps, test metrics and sizes; reads only the manifests"),
         (_verify, "compares every file with the size and sha256 that its manifest names"),
-        (_prune, "deletes all but the newest whole ones, and what dead attempts left unfinished"),
+        (_prune, "deletes all but the newest complete ones, and the unfinished ones of dead attempts"),
     ):
-        one = commands.add_parser(command.__name__[1:], help=about, description=about)
-        one.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="which has checkpoints/, as outputs/<time>")
-        one.set_defaults(command=command)
+        sub = commands.add_parser(command.__name__[1:], help=about, description=about)
+        sub.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder with checkpoints/, as outputs/<time>")
+        sub.set_defaults(command=command)
         if command is _prune:
-            one.add_argument("--keep", type=_at_least_1, required=True, metavar="N", help="how many of the newest stay")
-            one.add_argument("--keep-best", action="store_true", help="and the one with the best test metric")
+            sub.add_argument("--keep", type=_at_least_1, required=True, metavar="N", help="how many of the newest stay")
+            sub.add_argument("--keep-best", action="store_true", help="the one with the best test metric stays, too")
     return parser
 
 
@@ -49,38 +49,38 @@ def _at_least_1(text: str) -> int:
 
 
 def _list(folder: Path, _: argparse.Namespace) -> int:
-    sound, damaged = _sorted_out(folder, read_files=False)
-    leader = best(sound)
+    sound, damaged = _examine(folder, read_files=False)
+    best_path = best(sound)
     for path in sound:
         manifest = manifest_of(path)
         size = sum(file.size_bytes for file in manifest.files.values())
         metric = metric_of(manifest)
         scored = "" if metric is None else f"{manifest.details.get('metric_name')} {metric:.4f}"
-        mark = " (best)" if path == leader else ""
+        mark = " (best)" if path == best_path else ""
         print(f"{path.name}  {manifest.world_size} ranks  {size / 1e6:.1f} MB  {scored}{mark}".rstrip())
     return _report(folder, damaged)
 
 
 def _verify(folder: Path, _: argparse.Namespace) -> int:
-    sound, damaged = _sorted_out(folder)
+    sound, damaged = _examine(folder)
     for path in sound:
-        print(f"{path.name}: whole, {len(manifest_of(path).files)} files as the manifest says")
+        print(f"{path.name}: complete, {len(manifest_of(path).files)} files as the manifest says")
     return _report(folder, damaged)
 
 
 def _prune(folder: Path, arguments: argparse.Namespace) -> int:
-    with RunDirectory(folder.parent, restart=True):  # nobody is training there
-        sound, damaged = _sorted_out(folder)
+    with RunDirectory(folder.parent, restart=True):  # refused while a run trains there
+        sound, damaged = _examine(folder)
         if not sound:
-            raise CheckpointError("\n  ".join([f"{folder}: no checkpoint is whole, nothing is deleted", *damaged]))
+            raise CheckpointError("\n  ".join([f"{folder}: no checkpoint is complete, nothing is deleted", *damaged]))
         for path in [*surplus(sound, keep=arguments.keep, keep_best=arguments.keep_best), *unfinished(folder)]:
             delete(path)
             print(f"{path.name}: deleted")
         return _report(folder, damaged)
 
 
-def _sorted_out(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list[str]]:
-    """Sound ones, newest first, and what is wrong with the others."""
+def _examine(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list[str]]:
+    """Return the sound checkpoints, newest first, and a message for each of the others."""
     sound: dict[int, Path] = {}
     damaged = []
     for path in named_as_checkpoints(folder):
@@ -97,10 +97,11 @@ def _sorted_out(folder: Path, *, read_files: bool = True) -> tuple[list[Path], l
 
 
 def _report(folder: Path, damaged: list[str]) -> int:
+    """Print damaged and unfinished checkpoints. Return the exit code."""
     for line in damaged:
         print(line, file=sys.stderr)
     for path in unfinished(folder):
-        print(f"{path.name}: unfinished, goes when the run goes on or is pruned")
+        print(f"{path.name}: unfinished; a resumed run or `prune` deletes it")
     return CheckpointError.exit_code if damaged else 0
 
 

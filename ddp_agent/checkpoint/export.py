@@ -1,4 +1,4 @@
-"""The final model as two files that load without the run's configuration: weights, and what rebuilds it."""
+"""The final model as two files, which load without the run's configuration: weights and a description."""
 
 import functools
 import json
@@ -21,18 +21,18 @@ from ddp_agent.outputs.files import replacing, to_json, write_atomically
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-_GIVEN_BY_THE_DATA = ("input_shape", "outputs")  # every model is told, and those that ask for it take it
+_GIVEN_BY_THE_DATA = ("input_shape", "outputs")  # offered to every model, as in a run
 
 
 def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> None:
-    """Writes `model.safetensors` and `model.json`. Raises CheckpointError when that fails.
+    """Write `model.safetensors` and `model.json`. Raises CheckpointError when that fails.
 
-    `description` holds the `name` of a class that `build` finds and its `arguments`, `input_shape` and
-    `outputs` among them, and `tasks`, the outputs of each head, for a model that has several; anything else in it (the
-    metric, say) is kept beside these.
+    `description` needs the `name` of a class that `build` finds and its `arguments`, including `input_shape` and
+    `outputs`. For a model with several heads it has `tasks`, the number of outputs per head. Further entries (the
+    metric, say) are stored, too.
     """
     path = run_dir / WEIGHTS
-    # safetensors refuses other strides, channels-last ones for example.
+    # safetensors refuses other strides, such as channels-last ones.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,10 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
 
 
 def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Module:
-    """The exported model, on the CPU and in eval mode. Its class is one of this package, or of one you trust.
+    """Return the exported model, on the CPU and in eval mode.
 
-    Raises CheckpointError when a file is missing, damaged, or does not fit the other.
+    Its class must be one of this package or of a trusted one. Raises CheckpointError when a file is missing or damaged,
+    or when the two do not fit each other.
     """
     run_dir = Path(run_dir)
     about = _read_description(run_dir / DESCRIPTION)
@@ -56,7 +57,7 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
         construct = functools.partial(
             _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
         )
-        if is_own(about["name"]):  # else shapes are compared when memory has been taken for them
+        if is_own(about["name"]):  # other classes may need numbers to be built: their shapes are compared later
             _check_layout(_in_dtype_of(build_on_meta(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
     except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -66,13 +67,13 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
 
 
 def _in_dtype_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """In the floating-point type of the file, where it has one."""
+    """Convert `model` to the floating-point type of `tensors`, if they have a single one."""
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     return model.to(floating.pop()) if len(floating) == 1 else model
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Persistent state by name; a tensor with several names (tied weights) under its first."""
+    """Return the persistent state by name. A tensor with several names (tied weights) has the first one."""
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -85,14 +86,14 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}, expected what describes a model") from error
+        raise CheckpointError(f"{path}: {error.strerror}, expected the description of a model") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     expected = {"format": int, "name": str, "arguments": dict, "weights": dict}
     for key, kind in expected.items():
-        found = about.get(key) if isinstance(about, dict) else None
-        if not isinstance(found, kind):
-            raise CheckpointError(f"{path}: {key}: found {found!r}, expected {kind.__name__}")
+        value = about.get(key) if isinstance(about, dict) else None
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{path}: {key}: found {value!r}, expected {kind.__name__}")
     if about["format"] != FORMAT:
         raise CheckpointError(f"{path}: format: found {about['format']}, expected {FORMAT}")
     assert isinstance(about, dict)
@@ -116,7 +117,7 @@ def _rebuild(
     if isinstance(given.get("input_shape"), list):
         given["input_shape"] = tuple(given["input_shape"])
     own = {key: value for key, value in arguments.items() if key not in given}
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and not from the caller's stream
+    with torch.random.fork_rng(devices=[]):  # initial weights must not advance the caller's random stream
         model = build("model", {"name": name, **own}, trusted_packages=trusted_packages, **given)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"name: found {name!r}, expected a torch.nn.Module")

@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints, by name and manifest. Reads no states."""
+"""The folder of a run's checkpoints: names and manifests. Reads no states."""
 
 import logging
 import re
@@ -17,15 +17,17 @@ _SCRATCH = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]{8}")
 
 
 def directory_of(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}"
 
 
 def file_of(rank: int) -> str:
+    """Return the name of a rank's file."""
     return f"rank-{rank:04d}.pt"
 
 
 def newest(directory: Path) -> list[Path]:
-    """Checkpoints with a valid manifest, newest first. Without one a directory is none; that is logged."""
+    """Return the checkpoints with a valid manifest, newest first. Folders without one are logged."""
     steps = {}
     for path in named_as_checkpoints(directory):
         try:
@@ -36,17 +38,19 @@ def newest(directory: Path) -> list[Path]:
 
 
 def named_as_checkpoints(directory: Path) -> list[Path]:
+    """Return the folders whose names are those of checkpoints, damaged ones included."""
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(path for path in paths if _CHECKPOINT.fullmatch(path.name))
 
 
 def unfinished(directory: Path) -> list[Path]:
-    """What attempts that died left of checkpoints that they were writing or deleting."""
+    """Return the scratch folders of attempts that died while they wrote or deleted a checkpoint."""
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(path for path in paths if _SCRATCH.fullmatch(path.name))
 
 
 def manifest_of(path: Path) -> Manifest:
+    """Read a checkpoint's manifest. Raises CheckpointError if it is damaged or of another step."""
     manifest = Manifest.read(path)
     if path.name != directory_of(manifest.step):
         raise CheckpointError(f"{path}: holds the manifest of step {manifest.step}")
@@ -54,22 +58,22 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def manifest_of_run(path: Path, fingerprint: Mapping[str, Any], world_size: int | None) -> Manifest:
-    """`world_size` None: any."""
+    """Read a manifest and compare it with this run: see `Manifest.check_run`."""
     manifest = manifest_of(path)
     manifest.check_run(path, fingerprint, world_size)
     return manifest
 
 
 def metric_of(manifest: Manifest) -> float | None:
-    """The test metric that the model had when it was saved; None when it was not evaluated then."""
+    """Return the test metric of the saved model; None if it was not evaluated at this step."""
     metric = manifest.details.get("metric")
     return float(metric) if isinstance(metric, int | float) else None
 
 
 def best(paths: Sequence[Path]) -> Path | None:
-    """The one with the best test metric, of equals the first; None when none was evaluated."""
+    """Return the checkpoint with the best test metric, the earliest of equal ones; None if none was evaluated."""
     manifests = {path: manifest_of(path) for path in paths}
-    metrics = {path: metric for path, it in manifests.items() if (metric := metric_of(it)) is not None}
+    metrics = {path: metric for path in paths if (metric := metric_of(manifests[path])) is not None}
     if not metrics:
         return None
     sign = 1 if any(manifests[path].details.get("higher_is_better") for path in metrics) else -1
@@ -77,13 +81,13 @@ def best(paths: Sequence[Path]) -> Path | None:
 
 
 def surplus(paths: Sequence[Path], *, keep: int, keep_best: bool) -> list[Path]:
-    """Of checkpoints, newest first, those that need not stay."""
-    spared = best(paths) if keep_best else None
-    return [path for path in paths[keep:] if path != spared]
+    """Return the checkpoints that may be deleted. `paths` are ordered from the newest to the oldest."""
+    kept = best(paths) if keep_best else None
+    return [path for path in paths[keep:] if path != kept]
 
 
 def delete(path: Path) -> None:
-    """Renamed first, so that half a checkpoint never bears the name of a whole one."""
-    doomed = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    """Delete a checkpoint. It is renamed first, so that no half of one ever has a checkpoint's name."""
+    scratch = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    path.rename(scratch)
+    shutil.rmtree(scratch)

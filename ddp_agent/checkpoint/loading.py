@@ -1,4 +1,4 @@
-"""Reading a checkpoint back, on all ranks or on none."""
+"""Loading of a checkpoint, on all ranks or on none."""
 
 import logging
 import re
@@ -22,14 +22,13 @@ _log = logging.getLogger(__name__)
 def load(
     directory: Path, *, comm: Comm, fingerprint: Mapping[str, Any], of_other_ranks: bool = False
 ) -> tuple[int, dict[str, Any]] | None:
-    """Step and this rank's state of the newest checkpoint that is whole on every rank. A collective.
+    """Return the step and this rank's state of the newest checkpoint that is complete on every rank. A collective.
 
-    `of_other_ranks` admits a checkpoint of another number of ranks, of which every rank gets rank 0's state.
-
-    None when there is no checkpoint. A damaged one is logged, and the one before it taken. Raises
-    CheckpointError, the same on all ranks, when all are damaged or when the newest belongs to another run.
+    `of_other_ranks` admits a checkpoint of another number of ranks; then every rank gets rank 0's state. Returns None
+    if there is no checkpoint. A damaged one is logged, and the one before it is used. Raises CheckpointError, the same
+    on all ranks, when all are damaged or when the newest belongs to another run.
     """
-    refused = []
+    problems = []
     with comm.uncounted():
         candidates = on_rank_0(comm, newest, directory) or []
         for name in broadcast_text(comm, " ".join(path.name for path in candidates)).split():
@@ -40,11 +39,11 @@ def load(
             problem = first_problem(comm, error)
             if problem is None:
                 return manifest.step, cast(dict[str, Any], state)
-            refused.append(problem)
+            problems.append(problem)
             if comm.rank == 0:
                 _log.warning("checkpoint refused, trying the one before it: %s", problem)
-    if refused:
-        raise CheckpointError("\n  ".join([f"{directory}: every checkpoint is damaged", *refused]))
+    if problems:
+        raise CheckpointError("\n  ".join([f"{directory}: every checkpoint is damaged", *problems]))
     return None
 
 
@@ -55,7 +54,7 @@ def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
     _check_sizes(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own text would advise to switch the restriction off
+    except Exception as error:  # torch's own text advises to switch the restriction off
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"it names {named[1]}, which is code" if named else "it is not in torch's format"
         raise CheckpointError(f"{path}: refused by torch's loader for plain data, {found}") from error
@@ -65,7 +64,7 @@ def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _check_sizes(path: Path) -> None:
-    """torch's loader allocates what a file says that it holds. One that torch.save wrote holds it as it is."""
+    """Refuse compressed content, which torch.save never writes: torch's loader allocates what a file claims to hold."""
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
@@ -73,4 +72,4 @@ def _check_sizes(path: Path) -> None:
         raise CheckpointError(f"{path}: found no file of torch.save ({error})") from error
     claimed, size_bytes = sum(member.file_size for member in members), path.stat().st_size
     if claimed > size_bytes:
-        raise CheckpointError(f"{path}: found {claimed:,} bytes packed into {size_bytes:,}, expected them as they are")
+        raise CheckpointError(f"{path}: found {claimed:,} bytes packed into {size_bytes:,}, expected them uncompressed")

@@ -1,6 +1,6 @@
-"""What makes a directory a checkpoint: `manifest.json`, which names every file with its size and hash.
+"""`manifest.json`, which makes a folder a checkpoint: it names every file with its size and hash.
 
-It carries a hash of itself, too, so that a damaged manifest is told from one of another run.
+It also has a hash of itself, so that a damaged manifest is distinguished from one of another run.
 """
 
 import hashlib
@@ -21,27 +21,33 @@ _FILE = re.compile(r"rank-\d{4,}\.pt")
 
 @dataclass(frozen=True)
 class File:
+    """The size and hash of a file."""
+
     size_bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "File":
+        """Read the file at `path`."""
         with open(path, "rb") as file:
             return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
     def check(self, path: Path) -> None:
-        """Raises CheckpointError unless `path` is this file. Reads all of it."""
+        """Raise CheckpointError unless the file at `path`, which is read whole, has this size and hash."""
         size_bytes = path.stat().st_size
         if size_bytes != self.size_bytes:
             raise CheckpointError(f"{path}: found {size_bytes} bytes, expected {self.size_bytes}")
-        found = File.of(path)
-        if found != self:
-            raise CheckpointError(f"{path}: damaged, found sha256 {found.sha256}, expected {self.sha256}")
+        actual = File.of(path)
+        if actual != self:
+            raise CheckpointError(f"{path}: damaged, found sha256 {actual.sha256}, expected {self.sha256}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`fingerprint` tells runs apart, `details` are for people and tools; both hold what JSON can."""
+    """The content of a checkpoint.
+
+    `fingerprint` distinguishes runs. `details` are for people and tools. Both must be expressible in JSON.
+    """
 
     step: int
     world_size: int
@@ -50,13 +56,14 @@ class Manifest:
     files: Mapping[str, File]
 
     def write(self, directory: Path) -> None:
+        """Write `manifest.json` atomically."""
         content = json.loads(json.dumps(asdict(self) | {"format": FORMAT}, allow_nan=False))
         content["sha256"] = _sha256(content)
         write_atomically(directory / NAME, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Raises CheckpointError with the path and what is wrong."""
+        """Read `manifest.json`. Raises CheckpointError with the path and the problem."""
         path = directory / NAME
         try:
             return cls._parse(path, path.read_bytes())
@@ -82,14 +89,14 @@ class Manifest:
         return cls(**content)
 
     def check_run(self, path: Path, fingerprint: Mapping[str, Any], world_size: int | None) -> None:
-        """Raises CheckpointError with every difference when the checkpoint at `path` is of another run.
+        """Raise CheckpointError with every difference if the checkpoint at `path` belongs to another run.
 
-        `world_size` None: any will do.
+        `world_size` None admits any number of ranks.
         """
         try:
             saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
         except RecursionError as error:
-            raise CheckpointError(f"{path}: found a fingerprint that is nested too deep") from error
+            raise CheckpointError(f"{path}: found a fingerprint that is nested too deeply") from error
         ours = dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
         differing = {
             key: f"{key}: the checkpoint has {saved.get(key, 'nothing')}, this run {ours.get(key, 'nothing')}"
@@ -97,15 +104,15 @@ class Manifest:
             if saved.get(key) != ours.get(key)
         }
         if differing.keys() == {"world_size"}:
-            differing["world_size"] += "; resume_other_ranks=true admits that where all ranks were alike"
+            differing["world_size"] += "; resume_other_ranks=true admits that where all ranks were identical"
         if differing:
             raise CheckpointError("\n  ".join([f"{path} belongs to another run", *differing.values()]))
 
 
-def _check_types(found: Mapping[str, Any], expected: Mapping[str, type]) -> None:
-    """Raises TypeError when one differs; numbers are not negative, and nothing else is there."""
-    types = {key: type(value) for key, value in found.items()}
-    if types != expected or any(isinstance(value, int) and value < 0 for value in found.values()):
+def _check_types(content: Mapping[str, Any], expected: Mapping[str, type]) -> None:
+    """Raise TypeError for a missing or further key, a value of another type, or a negative number."""
+    types = {key: type(value) for key, value in content.items()}
+    if types != expected or any(isinstance(value, int) and value < 0 for value in content.values()):
         raise TypeError(f"found {types}, expected {expected}")
 
 

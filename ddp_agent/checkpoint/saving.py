@@ -1,4 +1,4 @@
-"""Writing a checkpoint: all ranks write theirs, and it appears when all are whole."""
+"""Saving of a checkpoint: every rank writes its file, and the folder gets its name when all files are complete."""
 
 import hashlib
 import io
@@ -47,12 +47,11 @@ def save(
     keep: int,
     keep_best: bool = False,
 ) -> Path:
-    """Writes every rank's `state` as one checkpoint, then deletes all but the newest `keep`. A collective.
+    """Write every rank's `state` as one checkpoint, then delete all but the newest `keep`. A collective.
 
-    `keep_best` spares the one with the best `details["metric"]`, too.
-
-    All ranks return its path, or all raise the same CheckpointError and earlier checkpoints are as before.
-    A step that is there already is left alone: a resumed run repeats its steps bitwise, so nothing is new.
+    `keep_best` also keeps the one with the best `details["metric"]`. All ranks return the checkpoint's path, or all
+    raise the same CheckpointError and earlier checkpoints are as before. A complete checkpoint of the same step is not
+    written again: a resumed run repeats its steps bitwise.
     """
     if keep < 1:
         raise ValueError(f"keep: found {keep}, expected at least 1, the checkpoint just saved")
@@ -82,7 +81,7 @@ def save(
 
 
 def _gather(comm: Comm, file: File) -> dict[str, File]:
-    """The files of all ranks, by name. A sha256 travels as four 64-bit numbers."""
+    """Return the files of all ranks by name. A sha256 is sent as four 64-bit numbers."""
     numbers = [file.size_bytes, *struct.unpack(">4q", bytes.fromhex(file.sha256))]
     files = {}
     for rank, row in enumerate(comm.all_gather(torch.tensor(numbers, device=comm.device))):
@@ -100,14 +99,14 @@ def _prepare(path: Path, scratch: Path, fingerprint: Mapping[str, Any], world_si
         for leftover in leftovers:
             shutil.rmtree(leftover)
         names = ", ".join(leftover.name for leftover in leftovers)
-        _log.warning("removed what a dead attempt left unfinished in %s: %s", path.parent, names)
+        _log.warning("removed unfinished checkpoints of a dead attempt in %s: %s", path.parent, names)
     if path.exists():
         _set_aside(path, fingerprint, world_size)
     scratch.mkdir()
 
 
 def _set_aside(path: Path, fingerprint: Mapping[str, Any], world_size: int) -> None:
-    """Makes room where a damaged checkpoint lies, without deleting what somebody may want to look into."""
+    """Rename a damaged checkpoint. It is not deleted: somebody may want to examine it."""
     try:
         manifest = manifest_of(path)
     except CheckpointError:
@@ -131,12 +130,12 @@ def _write(path: Path, state: dict[str, Any]) -> File:
             written = File(file.tell(), file.sha256.hexdigest())
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    written.check(path)  # costs one more hash of the file, as a rule from the page cache
+    written.check(path)  # one more hash of the file, mostly from the page cache
     return written
 
 
 class HashedFile(io.FileIO):
-    """Hashes what is written, and keeps why a write failed: torch only says "unexpected pos 832 vs 726"."""
+    """File that hashes its content and keeps the error of a failed write: torch reports "unexpected pos 832 vs 726"."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "x")
@@ -175,14 +174,14 @@ def _check_plain(value: Any, where: str) -> None:
 def _publish(scratch: Path, path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if not (scratch / name).exists():
-            raise CheckpointError(f"{scratch / name}: not seen by rank 0, all nodes must share the directory")
+            raise CheckpointError(f"{scratch / name}: not seen by rank 0; all nodes must share the folder")
     manifest.write(scratch)
-    scratch.rename(path)  # fails on a directory that is there and not empty
+    scratch.rename(path)  # fails if a folder with content has this name
     fsync(path.parent)
 
 
 def _prune(path: Path, keep: int, keep_best: bool) -> None:
-    """Leaves `keep` of the checkpoints up to this one. Later ones are damaged, or the run had begun there."""
+    """Keep `keep` checkpoints up to this one. Later ones stay: they are damaged, or the run was resumed from there."""
     candidates = newest(path.parent)
     for old in surplus(candidates[candidates.index(path) :], keep=keep, keep_best=keep_best):
         try:

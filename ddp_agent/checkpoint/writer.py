@@ -1,4 +1,4 @@
-"""A run's checkpoints: where they go, which of them stay, and whether training waits for the disk."""
+"""The writer of a run's checkpoints, in training's thread or beside it."""
 
 import threading
 from collections.abc import Mapping
@@ -15,9 +15,12 @@ from ddp_agent.distributed.process_group_comm import twin
 
 @dataclass
 class Writer:
-    """Its methods are collectives. With `beside_training` a save returns when the state is copied, and a thread does
-    the rest: one at a time, through a process group of its own, since its collectives and those of training meet in
-    another order on each rank. What goes wrong there is raised by the next call."""
+    """Writer of checkpoints to `directory`, of which it keeps the newest `keep`. Its methods are collectives.
+
+    With `beside_training` a save returns when the state is copied, and a thread writes it, one checkpoint at a time.
+    The thread has a process group of its own, because its collectives and those of training are called in a different
+    order on each rank. The next call raises an error of the thread.
+    """
 
     directory: Path
     comm: Comm
@@ -33,17 +36,18 @@ class Writer:
         self._own_comm = twin(self.comm) if self.beside_training else self.comm
 
     def save(self, step: int, state: dict[str, Any], details: Mapping[str, Any]) -> None:
+        """Save a checkpoint, after the one before it is written."""
         self.wait()
         if not self.beside_training:
             return self._save(step, state, details)
         arguments = (step, copied(state), details)
-        # A daemon: when a peer dies, nobody must wait for this thread to learn of it.
+        # A daemon: after the death of a peer this thread may never end.
         self._thread = threading.Thread(target=self._try, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
         return None
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises CheckpointError, on all ranks, when it could not be."""
+        """Return when the last checkpoint is written. Raises CheckpointError, on all ranks, if that failed."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -71,7 +75,7 @@ class Writer:
 
 
 def copied(state: Any) -> Any:
-    """The same, with tensors of its own on the CPU: those of training go on changing."""
+    """Return a copy of `state` with all tensors on the CPU. Training continues to change the originals."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

@@ -49,15 +49,15 @@ def test_the_best_may_be_the_lowest(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_verify_reads_every_byte_and_changes_nothing(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content_of(checkpoints)
     assert call("verify", checkpoints) == 0
-    assert capsys.readouterr().out.count(": whole, 1 files") == 4
+    assert capsys.readouterr().out.count(": complete, 1 files") == 4
     assert content_of(checkpoints) == before
     flip_a_bit(checkpoints / "step-00000030" / "rank-0000.pt")
     (checkpoints / "step-00000050.tmp-0123abcd").mkdir()
     assert call("verify", checkpoints) == 3
-    told = capsys.readouterr()
-    assert told.out.count(": whole") == 3
-    assert "step-00000030/rank-0000.pt: damaged" in told.err
-    assert "step-00000050.tmp-0123abcd" in told.out + told.err
+    printed = capsys.readouterr()
+    assert printed.out.count(": complete") == 3
+    assert "step-00000030/rank-0000.pt: damaged" in printed.err
+    assert "step-00000050.tmp-0123abcd" in printed.out + printed.err
     assert names(checkpoints)[-1] == "step-00000050.tmp-0123abcd"
 
 

@@ -119,7 +119,7 @@ def test_another_number_of_ranks_is_refused(ranks2: RankPool, ranks3: RankPool, 
     ranks2.run(save_and_load, tmp_path, [3])
     assert set(ranks3.run(try_to_load, tmp_path)) == {
         f"rank 0: {tmp_path}/step-00000003 belongs to another run\n  world_size: the checkpoint has 2, this run 3; "
-        "resume_other_ranks=true admits that where all ranks were alike"
+        "resume_other_ranks=true admits that where all ranks were identical"
     }
 
 

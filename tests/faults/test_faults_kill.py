@@ -91,7 +91,7 @@ def test_a_rank_killed_while_it_saves_costs_that_checkpoint_alone(
     assert_failed(outcome, fault.rank or 0)
     assert f"resumed from step {resumed} of" in outcome.stderr
     log = (outcome.run_dir / "train.log").read_text()
-    assert log.count("removed what a dead attempt left unfinished") == (1 if resumed == 5 else 0)
+    assert log.count("removed unfinished checkpoints of a dead attempt") == (1 if resumed == 5 else 0)
     wholes.assert_same_end(outcome, "local_sgd", 2)
 
 
