@@ -64,7 +64,7 @@ class Comm(ABC):
     def split(self, partition: Sequence[Sequence[int]]) -> "Comm | None":
         """Return the group of this rank out of disjoint lists of this group's ranks, or None if no list holds it.
 
-        The groups share `ledger`. Every rank must call it with the same lists.
+        The groups share `ledger`. Every rank of the world must call it with the same lists.
         """
 
     def all_reduce_(self, tensor: Tensor, op: Op = "sum") -> None:
