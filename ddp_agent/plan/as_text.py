@@ -1,6 +1,6 @@
 """A plan as text: the fitted costs, the assumptions, predictions, recommendations, and the model's errors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
 
 from rich.console import Console
@@ -56,7 +56,7 @@ def fitted(model: Model, measured: Sequence[Measured]) -> list[str]:
     ]
     if costs.one_size:
         lines.append(
-            "all messages were equally long, so the time per message cannot be told from the time per byte: all of it "
+            "all messages were equally long, so the time per message cannot be separated from that per byte: all "
             "is counted as bytes. A run with another reducer (int8) would tell"
         )
     if spreads:
@@ -113,32 +113,37 @@ def assumed(model: Model, link: Link) -> list[str]:
 
 def _predictions(outcome: Outcome, predictions: Sequence[Prediction]) -> Table:
     """Tabulate predictions, the fastest first. "≥" marks a lower bound (see `Overlap.all_hidden`)."""
-    question = outcome.question
-    metric = outcome.measured[0].runs[0].metric.replace("_", " ")
-    times = [] if question.target is None else [f"time to {question.target:g}"]
-    names = ["ms/step", "local", "moving", "waiting", "exposed", "samples/s", "MB/step", "all-reduce"]
-    title = f"{counted(predictions[0].ranks, 'rank')}, {_network(question.link, outcome.measured)}"
-    table = _table(title, ["setting"], [*names, *times, metric])
-    for each in sorted(predictions, key=lambda each: -each.samples_per_s):
-        milliseconds = [_milliseconds(s) for s in (each.step_s, each.local_s, each.moving_s, each.waiting_s)]
-        speed = f"{'≥ ' if each.bound else ''}{each.samples_per_s:,.0f}"
-        megabytes = f"{each.wire_bytes / 1e6:,.3f}" if each.wire_bytes else "0"
-        cells = [each.label, *milliseconds, f"{each.exposed_share:.0%}", speed, megabytes, each.algorithm or "–"]
-        table.add_row(*map(escape, [*cells, *_quality(outcome, each)]))
-    return table
+    ranks, network = counted(predictions[0].ranks, "rank"), _network(outcome.question.link, outcome.measured)
+    rows = [
+        {
+            "setting": each.label,
+            "ms/step": _milliseconds(each.step_s),
+            "local": _milliseconds(each.local_s),
+            "moving": _milliseconds(each.moving_s),
+            "waiting": _milliseconds(each.waiting_s),
+            "exposed": f"{each.exposed_share:.0%}",
+            "samples/s": f"{'≥ ' if each.bound else ''}{each.samples_per_s:,.0f}",
+            "MB/step": f"{each.wire_bytes / 1e6:,.3f}" if each.wire_bytes else "0",
+            "all-reduce": each.algorithm or "–",
+            **_quality(outcome, each),
+        }
+        for each in sorted(predictions, key=lambda each: -each.samples_per_s)
+    ]
+    return _table(f"{ranks}, {network}", rows, left=["setting"])
 
 
-def _quality(outcome: Outcome, prediction: Prediction) -> list[str]:
+def _quality(outcome: Outcome, prediction: Prediction) -> dict[str, str]:
     """Return the cells of the time to the target, if there is a target, and of the metric."""
     quality, target = outcome.qualities.of(prediction), outcome.question.target
-    if quality is None:
-        return [NO_DATA] * (1 if target is None else 2)
-    metric = f"{quality.metric:.4f} (n={quality.seeds})"
-    if target is None:
-        return [metric]
-    seconds, reached = seconds_to(target, prediction, quality), quality.reached(target)
-    missed = f"in {reached} of {len(quality.runs)} runs" if reached else "not reached"
-    return [missed if seconds is None else human_seconds(seconds), metric]
+    metric, time = NO_DATA, NO_DATA
+    if quality is not None:
+        metric = f"{quality.metric:.4f} (n={quality.seeds})"
+        reached = quality.reached(target or 0.0)
+        seconds = seconds_to(target, prediction, quality)
+        missed = f"in {reached} of {len(quality.runs)} runs" if reached else "not reached"
+        time = missed if seconds is None else human_seconds(seconds)
+    times = {} if target is None else {f"time to {target:g}": time}
+    return times | {outcome.measured[0].runs[0].metric.replace("_", " "): metric}
 
 
 def _network(link: Link, measured: Iterable[Measured]) -> str:
@@ -169,28 +174,30 @@ def recommendation(advice: Advice, question: Question) -> str:
 
 def _errors(checks: Sequence[Check]) -> Table:
     sizes = [abs(each.error) for each in checks]
-    names = ["measured on", "samples/s", "error", "local, ms", "communication, ms"]
-    table = _table("Predicted against measured, on runs that were not fitted", ["setting", "predicted from"], names)
-    table.caption = f"mean error {mean(sizes):.1%}, largest {max(sizes):.1%}, of "
-    table.caption += f"{counted(len(checks), 'measurement')}. In brackets: predicted"
-    for each in sorted(checks, key=lambda each: -abs(each.error)):
-        there, base = each.measured, each.base
-        table.add_row(
-            escape(there.label),
-            _where(base.ranks, base.rate_bits_per_s) if base else "other settings",
-            _where(there.ranks, there.rate_bits_per_s),
-            f"{there.samples_per_s:,.0f} ({each.predicted_samples_per_s:,.0f})",
-            f"{each.error:+.1%}",
-            f"{_milliseconds(there.local_s)} ({_milliseconds(each.local_s)})",
-            f"{_milliseconds(there.exposed_s)} ({_milliseconds(each.communication_s)})",
-        )
-    return table
+    summary = f"mean error {mean(sizes):.1%}, largest {max(sizes):.1%}, of {counted(len(checks), 'measurement')}"
+    rows = [
+        {
+            "setting": each.measured.label,
+            "predicted from": _where(each.base.ranks, each.base.rate_bits_per_s) if each.base else "other settings",
+            "measured on": _where(each.measured.ranks, each.measured.rate_bits_per_s),
+            "samples/s": f"{each.measured.samples_per_s:,.0f} ({each.predicted_samples_per_s:,.0f})",
+            "error": f"{each.error:+.1%}",
+            "local, ms": f"{_milliseconds(each.measured.local_s)} ({_milliseconds(each.local_s)})",
+            "communication, ms": f"{_milliseconds(each.measured.exposed_s)} ({_milliseconds(each.communication_s)})",
+        }
+        for each in sorted(checks, key=lambda each: -abs(each.error))
+    ]
+    title = "Predicted against measured, on runs that were not fitted"
+    return _table(title, rows, left=["setting", "predicted from"], caption=f"{summary}. In brackets: predicted")
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title)
-    for name in (*left, *right):
-        table.add_column(name, justify="left" if name in left else "right")
+def _table(title: str, rows: Sequence[Mapping[str, str]], *, left: Sequence[str], caption: str | None = None) -> Table:
+    """Return a table with the keys of `rows` as heads. The columns named in `left` are text, the others numbers."""
+    table = Table(title=title, caption=caption)
+    for name in rows[0]:
+        table.add_column(escape(name), justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
     return table
 
 
