@@ -65,7 +65,7 @@ def _parsed(typed: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _train(command: str, arguments: Sequence[str]) -> int:
-    """As train.py does."""
+    """Run train.py's code with `arguments`, and leave the process."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: ranks share the cores of a machine
     from ddp_agent.cli import leave
     from ddp_agent.cli import main as launch

@@ -1,4 +1,4 @@
-"""What a piece of a configuration says about the run that it is a part of."""
+"""Remarks of a piece of a configuration on the run that it is a part of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

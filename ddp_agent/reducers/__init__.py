@@ -1,4 +1,4 @@
-"""How a flat tensor is averaged over ranks."""
+"""Reducers: ways to average a flat tensor over ranks."""
 
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.reducers.cast import Cast

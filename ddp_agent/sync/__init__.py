@@ -1,4 +1,4 @@
-"""When ranks synchronise, and what travels."""
+"""Sync modes: when ranks synchronise, and what travels."""
 
 from ddp_agent.sync.allreduce import AllReduce
 from ddp_agent.sync.base import SyncStrategy

@@ -99,7 +99,7 @@ class Gossip(Periodic):
         return {(rank - 1) % size: 1 / 3, (rank + 1) % size: 1 / 3}
 
     def _receivers(self, rank: int, size: int) -> list[int]:
-        """Who takes this rank's."""
+        """Return the ranks that receive this rank's parameters."""
         return [other for other in range(size) if rank in self._shares(other, size)]
 
     def _hop(self, size: int) -> int:

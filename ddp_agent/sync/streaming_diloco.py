@@ -155,7 +155,7 @@ class StreamingDiLoCo(Periodic):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Of a fragment under way the mean is saved, once it has arrived: a resume applies it on time."""
+        """Return the state. Of a fragment under way it has the mean, after its arrival: a resume applies it on time."""
         return super().state_dict() | {
             "anchor": self.anchor.clone(),
             "momentum": self._momentum.clone(),

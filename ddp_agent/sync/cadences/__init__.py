@@ -1,4 +1,4 @@
-"""How the period H of a periodic mode changes while it trains."""
+"""Cadences: ways to change the period H of a periodic mode while it trains."""
 
 from ddp_agent.sync.cadences.base import Cadence, CadenceContext
 from ddp_agent.sync.cadences.drift import Drift

@@ -1,7 +1,7 @@
-"""How the period H changes while a periodic mode trains.
+"""The interface of every cadence, which changes the period H while a periodic mode trains.
 
-A cadence is asked right after a synchronisation, is told only what all ranks know alike, and answers with the next
-period. It holds no state: what changes is the mode's, which saves it.
+Right after a synchronisation the mode asks its cadence for the next period. The cadence gets only values that are equal
+on all ranks. It holds no state: the mode owns and saves the period.
 """
 
 from abc import ABC, abstractmethod
