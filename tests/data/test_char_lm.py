@@ -1,4 +1,4 @@
-"""A text by characters: how it is cut, that each tested character counts once, and what is said of bad files."""
+"""A text by characters: how it is cut, that each tested character counts once, and the errors for bad files."""
 
 import math
 from pathlib import Path

@@ -21,7 +21,7 @@ from ddp_agent.errors import DataError
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny files in CIFAR-10's format, whose checksums torchvision is told to expect."""
+    """Tiny files in CIFAR-10's format, whose checksums torchvision expects here."""
     import torchvision
 
     def write(name: str, content: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: its files in several places, what is said of bad ones, and downloads."""
+"""Fashion-MNIST: its files in several places, errors for bad ones, and downloads."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Sentences by intent: tiny files in the formats of CLINC150 and BANKING77, and what is said of bad ones."""
+"""Sentences by intent: tiny files in the formats of CLINC150 and BANKING77, and the errors for bad ones."""
 
 import csv
 import hashlib
@@ -119,7 +119,7 @@ def test_every_intent_of_clinc150_is_in_one_of_ten_domains() -> None:
     assert all(intent in DOMAINS[domain] for intent, domain in DOMAIN_OF.items())
 
 
-# What is said of files that are not as they should be.
+# Errors for bad files.
 
 
 @pytest.mark.parametrize(

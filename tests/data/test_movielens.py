@@ -1,4 +1,4 @@
-"""Ratings of films: tiny files in MovieLens's format, what is drawn and tested, and what is said of bad files."""
+"""Ratings of films: tiny files in MovieLens's format, what is drawn and tested, and the errors for bad files."""
 
 import gzip
 import math
@@ -156,7 +156,7 @@ def test_the_error_is_a_root_and_predictions_stay_on_the_scale(tmp_path: Path) -
         math.sqrt(1.25 / 3)
     )
     assert not task.objective.higher_is_better and task.objective.metric_name == "rmse"
-    assert squared_error(output, stars).item() == pytest.approx((1 + 16 + 9) / 3)  # training is told of the excess
+    assert squared_error(output, stars).item() == pytest.approx((1 + 16 + 9) / 3)  # training sees the excess
 
 
 # Ranking.

@@ -1,4 +1,4 @@
-"""Hands that show digits: a tiny zip file of photos, and what is said of bad ones."""
+"""Hands that show digits: a tiny zip file of photos, and the errors for bad ones."""
 
 import io
 import zipfile

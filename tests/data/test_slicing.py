@@ -316,9 +316,9 @@ def with_data(task: Task, **changes: Any) -> Task:
 
 
 def test_a_shard_without_samples(digits: Task) -> None:
-    (said,) = refusal(digits, "slicing=dirichlet", "slicing.alpha=0.01", world_size=24)
-    assert said.startswith("slicing.alpha: found 0.01, which leaves ranks ")
-    assert said.endswith("of 24 without samples; use a larger alpha, fewer ranks or another seed")
+    (problem,) = refusal(digits, "slicing=dirichlet", "slicing.alpha=0.01", world_size=24)
+    assert problem.startswith("slicing.alpha: found 0.01, which leaves ranks ")
+    assert problem.endswith("of 24 without samples; use a larger alpha, fewer ranks or another seed")
 
 
 def test_a_shard_without_samples_in_a_later_epoch(digits: Task) -> None:
@@ -341,8 +341,8 @@ def test_a_shard_without_samples_in_a_later_epoch(digits: Task) -> None:
 
 
 def test_more_ranks_than_labels(digits: Task) -> None:
-    (said,) = refusal(digits, "slicing=by_label", world_size=12)
-    assert said == (
+    (problem,) = refusal(digits, "slicing=by_label", world_size=12)
+    assert problem == (
         "slicing.name: found ByLabel for 10 classes among 12 ranks, expected a class or more for each: use at most 10 "
         "ranks, or slicing=dirichlet"
     )
@@ -350,14 +350,14 @@ def test_more_ranks_than_labels(digits: Task) -> None:
 
 def test_more_ranks_than_groups(digits: Task) -> None:
     groups = torch.arange(1438) % 3
-    (said,) = refusal(with_data(digits, groups=groups), "slicing=by_group", world_size=4)
-    assert said.endswith("for 3 groups among 4 ranks, expected a group or more for each: use at most 3 ranks")
+    (problem,) = refusal(with_data(digits, groups=groups), "slicing=by_group", world_size=4)
+    assert problem.endswith("for 3 groups among 4 ranks, expected a group or more for each: use at most 3 ranks")
 
 
 @pytest.mark.parametrize("name", ["by_label", "dirichlet", "by_group"])
 def test_data_without_what_it_is_to_be_sliced_by(digits: Task, name: str) -> None:
-    (said,) = refusal(with_data(digits, labels=None, groups=None), f"slicing={name}")
-    assert "but this data" in said and "use iid" in said
+    (problem,) = refusal(with_data(digits, labels=None, groups=None), f"slicing={name}")
+    assert "but this data" in problem and "use iid" in problem
 
 
 @pytest.mark.parametrize("alpha", ["0", "-1", "no"])

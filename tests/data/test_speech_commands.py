@@ -1,4 +1,4 @@
-"""Single words: tiny folders in both published layouts, and what is said of bad ones."""
+"""Single words: tiny folders in both published layouts, and the errors for bad ones."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Spoken digits: tiny zip files in the format of FSDD, and what is said of bad ones."""
+"""Spoken digits: tiny zip files in the format of FSDD, and the errors for bad ones."""
 
 import hashlib
 import zipfile
@@ -120,7 +120,7 @@ def test_the_fingerprint_sees_sounds_and_how_they_are_shown(tmp_path: Path) -> N
     assert len(found | {load(tmp_path).data.sha256}) == 5
 
 
-# What is said of files that are not as they should be.
+# Errors for bad files.
 
 FEW = {name: data for name, data in recordings().items() if not name.startswith("0")}  # labels from 1
 NONE_TESTED = {name: data for name, data in recordings().items() if name.endswith(("_5.wav", "_49.wav"))}

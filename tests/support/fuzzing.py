@@ -50,10 +50,10 @@ def outcome(action: Callable[[], object], may_raise: tuple[type[Exception], ...]
     try:
         action()
     except may_raise as refusal:
-        said = str(refusal)
-        if not said.strip() or "allocate" in said:
-            raise AssertionError(f"no clear message: {said!r}") from refusal
-        return said
+        text = str(refusal)
+        if not text.strip() or "allocate" in text:
+            raise AssertionError(f"no clear message: {text!r}") from refusal
+        return text
     return "fine"
 
 
@@ -99,7 +99,7 @@ PAYLOADS = [
 
 @st.composite
 def damaged(draw: st.DrawFn, good: bytes) -> bytes:
-    """One to three changes: bits, cuts, repetitions, and bytes that mean something to somebody."""
+    """Change `good` one to three times: flipped bits, cuts, repetitions, and bytes with a meaning in some format."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
@@ -148,8 +148,8 @@ def _changed(draw: st.DrawFn, tree: Any) -> Any:
 
 @st.composite
 def damaged_lines(draw: st.DrawFn, good: bytes) -> bytes:
-    """JSON in lines, one of them damaged; or bytes."""
+    """Damage one line of JSON."""
     lines = good.splitlines(keepends=True)
-    place = draw(st.integers(0, len(lines) - 1))
-    lines[place] = draw(damaged_json(lines[place])) + b"\n"
+    index = draw(st.integers(0, len(lines) - 1))
+    lines[index] = draw(damaged_json(lines[index])) + b"\n"
     return b"".join(lines)

@@ -1,4 +1,4 @@
-"""Files in the format of MNIST, as tests write them."""
+"""IDX files, the format of MNIST, for tests."""
 
 import torch
 from torch import Tensor

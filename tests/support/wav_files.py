@@ -1,4 +1,4 @@
-"""Recordings, as tests write them."""
+"""WAV files for tests."""
 
 import struct
 
@@ -9,7 +9,7 @@ PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 
 
 def tone(samples: int = 400, seed: int = 0) -> Tensor:
-    """Some sound, int16."""
+    """Return noise, int16."""
     return torch.randint(-9000, 9000, (samples,), generator=torch.Generator().manual_seed(seed)).short()
 
 
@@ -31,7 +31,7 @@ def form(rate: int = 8000, bits: int = 16, channels: int = 1, code: int = 1) -> 
 
 
 def wav(samples: Tensor, rate: int = 8000, bits: int = 16, channels: int = 1, code: int = 1) -> bytes:
-    """`samples` int16 in a file of 16 bits, or their upper halves in one of 8."""
+    """Return a file of 16 bits with the int16 `samples`, or a file of 8 bits with their upper halves."""
     data = (
         samples.numpy().astype("<i2").tobytes()
         if bits == 16
