@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class Context(Protocol):
-    """What a run has to know about how it was started."""
+    """The facts about its start that a run needs."""
 
     @property
     def cfg(self) -> dict[str, Any]: ...
@@ -133,7 +133,7 @@ class Run:
         self.init_sha256 = tensor_sha256(internals(sync).flat.everything)
 
     def _replicas(self) -> tuple[Topology, ReplicaGroup]:
-        """Return the ranks that torchrun started, or the replicas: the only rank of a torchrun each."""
+        """Return the ranks that torchrun started, or the replicas, where every replica has a torchrun of one rank."""
         options, directory, ranks = self.settings.options, self.directory, self.ranks
         replica = Replica.read()
         if options.on_rank_loss == "stop" or replica is None:

@@ -44,7 +44,7 @@ def _description(session: Session, settings: Settings) -> dict[str, Any]:
         "arguments": {**arguments, "input_shape": list(task.data.input_shape), "outputs": task.objective.outputs},
         "dataset": settings.label("dataset"),
         "metric_name": task.objective.metric_name,
-        "tasks": {each.name: each.outputs for each in task.subtasks},
+        "tasks": {subtask.name: subtask.outputs for subtask in task.subtasks},
     }
 
 

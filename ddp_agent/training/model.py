@@ -35,7 +35,8 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
     try:
-        return with_heads(model, {each.name: each.outputs for each in task.subtasks}) if task.subtasks else model
+        heads = {subtask.name: subtask.outputs for subtask in task.subtasks}
+        return with_heads(model, heads) if heads else model
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

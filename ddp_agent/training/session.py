@@ -105,7 +105,7 @@ class Session:
             "sync": setup.sync,
             "reducer": setup.reducer,
             "clock": self.clock,
-            "standing": self.best,
+            "standing": self.best,  # the key of all checkpoints so far
             "diagnostics": self.diagnostics,
             **({"ema": self.ema} if self.ema else {}),
             "random": RandomStreams(setup.device),

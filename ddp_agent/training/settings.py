@@ -1,4 +1,4 @@
-"""The checked configuration of a run: its types, its values, and the conditions that its parts set each other."""
+"""The checked configuration of a run: its types, its values, and what its parts require of each other."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

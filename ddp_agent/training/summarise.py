@@ -34,7 +34,8 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
     measured: dict[str, Any] = {"consensus_distance": outcome.consensus_distance} | session.diagnostics.latest
     times: dict[str, Any] = slowest({key: value for key, value in costs.items() if key.endswith("_s")}, setup.topology)
     samples = session.step * options.global_batch_size
-    metrics = {each.name: scores.more[f"{each.name}_{task.objective.metric_name}"] for each in task.subtasks}
+    names = [subtask.name for subtask in task.subtasks]
+    metrics = {name: scores.more[f"{name}_{task.objective.metric_name}"] for name in names}
     return Summary(
         **labels,
         period=settings.cfg["sync"].get("period"),
