@@ -1,4 +1,4 @@
-"""One rank, without a process group: what a checkpoint holds, what is kept, and what happens when writing fails."""
+"""Checkpoints of one rank, without a process group: content, deletion of old ones, and failing writes."""
 
 import collections
 import hashlib

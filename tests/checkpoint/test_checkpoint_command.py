@@ -17,7 +17,7 @@ def evaluated(metric: float | None, *, higher_is_better: bool = True) -> dict[st
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    """Steps 10, 20 (the best), 30 and 40."""
+    """Return checkpoints of steps 10, 20 (the best), 30 and 40."""
     folder = tmp_path / "checkpoints"
     for step, metric in {10: 0.5, 20: 0.75, 30: None, 40: 0.25}.items():
         save(folder, step, details=evaluated(metric))
@@ -65,14 +65,14 @@ def test_verify_reads_every_byte_and_changes_nothing(checkpoints: Path, capsys: 
     ("options", "kept"),
     [(["--keep", "1"], [40]), (["--keep", "1", "--keep-best"], [20, 40]), (["--keep", "3"], [20, 30, 40])],
 )
-def test_prune_keeps_what_it_was_told(checkpoints: Path, options: list[str], kept: list[int]) -> None:
+def test_prune_keeps_the_newest_and_the_best(checkpoints: Path, options: list[str], kept: list[int]) -> None:
     (checkpoints / "step-00000050.tmp-0123abcd").mkdir()
     assert call("prune", checkpoints, *options) == 0
     assert names(checkpoints) == [f"step-{step:08d}" for step in kept]
 
 
 def test_prune_counts_whole_ones_alone(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Else the damaged newest would push out the last one that loads; and what is damaged may be evidence."""
+    """If damaged ones counted, the last one that loads would be deleted. A damaged one may be evidence."""
     flip_a_bit(checkpoints / "step-00000040" / "rank-0000.pt")
     assert call("prune", checkpoints, "--keep", "1") == 3
     assert names(checkpoints) == ["step-00000030", "step-00000040"]
@@ -98,7 +98,7 @@ def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("typed", [["--keep", "0"], ["--keep", "x"], []])
-def test_prune_must_be_told_how_many(checkpoints: Path, typed: list[str]) -> None:
+def test_prune_refuses_a_wrong_number(checkpoints: Path, typed: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         call("prune", checkpoints, *typed)
     assert left.value.code == 2

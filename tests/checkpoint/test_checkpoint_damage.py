@@ -68,7 +68,7 @@ def test_when_all_are_damaged_each_is_named(tmp_path: Path) -> None:
 
 
 def plant(path: Path, state: object) -> None:
-    """A checkpoint whose sizes and hashes are right, from somebody who means harm."""
+    """Return a hostile checkpoint with correct sizes and hashes."""
     torch.save(state, path / "rank-0000.pt")
     manifest = vars(Manifest.read(path)) | {"files": {"rank-0000.pt": File.of(path / "rank-0000.pt")}}
     Manifest(**manifest).write(path)

@@ -1,4 +1,4 @@
-"""Several ranks. What runs on them returns what it saw: an exception there would cost new processes."""
+"""Checkpoints of several ranks. Functions on the ranks return results: an exception there would cost new processes."""
 
 import contextlib
 import io

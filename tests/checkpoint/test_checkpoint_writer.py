@@ -1,4 +1,4 @@
-"""The checkpoints that are kept, and writing beside training: the copied state is the saved one."""
+"""Deletion of old checkpoints, and writing beside training: the state at the time of the call is saved."""
 
 import threading
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_a_run_saves_the_same_beside_training(ranks2: RankPool, tmp_path: Path) 
 
 
 def test_a_run_keeps_its_best(ranks2: RankPool, tmp_path: Path) -> None:
-    """`lr` grows until nothing is learnt: the best comes early, and is saved though no checkpoint was due."""
+    """`lr` grows until nothing is learnt. The best model comes early and is saved although no checkpoint is due."""
     options = ("keep_best_checkpoint=true", "keep_checkpoints=1", "eval_every=1", "optimizer.lr=0.5")
     summary = ranks2.run(run, *mode("local_sgd", *options), str(tmp_path))[0]
     kept = {path.name: manifest_of(path).details for path in (tmp_path / "checkpoints").iterdir()}

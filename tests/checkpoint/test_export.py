@@ -23,7 +23,7 @@ DESCRIPTION = {
 
 
 class Tied(nn.Module):
-    """Encoder and decoder share a weight; of the buffers one is an integer and one is not persistent."""
+    """A model whose encoder and decoder share a weight. One buffer is an integer and one is not persistent."""
 
     def __init__(self, *, size: int) -> None:
         super().__init__()

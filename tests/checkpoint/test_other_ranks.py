@@ -1,4 +1,4 @@
-"""A checkpoint of another number of ranks: refused, unless it is asked for and all ranks were alike."""
+"""A checkpoint of another number of ranks is refused, unless it is asked for and all ranks were identical."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def weights(run_dir: Path, step: int) -> Tensor:
 def test_three_ranks_go_on_where_two_stopped(
     ranks2: RankPool, ranks3: RankPool, tmp_path: Path, optimizer: tuple[str, ...], goes_on: bool
 ) -> None:
-    """Gradients of N ranks are those of one big batch, so nobody can tell how many there were; momentum is reset."""
+    """The mean gradient of N ranks is that of one large batch, so N has no influence. Momentum is reset."""
     ranks2.run(run, *parts("sync=allreduce", *optimizer), str(tmp_path / "whole"))
     ranks2.run(run, *parts("sync=allreduce", *optimizer, "max_steps=4"), str(tmp_path / "two"))
     resumed = parts("sync=allreduce", *optimizer, ALLOWED, source=tmp_path / "two")

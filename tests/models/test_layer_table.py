@@ -1,4 +1,4 @@
-"""The table of a model's layers: parameters as torch counts them, shapes as they come out, FLOPs by known formulas."""
+"""The table of a model's layers: parameters as torch counts them, output shapes, FLOPs by known formulas."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from ddp_agent.models.common.layer_table import layer_table
 
 
 def rows(table: str) -> dict[str, list[str]]:
-    """Cells by a layer's name."""
+    """Return the cells of each row by the name of its layer."""
     cells = [
         [cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")
     ]
@@ -44,7 +44,7 @@ def test_the_layer_table_counts_what_torch_counts() -> None:
 
 
 def test_shapes_and_flops_of_known_layers() -> None:
-    """2 x inputs x outputs for a matrix, as often as it is applied; nothing for what is no product."""
+    """A matrix costs 2 x inputs x outputs each time that it is applied. Layers without products cost nothing."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 7, 4))
     for samples in (1, 3):
         found = rows(layer_table(model, torch.randn(samples, 3, 5, 7)))
@@ -67,7 +67,7 @@ def test_attention_outside_any_layer_belongs_to_the_module_that_attends() -> Non
 
 
 class Listed(nn.Module):
-    """Its layers are in a list, which nobody calls."""
+    """A model whose layers are in a list, which is never called itself."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models: every yaml builds and fits the data it can take; what cannot work is refused by name."""
+"""Models: every yaml builds a model that fits suitable data; unsuitable data are refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def test_speech_cnn_normalises_channels_in_eights() -> None:
 
 
 def text_model(name: str, **values: Any) -> nn.Module:
-    """Return a model in evaluation mode, in which nothing is dropped."""
+    """Return a model in evaluation mode, without dropout."""
     torch.manual_seed(0)
     given: dict[str, Any] = {"input_shape": (6,), "outputs": 5, "vocabulary": 11}
     return build("model", node(name, **values), **given).eval()  # type: ignore[no-any-return]

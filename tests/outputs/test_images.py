@@ -1,4 +1,4 @@
-"""Images of a model's inputs: any tensor that looks like an image, with its label and its prediction."""
+"""Pictures of a model's inputs, of its predictions and of tables."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_a_long_name_is_cut_to_its_room() -> None:
     assert shortened("x", 0) == "…"
 
 
-def test_texts_are_told_with_label_and_a_wrong_guess() -> None:
+def test_texts_have_their_label_and_a_wrong_guess() -> None:
     assert text_list(["hi", "bye"], ["greeting", "goodbye"], ["greeting", "yes"]) == (
         "hi\n  greeting\n\nbye\n  goodbye, taken for yes"
     )

@@ -1,4 +1,4 @@
-"""The promises of a run directory: one writer, nothing half-written and nothing overwritten."""
+"""Run directories have one writer, no half-written files, and nothing in them is overwritten."""
 
 import json
 import multiprocessing

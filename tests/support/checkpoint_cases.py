@@ -1,4 +1,4 @@
-"""Checkpoints whose content follows from step and rank, and ways to damage them."""
+"""Checkpoints whose content depends on step and rank, and ways to damage them."""
 
 import os
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def content_of(directory: Path) -> dict[Path, bytes]:
 
 
 class Payload:
-    """Unpickled without restrictions, it makes a directory."""
+    """An object that makes a directory when it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Configurations for tests: the files below conf/, one by one as plain dicts, or composed as a user's would be."""
+"""Configurations for tests: single files of conf/ as plain dicts, or composed as for a user."""
 
 import copy
 import functools
@@ -19,6 +19,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def files(group: str) -> list[str]:
+    """Return the names of a group's files."""
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
@@ -37,19 +38,19 @@ def _read(group: str, name: str) -> Any:
 
 
 def node(group: str, name: str, **values: Any) -> dict[str, Any]:
-    """One file of a group, with some values replaced."""
-    given: dict[str, Any] = copy.deepcopy(_read(group, name))
-    return given | values
+    """Return one file of a group, with some values replaced."""
+    content: dict[str, Any] = copy.deepcopy(_read(group, name))
+    return content | values
 
 
 def settings(*overrides: str, world_size: int = 2) -> Settings:
-    """The whole path of a run: composed, resolved, checked. Raises RefusedError."""
+    """Compose, resolve and check a configuration as a run does. Raises RefusedError."""
     parsed = []
 
     def check(context: LaunchContext) -> None:
         parsed.append(parse(context.cfg, choices=context.choices, world_size=context.world_size))
 
-    with mock.patch.dict(os.environ, {RUN_TIME: "now"}):  # else every later run of this process would be named alike
+    with mock.patch.dict(os.environ, {RUN_TIME: "now"}):  # else all later runs of this process would get the same name
         Configs(folder=CONF, name="config").compose(overrides).checked(check, lambda _: world_size)
     return parsed[0]
 
@@ -60,7 +61,7 @@ def _default() -> Any:
 
 
 def config(*typed: str, **chosen: str) -> dict[str, Any]:
-    """The default configuration with other files `chosen` and `key=value` typed, without composing (0.2 s) again."""
+    """Return the default configuration with other files `chosen` and `key=value` typed. Composing it takes 0.2 s."""
     cfg: dict[str, Any] = copy.deepcopy(_default())
     for group, name in chosen.items():
         cfg[group] = node(group, name)

@@ -1,4 +1,4 @@
-"""Small problems and the plain training loop that the laws are tested with. Everything is fp64 and seeded."""
+"""Small problems and a plain training loop for tests of laws. Everything is fp64 and seeded."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Batches = Callable[[int, int], tuple[Tensor, Tensor]]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 DTYPE = torch.float64
-ROWS = 6  # samples of a micro-batch
+ROWS = 6  # samples per micro-batch
 
 
 def mlp() -> nn.Module:
@@ -47,7 +47,7 @@ def sgd(lr: float = 0.1, **options: Any) -> MakeOptimizer:
 
 
 class Loop:
-    """design.md's ordinary loop, step by step, so that a test may stop, look, save and go on."""
+    """An ordinary training loop that a test can stop after any step, to look at it, save it and continue."""
 
     def __init__(
         self,
@@ -99,30 +99,31 @@ class Loop:
 
 @dataclass(kw_only=True, eq=False)
 class InBuckets(AllReduce):
-    """allreduce as it treats a model that is larger than one bucket, on models of any size."""
+    """allreduce that treats any model like one that is larger than a bucket."""
 
     def _averaging(self, model: nn.Module) -> MeanGradients:
         return OverlappedGradients(model, self._reducer, self._topology.world)
 
 
 def train(sync: SyncStrategy, steps: int = 8, **options: Any) -> Tensor:
-    """The parameters after `steps` steps and the flush, as one vector."""
+    """Return the parameters after `steps` steps and the flush, as one vector."""
     return Loop(sync, **options).run(steps).flush().weights
 
 
 def refusal(
     sync: SyncStrategy, reducer: Reducer | None = None, world_size: int | None = None, **facts: Any
 ) -> str | None:
-    """Why a mode cannot work with a reducer, or in such a run; None when it can."""
+    """Return the reason why a mode cannot work with a reducer, or in a run with these facts; None if it can."""
     pieces = {} if reducer is None else {"reducer": reducer}
     problems = sync.problems(RunFacts(world_size=world_size, pieces=pieces, **facts))
     return next((str(problem) for problem in problems if problem.fatal), None)
 
 
 def alone() -> Topology:
-    """A rank on its own inside a larger world."""
+    """Return the topology of a rank that is alone, inside a larger world."""
     return Topology(world=LocalComm(), ranks_per_node=1)
 
 
 def apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference."""
     return (one - other).abs().max().item()

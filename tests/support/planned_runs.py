@@ -1,4 +1,4 @@
-"""Run directories of a made-up cluster whose costs are known, written out mode by mode, apart from the model's code."""
+"""Run directories of an invented cluster with known costs. The cost of each mode is written out here once more."""
 
 import json
 import math
@@ -14,7 +14,10 @@ LATER = {1: 0.0, 2: 0.5641895835, 3: 0.8462843753, 4: 1.0293753730, 8: 1.4236003
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """`rate` is the link's in bits a second; None: it is not recorded, and `host_byte_s` is all that a byte takes."""
+    """The costs of the cluster.
+
+    `rate`: of the link, in bits per second. None: it is not recorded, and a byte takes `host_byte_s` only.
+    """
 
     message_s: float = 3e-4
     host_byte_s: float = 2e-9
@@ -33,6 +36,7 @@ class World:
 
 
 def ring(n: int, size: float) -> tuple[float, float]:
+    """Return the messages that follow one another and the bytes that a rank sends in a ring all-reduce."""
     return 2 * (n - 1), 2 * (n - 1) / n * size
 
 
@@ -55,21 +59,21 @@ MODES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Sync:
-    """Cost of a synchronisation: its calls, the messages that follow one another, the bytes that a rank sends."""
+    """The cost of a synchronisation: calls, messages that follow one another, bytes that a rank sends."""
 
-    often: float  # a step
+    often: float  # per step
     calls: int
     payload: float
     messages: float
     sent: float
     waits_for: int
-    uneven: float = 1.0  # how much longer its bytes take than alone
+    uneven: float = 1.0  # factor by which its bytes take longer than alone
 
 
 def sync_of(mode: dict[str, Any], n: int) -> Sync:
     often = 1 / mode.get("period", mode.get("global_period", 1))
     if mode["sync"] == "post_local_sgd":
-        first = mode["switch_step"] / STEPS  # of the steps, with gradients in each
+        first = mode["switch_step"] / STEPS  # share of the steps that exchange gradients
         return Sync(first + (1 - first) * often, 1, TENSOR, *ring(n, TENSOR), n)
     if mode["sync"] == "streaming_diloco":
         return Sync(mode["fragments"] * often, 1, TENSOR / 2, *ring(n, TENSOR / 2), n)
@@ -77,7 +81,7 @@ def sync_of(mode: dict[str, Any], n: int) -> Sync:
         peers = 1 if n == 2 else 2
         return Sync(often, peers, peers * TENSOR, 1, peers * TENSOR, 1 + peers, 1.2 if peers > 1 else 1.0)
     match mode.get("reducer"):
-        case "int8":  # a quarter to all by all-to-all, then a share of it to all
+        case "int8":  # all-to-all of a quarter of the bytes, then an all-gather of a share of them
             coded = TENSOR / 4
             return Sync(often, 2, coded * (1 + 1 / n), 1 + (n - 1), 2 * (n - 1) / n * coded, n)
         case "topk":
@@ -102,7 +106,7 @@ def seconds(world: World, mode: dict[str, Any], n: int) -> tuple[float, float]:
 
 
 def speed(world: World, label: str, n: int, extra_s: float = 0.0) -> float:
-    """Samples a second."""
+    """Return samples per second."""
     return n * world.micro_batch / (world.local_s + extra_s + sum(seconds(world, MODES[label], n)))
 
 
@@ -117,13 +121,13 @@ def write(
     extra_s: float = 0.0,
     **changes: Any,
 ) -> Path:
-    """`extra_s`: what this mode computes beyond `independent`. `changes` are to the summary."""
+    """Write a run directory. `extra_s`: compute time beyond that of `independent`. `changes` replace summary values."""
     mode = MODES[label]
     draw = random.Random(f"{label} {n} {seed}")
     moving_s, waiting_s = (s * (1 + draw.gauss(0, world.noise)) for s in seconds(world, mode, n))
     sync = sync_of(mode, n)
-    quiet = mode["sync"] == "independent" or n == 1
-    counted = [0, 0, 0, 0] if quiet else [sync.often, sync.calls, sync.payload, sync.sent]
+    silent = mode["sync"] == "independent" or n == 1
+    counted = [0, 0, 0, 0] if silent else [sync.often, sync.calls, sync.payload, sync.sent]
     often, calls, payload, sent = counted
     local_s = world.local_s + extra_s
     times = {"data_s": steps * local_s / 10, "compute_s": steps * local_s * 9 / 10}
@@ -152,7 +156,7 @@ def write(
 
 
 def sweep(path: Path, world: World, labels: Any = MODES, n: int = 2, **changes: Any) -> Path:
-    """A run of each."""
-    for place, label in enumerate(labels):
-        write(path / str(place), world, label, n, **changes)
+    """Write a run directory per label."""
+    for index, label in enumerate(labels):
+        write(path / str(index), world, label, n, **changes)
     return path

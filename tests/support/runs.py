@@ -1,4 +1,4 @@
-"""Whole runs, as `train.py` makes them, inside ranks that are there already."""
+"""Whole runs, as `train.py` makes them, inside of ranks that have been started before."""
 
 import copy
 from collections.abc import Callable
@@ -37,13 +37,13 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
 
 
 def config(*overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The whole config of a small run, and the file chosen in each group."""
+    """Return the configuration of a small run, and the file chosen in each group."""
     cfg, choices = _composed((*SMALL, *overrides))
     return copy.deepcopy(cfg), dict(choices)
 
 
 def mode(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config of a small run with periods of 4 steps."""
+    """Return the configuration of a small run with periods of 4 steps."""
     return config(f"sync={name}", *short(name, period=4, switch_step=2), *overrides)
 
 
@@ -54,7 +54,7 @@ def run(
     attempt: int = 0,
     change: Callable[[Task], Task] = lambda task: task,
 ) -> dict[str, Any] | str:
-    """The summary of the run on every rank, or the message of a refusal. `change` replaces the task."""
+    """Train on this rank. Return the summary, or the message of a refusal. `change` replaces the task."""
     runtime = this_rank(attempt)
     rank, ranks = runtime.rank, runtime.world_size
     try:

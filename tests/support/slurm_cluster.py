@@ -1,7 +1,7 @@
 """A real Slurm of two nodes on this machine, as a context manager: its own daemons, keys, ports and folder.
 
-It installs nothing and does not touch a Slurm that is there already. Daemons and jobs live in a process namespace of
-their own, whose first process dies with this one. Then the kernel ends the others, however the test session ended.
+It installs nothing and leaves an existing Slurm alone. Daemons and jobs live in a process namespace of their own, whose
+first process dies with this one. Then the kernel ends the others, whatever ended the test session.
 """
 
 import os
@@ -23,7 +23,7 @@ NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
 PATIENCE_S = 60.0
 NODES = ("n1", "n2")
-# A job that was queued again waits until the credentials of its last attempt have expired: two minutes by default.
+# A requeued job waits until the credentials of its last attempt have expired. The default is two minutes.
 REQUEUED_S = 10
 
 CONF = """
@@ -80,7 +80,7 @@ def search_path() -> str:
 
 
 class SlurmCluster:
-    """The cluster. Commands need `conf` as SLURM_CONF. Its path is short: socket names have up to 107 characters."""
+    """A cluster. Commands need `conf` as SLURM_CONF. Its path is short: socket names have at most 107 characters."""
 
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
@@ -104,7 +104,7 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill the daemons, whose state nobody needs."""
+        """Kill the daemons. Their state is not needed."""
         self._daemons.kill()
         self._daemons.wait()
         self._until(lambda: not self.left(), "all processes have ended")
@@ -138,7 +138,7 @@ class SlurmCluster:
         return self.job(number)
 
     def left(self) -> list[int]:
-        """Ids of the processes that have this cluster's SLURM_CONF, of jobs and their ranks, too."""
+        """Return the ids of the processes that have this cluster's SLURM_CONF, including jobs and their ranks."""
         return with_variable("SLURM_CONF", self.conf)
 
     def _write(self) -> None:
@@ -173,8 +173,8 @@ class SlurmCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in with_ports]
-    for it in with_ports:
-        it.close()
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports

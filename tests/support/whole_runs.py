@@ -1,4 +1,4 @@
-"""Small runs without faults, and the comparison of another run with them, bit for bit."""
+"""Small runs without faults, and the bitwise comparison of other runs with them."""
 
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ EVERY_FIVE = ("checkpoint_every=5",)
 
 
 class Wholes:
-    """Runs without faults, each made once per session."""
+    """Runs without faults. Each is made once per session."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,7 +52,7 @@ class Wholes:
 
 
 def checkpoints(run_dir: Path) -> list[int]:
-    """The steps of the checkpoints. Fails when one is damaged, or when a part of a file was left behind."""
+    """Return the steps of the checkpoints. Fails if one is damaged or if a temporary file is left."""
     assert not [path for path in run_dir.rglob("*") if path.suffix == ".tmp" or ".tmp-" in path.name]
     folder = run_dir / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
