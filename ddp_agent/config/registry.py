@@ -10,7 +10,7 @@ import ast
 import difflib
 import functools
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,23 @@ def _trusted(group: str, name: str, trusted_packages: Sequence[str]) -> type:
     if not isinstance(target, type):
         raise ConfigError(f"{group}.name: found {name!r}, expected a class")
     return target
+
+
+def lazy_exports(group: str, others: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for the package of a group: it exports the group's classes, each imported when asked for.
+
+    `others` names further exports and their modules. A new class needs no line in the package's `__init__.py`.
+    """
+
+    def export(name: str) -> Any:
+        exports = {**others, **({} if name.startswith("_") else classes(group))}
+        if name == "__all__":
+            return sorted({**others, **classes(group)})
+        if name not in exports:
+            raise AttributeError(f"{group}: found {name!r}, expected one of {', '.join(sorted(exports))}")
+        return getattr(importlib.import_module(exports[name]), name)
+
+    return export
 
 
 def classes(group: str) -> dict[str, str]:

@@ -45,15 +45,15 @@ class Collective:
             return 0
         return self.count * (min(self.peers, self.ranks - 1) if self.kind == "exchange" else 1)
 
-    @property
-    def total_bytes(self) -> float:
-        """The payload bytes of all of them."""
-        return self.calls * self.payload_bytes
 
-    @property
-    def wire_bytes(self) -> float:
-        """The bytes that a rank sends in all, under bandwidth-optimal algorithms (the source's of a broadcast)."""
-        return self.calls * wire_bytes(self.kind, self.ranks, self.payload_bytes)
+def total_bytes(collectives: Iterable[Collective]) -> float:
+    """Return the payload bytes of all collectives."""
+    return sum(each.calls * each.payload_bytes for each in collectives)
+
+
+def total_wire_bytes(collectives: Iterable[Collective]) -> float:
+    """Return what a rank sends in all collectives under bandwidth-optimal algorithms (of a broadcast, its source)."""
+    return sum(each.calls * wire_bytes(each.kind, each.ranks, each.payload_bytes) for each in collectives)
 
 
 def wire_bytes(kind: Kind, ranks: int, payload_bytes: float) -> float:

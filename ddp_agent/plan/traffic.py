@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ddp_agent.distributed.traffic import Collective, Kind, wire_bytes
+from ddp_agent.distributed.traffic import Collective, Kind, total_bytes, wire_bytes
 from ddp_agent.plan.collectives import Algorithm, Cluster, collective
 from ddp_agent.plan.measured import Measured
 
@@ -92,10 +92,10 @@ def _scale_counts(stated: Sequence[Collective], measured: Measured) -> list[Coll
 
 def _scale_sizes(stated: Sequence[Collective], measured: Measured) -> list[Collective]:
     """Scale to the counted bytes: a formula that gives an upper limit does not know what the data needed."""
-    most = sum(each.total_bytes for each in stated if each.at_most)
+    most = total_bytes(each for each in stated if each.at_most)
     if not most:
         return list(stated)
-    factor = max(0.0, 1 + (measured.payload_bytes - sum(each.total_bytes for each in stated)) / most)
+    factor = max(0.0, 1 + (measured.payload_bytes - total_bytes(stated)) / most)
     return [replace(each, payload_bytes=each.payload_bytes * factor) if each.at_most else each for each in stated]
 
 

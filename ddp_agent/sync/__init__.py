@@ -1,31 +1,22 @@
 """Sync modes: when ranks synchronise, and what travels."""
 
-from ddp_agent.sync.allreduce import AllReduce
-from ddp_agent.sync.base import SyncStrategy
-from ddp_agent.sync.compressed import Compressed
-from ddp_agent.sync.diloco import DiLoCo
-from ddp_agent.sync.easgd import EASGD
-from ddp_agent.sync.gossip import Gossip
-from ddp_agent.sync.hierarchical import Hierarchical
-from ddp_agent.sync.independent import Independent
-from ddp_agent.sync.local_sgd import LocalSGD
-from ddp_agent.sync.parameter_update import ParameterUpdate
-from ddp_agent.sync.post_local_sgd import PostLocalSGD
-from ddp_agent.sync.slowmo import SlowMo
-from ddp_agent.sync.streaming_diloco import StreamingDiLoCo
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EASGD",
-    "AllReduce",
-    "Compressed",
-    "DiLoCo",
-    "Gossip",
-    "Hierarchical",
-    "Independent",
-    "LocalSGD",
-    "ParameterUpdate",
-    "PostLocalSGD",
-    "SlowMo",
-    "StreamingDiLoCo",
-    "SyncStrategy",
-]
+from ddp_agent.config.registry import lazy_exports
+
+if TYPE_CHECKING:  # a new class is exported without a line here, but type checkers see it as Any
+    from ddp_agent.sync.allreduce import AllReduce as AllReduce
+    from ddp_agent.sync.base import SyncStrategy as SyncStrategy
+    from ddp_agent.sync.compressed import Compressed as Compressed
+    from ddp_agent.sync.diloco import DiLoCo as DiLoCo
+    from ddp_agent.sync.easgd import EASGD as EASGD
+    from ddp_agent.sync.gossip import Gossip as Gossip
+    from ddp_agent.sync.hierarchical import Hierarchical as Hierarchical
+    from ddp_agent.sync.independent import Independent as Independent
+    from ddp_agent.sync.local_sgd import LocalSGD as LocalSGD
+    from ddp_agent.sync.parameter_update import ParameterUpdate as ParameterUpdate
+    from ddp_agent.sync.post_local_sgd import PostLocalSGD as PostLocalSGD
+    from ddp_agent.sync.slowmo import SlowMo as SlowMo
+    from ddp_agent.sync.streaming_diloco import StreamingDiLoCo as StreamingDiLoCo
+
+__getattr__ = lazy_exports("sync", {"SyncStrategy": "ddp_agent.sync.base"})

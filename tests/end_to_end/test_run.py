@@ -16,7 +16,7 @@ from torch import nn
 
 from ddp_agent.checkpoint import export
 from ddp_agent.checkpoint.manifest import Manifest
-from ddp_agent.distributed.traffic import from_plain
+from ddp_agent.distributed.traffic import from_plain, total_bytes
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.metrics_file import read_metrics
 from ddp_agent.training.model import create_model
@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_behind(ranks2: RankPool, tmp_path: Path, name: 
     assert {**written, "traffic": None} == pytest.approx({**summary, "traffic": None})
     stated = from_plain(written["traffic"])
     assert sum(each.calls for each in stated) == summary["collectives"]
-    assert sum(each.total_bytes for each in stated) == summary["payload_bytes"]
+    assert total_bytes(stated) == summary["payload_bytes"]
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
     assert summary["sync"] == name
     assert (summary["steps"], summary["samples"]) == (8, 8 * 48)

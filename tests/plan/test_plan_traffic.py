@@ -9,7 +9,7 @@ from pieces import MODES as PIECES
 from pieces import REDUCERS
 from planned_runs import MODES, STEPS, TENSOR, World, seconds, sweep, write
 
-from ddp_agent.distributed.traffic import Collective, RunSizes, to_plain
+from ddp_agent.distributed.traffic import Collective, RunSizes, to_plain, total_bytes, total_wire_bytes
 from ddp_agent.plan.__main__ import main
 from ddp_agent.plan.measured import Measured, labels_of, measure, read
 from ddp_agent.plan.traffic import loads
@@ -88,13 +88,13 @@ def test_every_mode_and_reducer_is_predicted_to_send_what_it_states_among_more_r
 ) -> None:
     stated = {ranks: PIECES[mode]().traffic(sizes(ranks), REDUCERS[reducer]()) for ranks in (4, 8)}
     totals: dict[str, Any] = {"collectives": sum(each.calls for each in stated[4]),
-              "payload_bytes": sum(each.total_bytes for each in stated[4])}  # fmt: skip
+              "payload_bytes": total_bytes(stated[4])}  # fmt: skip
     path = write(tmp_path, WORLD, "compressed", 4, sync=mode, reducer=reducer, traffic=to_plain(stated[4]), **totals)
     found = measured(path)
     assert bool(found.traffic) == bool(loads(found)) == (PIECES[mode]().traits.sends != "nothing")
     for ranks in (4, 8):
         sent = sum(load.sent_bytes(ranks) for load in loads(found))
-        assert sent == pytest.approx(sum(each.wire_bytes for each in stated[ranks]) / STEPS)
+        assert sent == pytest.approx(total_wire_bytes(stated[ranks]) / STEPS)
 
 
 def test_only_what_overlaps_is_taken_for_hidden() -> None:

@@ -10,7 +10,7 @@ from reducer_cases import FP32, FP64, MAKE, SHAPES, SIZE, SIZES, averaged, pool_
 
 from ddp_agent.distributed.comm import CommStats
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.distributed.traffic import Collective
+from ddp_agent.distributed.traffic import Collective, total_bytes, total_wire_bytes
 from ddp_agent.reducers import Dense, Int8, PowerSGD, Reducer, Sign, TopK
 
 
@@ -29,9 +29,9 @@ def test_counted_bytes_are_what_the_reducer_states(
 ) -> None:
     reducer = pieces.REDUCERS.get(name, PowerSGD)()
     for stats, stated in pool_of(size, request).run(traffic, reducer, dtype):
-        assert stats.payload_bytes == sum(each.total_bytes for each in stated)
+        assert stats.payload_bytes == total_bytes(stated)
         assert stats.calls == sum(each.calls for each in stated)
-        assert stats.wire_bytes == pytest.approx(sum(each.wire_bytes for each in stated), abs=stats.calls)
+        assert stats.wire_bytes == pytest.approx(total_wire_bytes(stated), abs=stats.calls)
 
 
 @pytest.mark.parametrize("name", pieces.REDUCERS)

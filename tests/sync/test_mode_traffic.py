@@ -12,7 +12,7 @@ from rank_pool import RankPool
 
 from ddp_agent.distributed.comm import CommStats
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.distributed.traffic import Collective, from_plain, to_plain
+from ddp_agent.distributed.traffic import Collective, from_plain, to_plain, total_bytes, total_wire_bytes
 from ddp_agent.sync import (
     DiLoCo,
     Gossip,
@@ -28,9 +28,9 @@ from ddp_agent.sync.engine.internals import internals
 def assert_stated(stats: CommStats, stated: list[Collective], rank: int = 0) -> None:
     """A broadcast is sent by rank 0 alone."""
     sent = [each for each in stated if rank == 0 or each.kind != "broadcast"]
-    assert stats.payload_bytes == sum(each.total_bytes for each in stated)
+    assert stats.payload_bytes == total_bytes(stated)
     assert stats.calls == sum(each.calls for each in stated)
-    assert stats.wire_bytes == pytest.approx(sum(each.wire_bytes for each in sent), abs=stats.calls)
+    assert stats.wire_bytes == pytest.approx(total_wire_bytes(sent), abs=stats.calls)
 
 
 @PAIRS
