@@ -32,19 +32,22 @@ ALLOWED = [
 ]
 
 
-def documented() -> set[tuple[str, str]]:
-    """The pairs that docs/modes.md ticks."""
+def documented() -> tuple[set[tuple[str, str]], set[str], set[str]]:
+    """The pairs that docs/modes.md ticks, its modes and its reducers."""
     text = (CONF.parent / "docs" / "modes.md").read_text(encoding="utf-8").partition("## What fits what\n\n")[2]
     head, _, *rows = (
         [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.partition("\n\n")[0].splitlines()
     )
-    assert sorted(head[2:]) == files("reducer")
-    assert sorted(row[0] for row in rows) == files("sync")
-    return {(row[0], head[place]) for row in rows for place in range(2, len(head)) if row[place] == "✓"}
+    ticked = {(row[0], head[place]) for row in rows for place in range(2, len(head)) if row[place] == "✓"}
+    return ticked, {row[0] for row in rows}, set(head[2:])
 
 
 def test_the_documented_pairs_are_those_that_are_allowed() -> None:
-    assert documented() == set(ALLOWED)
+    """A mode or reducer may be missing there, but all that it names is right."""
+    ticked, modes, reducers = documented()
+    assert modes <= set(files("sync")) and reducers <= set(files("reducer"))
+    assert ticked == {(sync, reducer) for sync, reducer in ALLOWED if sync in modes and reducer in reducers}
+    assert {"allreduce", "local_sgd", "diloco"} <= modes and {"dense", "int8", "topk"} <= reducers
 
 
 def loss_of(module: nn.Module, inputs: Tensor, target: Tensor) -> float:

@@ -21,7 +21,7 @@ HOOKS: dict[str, tuple[Any, ...]] = {
     "state_dict": (),
     "load_state_dict": ({},),
 }
-ELSE = {"setup", "problems", "traits"}
+ELSE = {"setup", "problems", "traits", "traffic"}
 FOR_SUBCLASSES = {"merge_parameters_", "outer_step_", "anchor"}  # what an author of a mode writes, or works on
 
 
