@@ -1,49 +1,30 @@
 """Every file that is read, damaged in ways that hypothesis thinks of: the right result, or one clear message.
 
-A reader is one entry of READERS: what lies in its folder, which file is damaged, how it is read, and what it may raise.
+A reader is one entry of READERS: the files in its folder, the damaged one, how it is read, and what it may raise.
 """
 
 import contextlib
-import gzip
 import io
 import json
 import logging
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import checkpoint_cases
 import fuzzing
 import planned_runs
 import pytest
-import torch
+from fuzzed_checkpoints import STATES
+from fuzzed_datasets import DATASETS
+from fuzzed_readers import Damage, Reader, one_file
 from hypothesis import given
-from hypothesis import strategies as st
-from idx_files import idx, pixels
 from records import Records
 from report_cases import make_sweep, printed, result_of
-from test_archive import GOOD, as_tar
 from torch import nn
-from wav_files import tone, wav
 
-from ddp_agent.checkpoint import export, folder
-from ddp_agent.checkpoint.__main__ import main as checkpoint_command
-from ddp_agent.checkpoint.manifest import File, Manifest
 from ddp_agent.cli import sweep
 from ddp_agent.cli.composition import redact_saved
-from ddp_agent.data.datasets.char_lm import CharLM
-from ddp_agent.data.datasets.intents import Intents
-from ddp_agent.data.datasets.movielens import MovieLens
-from ddp_agent.data.readers.archive import unpack
-from ddp_agent.data.readers.idx import read_idx
-from ddp_agent.data.readers.images import read_rgb
-from ddp_agent.data.readers.wav import read_wav
-from ddp_agent.data.readers.zip_members import members
-from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
@@ -52,186 +33,6 @@ from ddp_agent.plan.__main__ import main as plan
 from ddp_agent.report.output_folder import check_free
 from ddp_agent.report.report_json import report_json
 from ddp_agent.report.runs.run import ReportError
-
-Damage = Callable[[bytes], "st.SearchStrategy[bytes]"]
-
-
-@dataclass(frozen=True)
-class Reader:
-    victim: str
-    write: Callable[[Path], object]
-    read: Callable[[Path], object]
-    may_raise: tuple[type[Exception], ...] = ()
-    damage: Damage = fuzzing.damaged
-    before_reading: Callable[[Path], object] = field(default=lambda folder: None)
-    """What somebody who means harm does after the damage: to make hashes right, say."""
-
-
-def content(data: bytes | str) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(data.encode() if isinstance(data, str) else data)
-
-
-def one_file(
-    name: str, data: bytes | str, read: Callable[[Path], object], error: type[Exception] = DataError, **more: Any
-) -> Reader:
-    return Reader(name, lambda path: content(data)(path / name), lambda path: read(path / name), (error,), **more)
-
-
-# Datasets
-
-
-def picture(kind: str) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels(6, 5, 3).to(torch.uint8).numpy()).save(file, kind)
-    return file.getvalue()
-
-
-def as_zip(contents: Mapping[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in contents.items():
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
-def ratings() -> str:
-    seen = [(user, film) for user in (1, 2, 7) for film in range(9)]
-    rows = [f"{user},{10 * film},{1 + (user + film) % 9 / 2},{1000 + user * film}" for user, film in seen]
-    rows += [f"{20 + film // 10},{10 * film},3.5,{film}" for film in range(10, 120)]
-    return "\n".join(["userId,movieId,rating,timestamp", *rows]) + "\n"
-
-
-def movielens(predict: str) -> Callable[[Path], object]:
-    arguments: Any = {"predict": predict, "ranking_loss": "bpr", "negatives": 2}
-    return lambda path: MovieLens(data_root=path, **arguments).load()
-
-
-def write_movies(path: Path) -> None:
-    titles = "".join(f"{10 * film},Film {film},x\n" for film in range(120))
-    content(ratings())(path / "ratings.csv")
-    content(f"movieId,title,genres\n{titles}")(path / "movies.csv")
-
-
-SENTENCES = [["what time is it", "time"], ["play a song, please", "music"], ["how late is it?", "time"]]
-
-
-def intents(corpus: Any) -> Callable[[Path], object]:
-    rest: Any = {"tasks": ["intent"], "features": "ngrams", "loss": "cross_entropy", "buckets": 50, "length": 8}
-    return lambda path: Intents(data_root=path, corpus=corpus, download=False, **rest).load()
-
-
-def write_banking(path: Path) -> None:
-    lines = "".join(f'"{text}",{intent}\n' for text, intent in SENTENCES)
-    for name in ("train.csv", "test.csv"):
-        content("text,category\n" + lines)(path / name)
-
-
-def char_lm(path: Path) -> object:
-    return CharLM(data_root=path, file="mine.txt", download=False, context=4, sample=2).load()
-
-
-IMAGES, LABELS = idx(pixels(3, 4, 5)), idx(pixels(7))
-
-
-DATASETS = {
-    "idx": one_file("file", IMAGES, lambda path: read_idx(path, "images")),
-    "idx.gz": one_file("file", gzip.compress(LABELS), lambda path: read_idx(path, "labels")),
-    "png": one_file("file.png", picture("PNG"), lambda path: read_rgb(path, str(path))),
-    "jpg": one_file("file.jpg", picture("JPEG"), lambda path: read_rgb(path, str(path))),
-    "tar.gz": one_file("file", as_tar(GOOD), lambda path: unpack(path, path.parent / "in", most_bytes=100_000)),
-    "tar": one_file("file", as_tar(GOOD, "w"), lambda path: unpack(path, path.parent / "in", most_bytes=100_000)),
-    "zip": one_file(
-        "file", as_zip({f"in/{name}": data for name, data in GOOD.items()}), lambda path: dict(members(path, "in"))
-    ),
-    "stars": Reader("ratings.csv", write_movies, movielens("stars"), (DataError,)),
-    "ranking": Reader("ratings.csv", write_movies, movielens("ranking"), (DataError,)),
-    "titles": Reader("movies.csv", write_movies, movielens("stars"), (DataError,)),
-    "banking77": Reader("train.csv", write_banking, intents("banking77"), (DataError,)),
-    "clinc150": Reader(
-        "data_full.json",
-        lambda path: content(json.dumps({"train": SENTENCES, "test": SENTENCES}))(path / "data_full.json"),
-        intents("clinc150"),
-        (DataError,),
-        damage=fuzzing.damaged_json,
-    ),
-    "wav": one_file("x.wav", wav(tone()), lambda path: read_wav(path.read_bytes(), path.name)),
-    "text": one_file("mine.txt", "to be or not to be, ümlaut " * 3, lambda path: char_lm(path.parent)),
-}
-
-# Checkpoints and models
-
-
-def write_checkpoint(path: Path) -> None:
-    checkpoint_cases.save(path / "checkpoints", 10)
-
-
-def seal(path: Path) -> None:
-    """Sizes and hashes of what is there."""
-    checkpoint = path / "checkpoints" / "step-00000010"
-    manifest = vars(Manifest.read(checkpoint)) | {"files": {"rank-0000.pt": File.of(checkpoint / "rank-0000.pt")}}
-    Manifest(**manifest).write(checkpoint)
-
-
-def seal_manifest(path: Path) -> None:
-    """The manifest's own hash, where it still has one."""
-    from ddp_agent.checkpoint.manifest import _sha256
-
-    file = path / "checkpoints" / "step-00000010" / "manifest.json"
-    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
-        tree = json.loads(file.read_bytes())
-        tree.pop("sha256", None)
-        file.write_text(json.dumps(tree | {"sha256": _sha256(tree)}))
-
-
-def load_checkpoint(path: Path) -> tuple[int, checkpoint_cases.State] | None:
-    return checkpoint_cases.load(path / "checkpoints")
-
-
-def whole_or_refused(path: Path) -> None:
-    loaded = load_checkpoint(path)
-    assert loaded is None or checkpoint_cases.is_state_of(loaded, 10)
-
-
-def look_at_checkpoints(path: Path) -> None:
-    newest = folder.newest(path / "checkpoints")
-    folder.best(newest)
-    folder.surplus(newest, keep=1, keep_best=True)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for command in (["list"], ["verify"], ["prune", "--keep", "1", "--keep-best"]):
-            assert checkpoint_command([command[0], str(path), *command[1:]]) in (0, 3)
-
-
-MODEL = {"hidden": [5, 6], "input_shape": [4], "outputs": 3}
-RANK, MANIFEST = "checkpoints/step-00000010/rank-0000.pt", "checkpoints/step-00000010/manifest.json"
-
-
-def write_model(path: Path) -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
-    export.save(path, model, description={"name": "MLP", "arguments": MODEL})
-
-
-def seal_model(path: Path) -> None:
-    about = json.loads((path / "model.json").read_text())
-    (path / "model.json").write_text(json.dumps(about | {"weights": vars(File.of(path / "model.safetensors"))}))
-
-
-STATES = {
-    "rank file": Reader(RANK, write_checkpoint, whole_or_refused, (CheckpointError,)),
-    "rank file, sealed": Reader(RANK, write_checkpoint, load_checkpoint, (CheckpointError,), before_reading=seal),
-    "manifest": Reader(MANIFEST, write_checkpoint, whole_or_refused, (CheckpointError,), fuzzing.damaged_json),
-    "manifest, sealed": Reader(
-        MANIFEST, write_checkpoint, load_checkpoint, (CheckpointError,), fuzzing.damaged_json, seal_manifest
-    ),
-    "manifest, looked at": Reader(
-        MANIFEST, write_checkpoint, look_at_checkpoints, (), fuzzing.damaged_json, seal_manifest
-    ),
-    "safetensors": Reader("model.safetensors", write_model, export.load, (CheckpointError,), before_reading=seal_model),
-    "model.json": Reader("model.json", write_model, export.load, (CheckpointError,), fuzzing.damaged_json),
-}
-
-# Run directories
 
 
 def write_history(path: Path) -> None:
