@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_agent.outputs.images.drawing import GREEN, RED, text_width
+from ddp_agent.outputs.images.drawing import GREEN, RED, blend, table, text_width
 from ddp_agent.outputs.images.pixels import HEAT, LARGE, SMALL, pixels, visible
 from ddp_agent.outputs.images.predictions import sheet, shortened, text_list
 
@@ -63,7 +63,7 @@ def test_a_spectrogram_has_its_low_frequencies_at_the_bottom_and_colours() -> No
     assert pixels(loud_and_low, "image")[0, 0].min() == 255  # control: an image stands as it is stored
 
 
-def present(drawn: Tensor, colour: tuple[int, int, int]) -> int:
+def present(drawn: Tensor, colour: tuple[int, ...]) -> int:
     return int((drawn == torch.tensor(colour, dtype=torch.uint8)).all(-1).sum())
 
 
@@ -96,3 +96,15 @@ def test_texts_have_their_label_and_a_wrong_guess() -> None:
     assert text_list(["hi", "bye"], ["greeting", "goodbye"], ["greeting", "yes"]) == (
         "hi\n  greeting\n\nbye\n  goodbye, taken for yes"
     )
+
+
+def test_every_share_has_its_colour_and_nan_is_the_palest() -> None:
+    shares = torch.tensor([[0.0, 0.25], [0.5, float("nan")]])
+    drawn = table("title", shares, ["a", "b"], ["x", "y"])
+    assert all(present(drawn, tuple(blend(torch.tensor(depth)).tolist())) > 100 for depth in (0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (64, 10), (10, 64), (33, 300)])
+def test_tables_of_any_size_stay_readable_and_small(rows: int, columns: int) -> None:
+    height, width, _ = table("title", torch.rand(rows, columns), [f"rank {row}" for row in range(rows)], []).shape
+    assert height < 27 * rows + 100 and width < 1100
