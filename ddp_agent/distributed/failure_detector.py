@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class State(Enum):
-    """What one rank knows of failures."""
+    """Knowledge of one rank about failures."""
 
     TRAINING = auto()
     SEARCHING = auto()  # a collective failed here: the rank that caused it is searched

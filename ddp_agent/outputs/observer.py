@@ -39,7 +39,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run has to show."""
+    """Results of a finished run."""
 
     summary: Mapping[str, Any]
     hparams: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Where the files of a run lie."""
+"""Paths of a run's files."""
 
 import json
 from pathlib import Path

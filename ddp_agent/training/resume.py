@@ -1,4 +1,4 @@
-"""Where a run continues from."""
+"""Source of a run's first state: a checkpoint of its own, or of another run."""
 
 import logging
 from collections.abc import Mapping

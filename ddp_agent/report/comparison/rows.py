@@ -49,7 +49,7 @@ class Row:
 
     @property
     def period_changes(self) -> bool:
-        """Whether H changed within one of the runs."""
+        """True when H changed within one of the runs."""
         return any(len({period for _, period in run.periods}) > 1 for run in self.runs)
 
 

@@ -10,7 +10,7 @@ from ddp_agent.sync.engine.flat import Flat
 
 
 class Internals:
-    """What trainer, checkpoint and diagnostics need of a mode that is set up. A loop of one's own needs none of it."""
+    """Access to a mode that is set up, for trainer, checkpoint and diagnostics. A user's own loop needs none of it."""
 
     def __init__(self, sync: SyncStrategy) -> None:
         self._sync = sync
