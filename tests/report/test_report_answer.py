@@ -17,9 +17,9 @@ def labels(path: Path, **options: Any) -> list[str]:
 
 
 def test_a_swept_setting_makes_a_row_of_each_value_named_by_it(tmp_path: Path) -> None:
-    for place, (lr, seed) in enumerate([(0.5, 0), (1.0, 0), (0.5, 1), (1.0, 1)]):
-        config = {"sync": {"name": "DiLoCo", "outer_lr": lr, "outer_momentum": 0.9}, "max_steps": place}
-        make_run(tmp_path / str(place), sync="diloco", seed=seed, config=config)
+    for index, (lr, seed) in enumerate([(0.5, 0), (1.0, 0), (0.5, 1), (1.0, 1)]):
+        config = {"sync": {"name": "DiLoCo", "outer_lr": lr, "outer_momentum": 0.9}, "max_steps": index}
+        make_run(tmp_path / str(index), sync="diloco", seed=seed, config=config)
     make_run(tmp_path / "4", config={"optimizer": {"lr": 0.3}})
     assert labels(tmp_path) == ["allreduce", "diloco outer_lr=0.5", "diloco outer_lr=1.0"]
     assert [line.metric.n for line in result_of(tmp_path).lines] == [1, 2, 2]
@@ -33,9 +33,9 @@ def test_a_row_is_named_by_as_few_settings_as_tell_it_apart(tmp_path: Path) -> N
         (16, 2, "topk", {"ratio": 0.1}),
         (16, 2, "topk", {"ratio": 0.01}),
     ]
-    for place, (period, delay, reducer, options) in enumerate(grid):
+    for index, (period, delay, reducer, options) in enumerate(grid):
         config = {"sync": {"period": period, "delay": delay}, "reducer": {"name": reducer.title(), **options}}
-        make_run(tmp_path / str(place), sync="streaming_diloco", reducer=reducer, config=config)
+        make_run(tmp_path / str(index), sync="streaming_diloco", reducer=reducer, config=config)
     assert labels(tmp_path) == [
         "streaming_diloco dense H=8",
         "streaming_diloco dense H=16",
@@ -68,8 +68,8 @@ def test_pieces_of_other_packages_have_labels_of_their_own(tmp_path: Path) -> No
 
 
 def test_two_keys_of_one_last_name_are_written_out(tmp_path: Path) -> None:
-    for place, (lr, rank) in enumerate([(1, 1), (1, 2), (2, 1)]):
-        make_run(tmp_path / str(place), config={"sync": {"x": lr}, "optimizer": {"x": rank}})
+    for index, (lr, rank) in enumerate([(1, 1), (1, 2), (2, 1)]):
+        make_run(tmp_path / str(index), config={"sync": {"x": lr}, "optimizer": {"x": rank}})
     assert labels(tmp_path) == [f"allreduce sync.x={x} optimizer.x={y}" for x, y in [(1, 1), (1, 2), (2, 1)]]
 
 
@@ -86,8 +86,8 @@ def test_the_same_setting_in_two_sweeps_is_two_rows(tmp_path: Path) -> None:
 
 
 def test_without_configs_summaries_tell_rows_apart(tmp_path: Path) -> None:
-    for place, period in enumerate((8, 16)):
-        (make_run(tmp_path / str(place), sync="local_sgd", period=period) / ".hydra" / "config.yaml").unlink()
+    for index, period in enumerate((8, 16)):
+        (make_run(tmp_path / str(index), sync="local_sgd", period=period) / ".hydra" / "config.yaml").unlink()
     make_run(tmp_path / "2", sync="local_sgd", seed=1, config={"sync": {"period": 16}})
     found = result_of(tmp_path)  # what else the second was run with is not known: the third may be another setting
     assert [(line.row.period, line.metric.n) for line in found.lines] == [("8", 1), ("16", 1), ("16", 1)]
@@ -132,17 +132,17 @@ def test_the_baseline_is_allreduce_or_the_first_row_or_what_is_asked_for(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("wanted", "message"),
     [
         ("gossip", "no row has that name"),
         ("allreduce", "several rows have that name; choose one of 'allreduce bf16', "),
     ],
 )
-def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path, asked: str, said: str) -> None:
-    for place, reducer in enumerate(("bf16", "dense")):
-        make_run(tmp_path / str(place), reducer=reducer)
-    with pytest.raises(ReportError, match=f"--baseline {asked}: {said}"):
-        result_of(tmp_path, baseline=asked)
+def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path, wanted: str, message: str) -> None:
+    for index, reducer in enumerate(("bf16", "dense")):
+        make_run(tmp_path / str(index), reducer=reducer)
+    with pytest.raises(ReportError, match=f"--baseline {wanted}: {message}"):
+        result_of(tmp_path, baseline=wanted)
 
 
 def test_the_answer_names_who_is_as_good_for_less(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_one_that_is_cheapest_in_all_is_named_once(tmp_path: Path) -> None:
     ) in printed(result_of(tmp_path))
 
 
-def test_who_sends_least_is_not_said_when_one_might_send_less(tmp_path: Path) -> None:
+def test_who_sends_least_is_not_named_when_one_might_send_less(tmp_path: Path) -> None:
     for mode, sent in {"allreduce": 9e6, "local_sgd": 3e6, "diloco": None}.items():
         for seed in (0, 1):
             make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, test_metric=0.9, wire_bytes=sent)
@@ -193,7 +193,7 @@ def test_one_row_is_no_comparison(tmp_path: Path) -> None:
     )
 
 
-def test_different_machines_are_said(tmp_path: Path) -> None:
+def test_different_machines_are_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "a", device="cpu")
     make_run(tmp_path / "b", device="NVIDIA H200", sync="diloco")
     assert "Not all runs had the same device: cpu and NVIDIA H200." in printed(result_of(tmp_path))

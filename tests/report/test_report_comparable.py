@@ -20,11 +20,11 @@ def test_runs_of_one_seed_that_began_differently_are_refused(
     a = make_run(tmp_path / "a", sync="allreduce")
     changes: dict[str, Any] = {key: "f" * 64}
     b = make_run(tmp_path / "b", sync="diloco", **changes)
-    said = refusal(tmp_path, capsys=capsys)
-    assert f"{key} differs, so these runs of seed 0 cannot be compared" in said
-    assert f"ffffffffffff  {b}" in said
-    assert str(a) in said
-    assert said.count(" differs, so these runs") == 1
+    message = refusal(tmp_path, capsys=capsys)
+    assert f"{key} differs, so these runs of seed 0 cannot be compared" in message
+    assert f"ffffffffffff  {b}" in message
+    assert str(a) in message
+    assert message.count(" differs, so these runs") == 1
 
 
 def test_slicings_are_compared_and_the_shards_of_each_are_checked(
@@ -42,16 +42,16 @@ def test_slicings_are_compared_and_the_shards_of_each_are_checked(
     assert labels == {"allreduce iid", "allreduce dirichlet alpha=0.1", "allreduce dirichlet alpha=1.0", "diloco"}
     assert "Samples were dealt to ranks in 3 ways" in printed(result_of(tmp_path))
     other = sliced("dirichlet", "d" * 64, "diloco", alpha=0.1, tasks="partition")
-    said = refusal(tmp_path, capsys=capsys)
-    assert "order_sha256 differs, so these runs of seed 0 cannot be compared" in said
-    assert f"dddddddddddd  {other}" in said and str(tmp_path / "0") not in said
+    message = refusal(tmp_path, capsys=capsys)
+    assert "order_sha256 differs, so these runs of seed 0 cannot be compared" in message
+    assert f"dddddddddddd  {other}" in message and str(tmp_path / "0") not in message
 
 
 def test_slicings_begin_with_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "a", slicing="iid")
     make_run(tmp_path / "b", slicing="dirichlet", init_sha256="other", order_sha256="other")
-    said = refusal(tmp_path, capsys=capsys)
-    assert "init_sha256 differs" in said and "order_sha256" not in said
+    message = refusal(tmp_path, capsys=capsys)
+    assert "init_sha256 differs" in message and "order_sha256" not in message
 
 
 def test_runs_of_another_order_that_do_not_say_how_they_were_sliced_are_refused(
@@ -71,10 +71,10 @@ def test_runs_of_any_seed_must_agree_in_data_ranks_and_budget(
 ) -> None:
     a = make_run(tmp_path / "a", seed=0)
     b = make_run(tmp_path / "b", **{"seed": 1, key: value})
-    said = refusal(tmp_path, capsys=capsys)
-    assert f"{key} differs, so these runs cannot be compared" in said
-    assert f"{value}" in said and str(a) in said and str(b) in said
-    assert said.count(" differs, so these runs") == 1
+    message = refusal(tmp_path, capsys=capsys)
+    assert f"{key} differs, so these runs cannot be compared" in message
+    assert f"{value}" in message and str(a) in message and str(b) in message
+    assert message.count(" differs, so these runs") == 1
 
 
 def test_evaluation_points_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,9 +82,9 @@ def test_evaluation_points_must_agree(tmp_path: Path, capsys: pytest.CaptureFixt
     b = make_run(tmp_path / "b", sync="diloco")
     lines = (b / "metrics.jsonl").read_text().splitlines(keepends=True)
     (b / "metrics.jsonl").write_text("".join(lines[1:]))
-    said = refusal(tmp_path, capsys=capsys)
-    assert "the schedule of evaluations differs, so these runs cannot be compared" in said
-    assert f"20, 30      {b}" in said
+    message = refusal(tmp_path, capsys=capsys)
+    assert "the schedule of evaluations differs, so these runs cannot be compared" in message
+    assert f"20, 30      {b}" in message
 
 
 @pytest.mark.parametrize("key", [*OF_A_SEED, *OF_ALL])
@@ -92,13 +92,13 @@ def test_what_is_not_recorded_is_not_taken_to_agree(
     tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing: dict[str, Any] = {key: None}
-    for place, seed in enumerate((0, 1, 1)):
-        make_run(tmp_path / str(place), seed=seed, sync=f"mode{place}", **(missing if seed == 1 else {}))
+    for index, seed in enumerate((0, 1, 1)):
+        make_run(tmp_path / str(index), seed=seed, sync=f"mode{index}", **(missing if seed == 1 else {}))
     if key == "metric_name":  # without it there is nothing to tabulate: such runs are named one by one
         assert [found.problem is None for found in find_runs([tmp_path])] == [True, False, False]
         return
-    said = refusal(tmp_path, capsys=capsys)
-    assert key in said and "not recorded" in said
+    message = refusal(tmp_path, capsys=capsys)
+    assert key in message and "not recorded" in message
 
 
 def test_the_same_metric_in_two_directions_is_two_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_the_same_metric_in_two_directions_is_two_metrics(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "higher"),
+    ("name", "recorded", "higher"),
     [
         ("accuracy", None, True),
         ("rmse", None, False),
@@ -119,9 +119,9 @@ def test_the_same_metric_in_two_directions_is_two_metrics(tmp_path: Path, capsys
     ],
 )
 def test_direction_is_what_the_run_says_or_else_the_name(
-    tmp_path: Path, name: str, said: bool | None, higher: bool
+    tmp_path: Path, name: str, recorded: bool | None, higher: bool
 ) -> None:
-    make_run(tmp_path / "a", metric_name=name, higher_is_better=said)
+    make_run(tmp_path / "a", metric_name=name, higher_is_better=recorded)
     assert result_of(tmp_path).higher_is_better is higher
 
 
@@ -133,10 +133,10 @@ def test_a_refusal_names_the_config_keys_that_divide_the_runs_alike(
             config = {"model": {"hidden": hidden}, "optimizer": {"lr": 0.1 + seed}, "sync": {"period": period}}
             name = f"{hidden}-{period}-{seed}"
             make_run(tmp_path / name, seed=seed, config=config, init_sha256=f"{hidden}")
-    said = refusal(tmp_path, capsys=capsys)
-    assert said.count("and with it model.hidden\n") == 2
-    assert "optimizer.lr" not in said and "sync.period" not in said
-    assert "report each of them by itself" in said
+    message = refusal(tmp_path, capsys=capsys)
+    assert message.count("and with it model.hidden\n") == 2
+    assert "optimizer.lr" not in message and "sync.period" not in message
+    assert "report each of them by itself" in message
 
 
 def test_different_seeds_may_start_differently(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_failed_run_does_not_spoil_the_comparison_of_the_others(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         ({"status": "failed", "reason": "nan\nat 7", "rank": 1, "step": 7}, "failed, rank 1, step 7, reason nan at 7"),
         ({"status": "running"}, "running"),
@@ -162,13 +162,13 @@ def test_a_failed_run_does_not_spoil_the_comparison_of_the_others(tmp_path: Path
 )  # fmt: skip
 @WITHOUT_DRAWING
 def test_runs_that_did_not_finish_are_named_with_the_reason(
-    tmp_path: Path, status: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, status: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "good")
     bad = make_run(tmp_path / "bad", status=status, sync="diloco", curve=(0.1, 0.2, None), test_metric=None)
     assert main([str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert f"not in the tables: {bad}: {said} (sync=diloco seed=0)" in output
+    assert f"not in the tables: {bad}: {message} (sync=diloco seed=0)" in output
     assert "1 run did not finish or cannot be read" in " ".join(output.split())
     assert "0.9000" in output
 
@@ -177,8 +177,8 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(
 def test_a_damaged_run_is_named_and_breaks_nothing(tmp_path: Path, damage: str) -> None:
     make_run(tmp_path / "good")
     files = ("summary.json", "status.json", "metrics.jsonl", ".hydra/config.yaml")
-    for place, name in enumerate(files):
-        (make_run(tmp_path / str(place)) / name).write_text(damage)
+    for index, name in enumerate(files):
+        (make_run(tmp_path / str(index)) / name).write_text(damage)
     (tmp_path / "1" / "summary.json").unlink()
     problems = {found.name: found.problem for found in find_runs([tmp_path])}
     assert problems == {
@@ -230,11 +230,11 @@ def test_aliases_in_a_config_are_not_followed(tmp_path: Path) -> None:
     assert "Without .hydra/config.yaml, so known by their summaries alone: a." in printed(result_of(tmp_path))
 
 
-def test_bad_directories_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path, said in ((tmp_path / "none", "no such directory"), (tmp_path, "no runs in it")):
+def test_bad_directories_are_noted_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, message in ((tmp_path / "none", "no such directory"), (tmp_path, "no runs in it")):
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"{path}: {said}")
+        assert error.startswith(f"{path}: {message}")
         assert error.count("\n") == 1
 
 
@@ -247,12 +247,12 @@ def test_a_target_that_nobody_reached_is_refused_when_it_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_sweep(tmp_path, {"allreduce": (0.90, 0.91), "diloco": (0.88, 0.93)})
-    said = refusal(tmp_path, "--target", "0.95", capsys=capsys)
-    assert said == "--target 0.95: no run reached it; the best evaluation is 0.93 (run 3)\n"
+    message = refusal(tmp_path, "--target", "0.95", capsys=capsys)
+    assert message == "--target 0.95: no run reached it; the best evaluation is 0.93 (run 3)\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["DIR", "--target", "high"], "--target: found 'high', expected a number"),
         (["DIR", "--target", "nan"], "--target: found 'nan', expected a number"),
@@ -260,8 +260,8 @@ def test_a_target_that_nobody_reached_is_refused_when_it_was_asked_for(
         ([], "required: DIR"),
     ],
 )
-def test_wrong_options_are_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         main(arguments)
     assert refused.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

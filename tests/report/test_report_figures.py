@@ -125,18 +125,18 @@ def contrast(one: str, other: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_each_series_stands_out_from_light_and_dark_paper(place: int) -> None:
-    colour = Style(place).colour
+@pytest.mark.parametrize("index", range(8))
+def test_each_series_stands_out_from_light_and_dark_paper(index: int) -> None:
+    colour = Style(index).colour
     assert contrast(colour, "#ffffff") >= 4.5  # what WCAG asks of text: names are written in them
     assert contrast(DARK[colour], "#13161a") >= 4.5
 
 
 def test_no_two_lines_look_alike() -> None:
-    styles = [Style(place) for place in range(32)]
+    styles = [Style(index) for index in range(32)]
     assert len({(style.colour, style.dashes) for style in styles}) == 32
     assert len({(style.colour, style.marker) for style in styles}) == 32
-    assert all(swatch(place).count("<polygon") == 1 for place in range(len(MARKERS)))
+    assert all(swatch(index).count("<polygon") == 1 for index in range(len(MARKERS)))
 
 
 def test_intervals_are_drawn_to_one_scale_with_better_on_the_right(tmp_path: Path) -> None:

@@ -79,10 +79,10 @@ def test_every_figure_of_the_quality_table(tmp_path: Path) -> None:
 def test_differences_are_paired_by_seed_in_whatever_order_runs_come(tmp_path: Path) -> None:
     """Unpaired, seeds that differ by ten times more than the modes would hide the difference."""
     seeds = (3, 11, 2, 7)
-    for place, seed in enumerate(seeds):
-        make_run(tmp_path / f"a{place}", seed=seed, test_metric=0.5 + seed / 50)
-        make_run(tmp_path / f"b{-place}", seed=seeds[-1 - place], sync="diloco",
-                 test_metric=0.5 + seeds[-1 - place] / 50 - 0.010 - 0.001 * place)  # fmt: skip
+    for index, seed in enumerate(seeds):
+        make_run(tmp_path / f"a{index}", seed=seed, test_metric=0.5 + seed / 50)
+        make_run(tmp_path / f"b{-index}", seed=seeds[-1 - index], sync="diloco",
+                 test_metric=0.5 + seeds[-1 - index] / 50 - 0.010 - 0.001 * index)  # fmt: skip
     (_, line) = result_of(tmp_path).lines
     assert line.difference is not None
     assert line.difference.by_seed == pytest.approx({3: -0.013, 11: -0.012, 2: -0.011, 7: -0.010})
@@ -123,7 +123,7 @@ def test_equal_differences_are_no_interval_to_judge_by(tmp_path: Path) -> None:
     assert "No verdicts: all 2 differences are equal." in printed(result_of(tmp_path))
 
 
-def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_path: Path) -> None:
+def test_seeds_that_one_mode_lacks_are_noted_and_left_out_of_its_difference(tmp_path: Path) -> None:
     for mode, seeds in {"allreduce": (0, 1, 2, 3), "diloco": (0, 1, 2, 9), "slowmo": (9,)}.items():
         for seed in seeds:
             value = {9: 0.1}.get(seed, 0.9) + seed / 1000 + (mode == "diloco") * 0.01 * (1 + seed)
@@ -140,7 +140,7 @@ def test_seeds_that_one_mode_lacks_are_said_and_left_out_of_its_difference(tmp_p
     assert "slowmo lacks seeds 0, 1, 2 and 3, which others have; it has none in common with the baseline." in text
 
 
-def test_the_number_of_comparisons_is_said(tmp_path: Path) -> None:
+def test_the_number_of_comparisons_is_noted(tmp_path: Path) -> None:
     result = result_of(make_sweep(tmp_path, ACCURACY))
     assert "3 comparisons with allreduce, each at 95 %: of modes that do not differ at all, about one in" in printed(
         result
@@ -253,7 +253,7 @@ def test_the_runs_own_target_is_used_unless_they_differ(tmp_path: Path) -> None:
     assert result_of(tmp_path, target=0.9).target == 0.9
 
 
-def test_the_runs_own_target_that_nobody_reached_is_null_and_said(tmp_path: Path) -> None:
+def test_the_runs_own_target_that_nobody_reached_is_null_and_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "a", target=0.99)
     result = result_of(tmp_path)
     assert cells(result, "Until")["allreduce"] == {"mode": "allreduce", "reached by": "0 of 1 seed"}

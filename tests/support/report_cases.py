@@ -41,9 +41,9 @@ def make_run(
     periods: Sequence[int] = (),
     **changes: Any,
 ) -> Path:
-    """A finished run that ends with `test_metric`; keyword arguments change its summary, None takes a key out.
+    """Make a finished run that ends with `test_metric`. Keyword arguments change its summary; None removes a key.
 
-    `curve` are the metric's values after STEPS, at 0.1 s and 100 kB a step; `config` is merged into .hydra/config.yaml.
+    `curve` has the metric's values after STEPS, at 0.1 s and 100 kB per step. `config` changes .hydra/config.yaml.
     """
     summary = {
         "status": "finished", "dataset": "digits", "model": "mlp", "cadence": "fixed", "world_size": 2,
@@ -66,7 +66,7 @@ def make_run(
 
 
 def metrics(name: str, curve: Sequence[float | None], periods: Sequence[int] = ()) -> str:
-    lines: list[dict[str, Any]] = [{"step": 5 + place, "period": period} for place, period in enumerate(periods)]
+    lines: list[dict[str, Any]] = [{"step": 5 + index, "period": period} for index, period in enumerate(periods)]
     lines += [
         {"step": step, f"test_{name}": value, "train_s": step / 10, "wire_bytes": 100_000 * step}
         for step, value in zip(STEPS, curve, strict=True)
@@ -75,7 +75,7 @@ def metrics(name: str, curve: Sequence[float | None], periods: Sequence[int] = (
 
 
 def make_sweep(path: Path, metrics_by_mode: Mapping[str, Sequence[float]], **changes: Any) -> Path:
-    """One run for each value; its place is the seed."""
+    """Make one run for each value; the index of the value is the seed."""
     values = [(mode, seed, value) for mode, row in metrics_by_mode.items() for seed, value in enumerate(row)]
     for job, (mode, seed, value) in enumerate(values):
         make_run(path / str(job), sync=mode, seed=seed, test_metric=value, **changes)
