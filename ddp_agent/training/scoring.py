@@ -7,6 +7,7 @@ from itertools import islice
 from ddp_agent.outputs.confusion import values as class_accuracies
 from ddp_agent.outputs.observer import Evaluation, Observer, stamped
 from ddp_agent.sync.engine.internals import internals
+from ddp_agent.sync.engine.means import mean_
 from ddp_agent.training.evaluate import Evaluator, Scores, recalibrate_
 from ddp_agent.training.session import Session, settle_stragglers
 
@@ -74,7 +75,6 @@ def recalibrate(session: Session) -> None:
     batches = session.batches.steps(1, setup.total_steps)
     few = islice(batches, setup.options.recalibrate_batches)  # fewer in a shorter run
     recalibrate_(setup.module, (setup.task.data.transformed(inputs) for inputs, _ in few))
-    world, buffers = setup.topology.world, internals(setup.sync).flat.buffers
+    world = setup.topology.world
     with world.uncounted():
-        world.all_reduce_(buffers)
-    buffers.div_(world.size)
+        mean_(internals(setup.sync).flat.buffers, world)
