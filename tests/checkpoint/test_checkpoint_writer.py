@@ -87,11 +87,11 @@ def test_what_went_wrong_beside_training_is_raised_by_the_next_call_and_only_onc
 
 def weights_of(path: Path) -> dict[str, list[bytes]]:
     """Return each rank's parameters, by checkpoint."""
-    found = {}
+    weights = {}
     for folder in sorted((path / "checkpoints").iterdir()):
         states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
-        found[folder.name] = [state["weights"][0].numpy().tobytes() for state in states]
-    return found
+        weights[folder.name] = [state["weights"][0].numpy().tobytes() for state in states]
+    return weights
 
 
 def test_a_run_saves_the_same_beside_training(ranks2: RankPool, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_run_saves_the_same_beside_training(ranks2: RankPool, tmp_path: Path) 
     one, other = weights_of(tmp_path / "false"), weights_of(tmp_path / "true")
     assert list(one) == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
     assert one == other
-    assert len({each for ranks in one.values() for each in ranks}) > 4  # ranks and steps differ
+    assert len({weights for ranks in one.values() for weights in ranks}) > 4  # ranks and steps differ
 
 
 def test_a_run_keeps_its_best(ranks2: RankPool, tmp_path: Path) -> None:

@@ -47,23 +47,23 @@ def test_shapes_and_flops_of_known_layers() -> None:
     """A matrix costs 2 x inputs x outputs each time that it is applied. Layers without products cost nothing."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 7, 4))
     for samples in (1, 3):
-        found = rows(layer_table(model, torch.randn(samples, 3, 5, 7)))
-        assert found["0"][4:] == ["8×5×7", f"{2 * 3 * 9 * 8 * 35:,}"]
-        assert found["1"][4:] == ["8×5×7", "0"]
-        assert found["3"][4:] == ["4", f"{2 * 280 * 4:,}"]
-        assert number(found["total"][5]) == 2 * 3 * 9 * 8 * 35 + 2 * 280 * 4
+        layers = rows(layer_table(model, torch.randn(samples, 3, 5, 7)))
+        assert layers["0"][4:] == ["8×5×7", f"{2 * 3 * 9 * 8 * 35:,}"]
+        assert layers["1"][4:] == ["8×5×7", "0"]
+        assert layers["3"][4:] == ["4", f"{2 * 280 * 4:,}"]
+        assert number(layers["total"][5]) == 2 * 3 * 9 * 8 * 35 + 2 * 280 * 4
 
 
 def test_attention_outside_any_layer_belongs_to_the_module_that_attends() -> None:
     tokens, width = 6, 8
     model = nn.Sequential(Block(width, heads=2, dropout=0.0, blocks=1), nn.Linear(width, 3))
-    found = rows(layer_table(model, torch.randn(1, tokens, width)))
-    if "0" not in found:
+    layers = rows(layer_table(model, torch.randn(1, tokens, width)))
+    if "0" not in layers:
         pytest.skip("this torch counts no attention on a CPU")
-    assert number(found["0"][5]) == 2 * 2 * tokens * tokens * width
-    assert number(found["0.attention_in"][5]) == 2 * tokens * width * 3 * width
-    total = sum(number(row[5]) for name, row in found.items() if name != "total")
-    assert number(found["total"][5]) == total
+    assert number(layers["0"][5]) == 2 * 2 * tokens * tokens * width
+    assert number(layers["0.attention_in"][5]) == 2 * tokens * width * 3 * width
+    total = sum(number(row[5]) for name, row in layers.items() if name != "total")
+    assert number(layers["total"][5]) == total
 
 
 class Listed(nn.Module):
@@ -80,8 +80,8 @@ class Listed(nn.Module):
 
 
 def test_layers_in_a_list_count_once() -> None:
-    found = rows(layer_table(Listed(), torch.randn(1, 3)))
-    assert [number(found[name][5]) for name in ("(model)", "layers.0", "layers.1", "total")] == [0, 18, 18, 36]
+    layers = rows(layer_table(Listed(), torch.randn(1, 3)))
+    assert [number(layers[name][5]) for name in ("(model)", "layers.0", "layers.1", "total")] == [0, 18, 18, 36]
 
 
 def test_looking_leaves_no_trace() -> None:

@@ -28,9 +28,9 @@ REFUSED = {(name, (10,)) for name in ("cnn", "resnet20", "speech_cnn", "torchvis
 
 
 def node(name: str, **values: Any) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()} | values
+    content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()} | values
 
 
 def count(model: nn.Module) -> int:
@@ -182,8 +182,8 @@ def test_speech_cnn_hears_what_is_said_and_hardly_when() -> None:
     torch.manual_seed(0)
     model = build("model", node("speech_cnn"), input_shape=(1, 40, 128), outputs=16).eval()
     low, high = (torch.randn(1, 1, 40, 64) + sign * torch.linspace(2, -2, 40).view(40, 1) for sign in (1, -1))
-    found = [model(torch.cat(parts, 3)) for parts in ((low, high), (high, low), (low, low), (high, high))]
-    assert (found[0] - found[1]).abs().max() < 0.25 * (found[2] - found[3]).abs().max()
+    outputs = [model(torch.cat(parts, 3)) for parts in ((low, high), (high, low), (low, low), (high, high))]
+    assert (outputs[0] - outputs[1]).abs().max() < 0.25 * (outputs[2] - outputs[3]).abs().max()
 
 
 def test_speech_cnn_normalises_channels_in_eights() -> None:
@@ -205,12 +205,12 @@ def text_model(name: str, **values: Any) -> nn.Module:
 def test_padding_changes_nothing(name: str) -> None:
     model = text_model(name)
     tokens = torch.tensor([[3, 1, 4, 0, 0, 0], [3, 1, 4, 1, 5, 9]])
-    found = model(tokens)
-    assert not torch.allclose(found[0], found[1], atol=1e-4)  # control
+    before = model(tokens)
+    assert not torch.allclose(before[0], before[1], atol=1e-4)  # control
     with torch.no_grad():
         table = next(part for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
         table.weight[0] = 7.0  # the row of the padding
-    torch.testing.assert_close(model(tokens), found)
+    torch.testing.assert_close(model(tokens), before)
     assert model(torch.zeros(1, 6, dtype=torch.int64)).isfinite().all()
 
 
@@ -221,8 +221,8 @@ def test_a_bag_has_no_order_and_a_transformer_has() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(5)  # so that differences are seen
-        found, turned = (model(each).flatten(0, -2)[-1] for each in (tokens, tokens[:, [2, 1, 0, 3, 4, 5]]))
-        assert torch.allclose(found, turned, atol=1e-5) == same, name
+        outputs, turned = (model(order).flatten(0, -2)[-1] for order in (tokens, tokens[:, [2, 1, 0, 3, 4, 5]]))
+        assert torch.allclose(outputs, turned, atol=1e-5) == same, name
 
 
 def test_a_language_model_sees_what_came_before_and_nothing_later() -> None:
@@ -231,10 +231,10 @@ def test_a_language_model_sees_what_came_before_and_nothing_later() -> None:
         for parameter in model.parameters():
             parameter.mul_(5)  # so that differences are seen
     tokens = torch.tensor([3, 1, 4, 1, 5, 9])
-    for place in range(6):
-        found = model(torch.stack([tokens, tokens.index_fill(0, torch.tensor([place]), 7)]))
-        changed = ~torch.isclose(found[0], found[1], atol=1e-5).all(1)
-        assert changed.tolist() == [later >= place for later in range(6)]
+    for position in range(6):
+        outputs = model(torch.stack([tokens, tokens.index_fill(0, torch.tensor([position]), 7)]))
+        changed = ~torch.isclose(outputs[0], outputs[1], atol=1e-5).all(1)
+        assert changed.tolist() == [later >= position for later in range(6)]
 
 
 @pytest.mark.parametrize("name", ["text_bag", "text_transformer"])
@@ -246,7 +246,7 @@ def test_hidden_tokens_are_hidden_in_training_only(name: str) -> None:
     assert len(text_model(name, token_dropout=0.0, dropout=0.0).train()(tokens).unique(dim=0)) == 1
 
 
-def test_texts_are_expected_where_texts_are_needed() -> None:
+def test_models_for_texts_refuse_images() -> None:
     for name in ("text_bag", "text_transformer", "gpt"):
         with pytest.raises(ConfigError, match=r"found data of shape \(1, 8, 8\), expected texts \(tokens,\)"):
             build("model", node(name), input_shape=(1, 8, 8), outputs=5, vocabulary=11)
@@ -265,11 +265,11 @@ def test_factorisation_is_a_product_two_biases_and_the_mean() -> None:
         for parameter in model.parameters():
             parameter.normal_()
     user, item = model.user_vectors.weight, model.item_vectors.weight
-    found = model(torch.tensor([[4, 0, 6], [1, 2, 2]]))
-    for row, (who, *what) in enumerate([(4, 0, 6), (1, 2, 2)]):
-        for column, which in enumerate(what):
-            biases = model.user_bias.weight[who, 0] + model.item_bias.weight[which, 0]
-            torch.testing.assert_close(found[row, column], user[who] @ item[which] + biases + 3.5)
+    outputs = model(torch.tensor([[4, 0, 6], [1, 2, 2]]))
+    for row, (u, *items) in enumerate([(4, 0, 6), (1, 2, 2)]):
+        for column, i in enumerate(items):
+            biases = model.user_bias.weight[u, 0] + model.item_bias.weight[i, 0]
+            torch.testing.assert_close(outputs[row, column], user[u] @ item[i] + biases + 3.5)
 
 
 @pytest.mark.parametrize("name", ["matrix_factorisation", "neumf"])
