@@ -81,4 +81,4 @@ def _check(measured: Sequence[Measured], question: Question) -> None:
     rates = {each.rate_bits_per_s for each in measured}
     if question.link.rate_bits_per_s is None and len(rates) > 1:
         texts = ", ".join(sorted(map(rate, rates)))
-        raise ReportError(f"--rate: nothing found, and runs were measured at {texts}; expected the one to predict for")
+        raise ReportError(f"--rate: found none, and the runs were measured at {texts}; expected one to predict for")

@@ -208,7 +208,7 @@ def test_half_a_line_of_metrics_costs_that_line(tmp_path: Path) -> None:
         file.write('{"step": 40, "test_accur')
     result = result_of(tmp_path)
     assert [point.step for point in result.baseline.points] == [10, 20, 30]
-    assert "lines that are not whole, which were passed over, in a." in printed(result)
+    assert "Damaged lines of metrics.jsonl were passed over in a." in printed(result)
 
 
 def test_a_run_killed_before_its_last_evaluation_is_named(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_aliases_in_a_config_are_not_followed(tmp_path: Path) -> None:
         f"{name}: &{name} {{{', '.join(f'{k}: *{before}' for k in range(9))}}}" for before, name in pairwise(names)
     ]
     (run / ".hydra" / "config.yaml").write_text("\n".join(lines))
-    assert "Without .hydra/config.yaml, so known by their summaries alone: a." in printed(result_of(tmp_path))
+    assert "Known by their summaries alone, without .hydra/config.yaml: a." in printed(result_of(tmp_path))
 
 
 def test_bad_directories_are_noted_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

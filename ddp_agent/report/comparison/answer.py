@@ -111,5 +111,6 @@ def _caveats(result: Result) -> list[str]:
         caveats.append(f"No verdict on {listed(without)}.")
     if result.failed:
         runs = counted(len(result.failed), "run")
-        caveats.append(f"{runs} did not finish or cannot be read: a mean over those that did may flatter.")
-    return [*caveats, "Seconds hold for this machine and its network, and all of it for this model, data and budget."]
+        caveats.append(f"{runs} did not finish or cannot be read: means over the others may be too good.")
+    caveats.append("Seconds hold for this machine and its network. Everything holds for this model, data and budget.")
+    return caveats

@@ -30,7 +30,7 @@ def _orders(result: Result) -> Iterator[str]:
     seed = result.runs[0].seed
     orders = len({run.summary["order_sha256"] for run in result.runs if run.seed == seed})
     if orders > 1:
-        yield f"Samples were dealt to ranks in {orders} ways, as slicing says: between these, their order differs."
+        yield f"Samples were dealt to ranks in {orders} ways (see slicing), so their order differs between these."
 
 
 def _missing_seeds(result: Result) -> Iterator[str]:
@@ -62,10 +62,10 @@ def _targets(result: Result) -> Iterator[str]:
 def _files(result: Result) -> Iterator[str]:
     damaged = [run.name for run in result.runs if run.lines_cut]
     if damaged:
-        yield f"metrics.jsonl has lines that are not whole, which were passed over, in {listed(damaged)}."
+        yield f"Damaged lines of metrics.jsonl were passed over in {listed(damaged)}."
     unknown = [run.name for run in result.runs if not run.config]
     if unknown:
-        yield f"Without .hydra/config.yaml, so known by their summaries alone: {listed(unknown)}."
+        yield f"Known by their summaries alone, without .hydra/config.yaml: {listed(unknown)}."
 
 
 def _machines(result: Result) -> Iterator[str]:

@@ -109,7 +109,7 @@ def _time_split(result: Result) -> Chart:
         name="time_split",
         title="Where the time went",
         caption="The slowest rank's wall-clock."
-        + ("" if separated else " Moving bytes was not told from waiting for stragglers in these runs."),
+        + ("" if separated else " These runs did not separate moving bytes from waiting for stragglers."),
         panels=[Panel("seconds in each part of a run", partial(draw_split, result=result))],
         height=0.8 + 0.42 * len(result.lines),
     )

@@ -65,19 +65,20 @@ def computed_section(result: Result) -> str:
     return section(
         "How it was computed",
         f"""<ul>
-<li>Runs are compared only if they agree in data, world size, sample budget and evaluation points, and those of one seed
-in initial weights and order of samples. The hashes that each run wrote down show it.</li>
+<li>Runs are compared only if they agree in data, world size, sample budget and evaluation points. Runs of one seed must
+also agree in initial weights and, if they are sliced alike, in the order of samples. The hashes that each run wrote
+show this.</li>
 <li>{name.capitalize()} is the consensus model's after the last step; {rises} is better. ± is the half-width of the 95 %
 interval of the mean over n seeds: t<sub>0.975, n−1</sub> · s ∕ √n, with the sample standard deviation s and Student’s
 t.</li>
-<li>A difference is paired: within each seed the mode’s value minus the baseline’s, then mean and interval of these
-differences. A verdict says on which side of zero the interval lies; if it holds zero, no difference was shown.</li>
-<li>The target counts as reached at the first evaluation at or beyond it; nothing is extrapolated, and a mean is given
-only where all seeds reached it.</li>
+<li>A difference is paired: for each seed the mode’s value minus the baseline’s, then the mean and interval of these
+differences. The verdict says on which side of zero the interval lies. With zero inside, no difference was shown.</li>
+<li>The target counts as reached at the first evaluation at or beyond it. Nothing is extrapolated, and a mean is given
+only where all seeds reached the target.</li>
 <li>MB (10⁶ bytes) are what rank 0 sent. Seconds are the slowest rank’s, without evaluation and checkpoints. Exposed
-communication is the share of training time that nothing else was done in; of which waiting, the share of training time
-spent on ranks that came later. Consensus distance is √ mean ‖w<sub>k</sub> − w̄‖² over the ranks k, before the last
-synchronisation; relative is that over ‖w̄‖.</li>
+communication is the share of training time in which nothing else was done. Waiting is the share of training time spent
+on ranks that arrived later. Consensus distance is √ mean ‖w<sub>k</sub> − w̄‖² over the ranks k, before the last
+synchronisation. The relative distance is divided by ‖w̄‖.</li>
 </ul>
 """,
     )
