@@ -20,7 +20,7 @@ from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256
 from ddp_agent.distributed.error_propagation import broadcast_text
 from ddp_agent.distributed.failure_report import Failure
 from ddp_agent.distributed.process_group import Runtime
-from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
+from ddp_agent.distributed.replica_group import ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.group import ElasticGroup, OverError
@@ -138,7 +138,7 @@ class Run:
         replica = Replica.read()
         if options.on_rank_loss == "stop" or replica is None:
             topology = Topology.create(options.ranks_per_node)
-            return topology, FixedGroup(topology.world)
+            return topology, ReplicaGroup(topology.world)
 
         def report(change: Change) -> None:
             directory.write_status("running", str(change), step=change.step)

@@ -19,15 +19,15 @@ T = TypeVar("T")
 def on_all(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` on every rank and return its result. When it fails on one, all ranks raise its CheckpointError."""
     result, error = attempt(work, *args, **kwargs)
-    _raise_together(comm, error)
+    problem = first_problem(comm, error)
+    if problem is not None:
+        raise CheckpointError(problem) from error
     return cast(T, result)
 
 
 def on_rank_0(comm: Comm, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
     """Run `work` on rank 0 while the other ranks wait; return None there. All ranks raise as in `on_all`."""
-    result, error = attempt(work, *args, **kwargs) if comm.rank == 0 else (None, None)
-    _raise_together(comm, error)
-    return result
+    return on_all(comm, lambda: work(*args, **kwargs) if comm.rank == 0 else None)
 
 
 def attempt(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, None] | tuple[None, Exception]:
@@ -59,12 +59,6 @@ def broadcast_text(comm: Comm, text: str, source: int = 0) -> str:
         codes.copy_(torch.tensor(list(encoded), dtype=torch.uint8))
     comm.broadcast_(codes, source)
     return bytes(codes.tolist()).decode()
-
-
-def _raise_together(comm: Comm, error: Exception | None) -> None:
-    problem = first_problem(comm, error)
-    if problem is not None:
-        raise CheckpointError(problem) from error
 
 
 def _reason(error: Exception) -> str:

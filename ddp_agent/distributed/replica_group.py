@@ -1,4 +1,4 @@
-"""The ranks or replicas that train one model together: the part that an ordinary run needs."""
+"""The ranks or replicas that train one model together."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
@@ -36,55 +36,37 @@ class Participant(Protocol):
         """Continue from the `join_state` of another participant."""
 
 
-class ReplicaGroup(Protocol):
-    """The replicas that train together. A replica takes the samples of share `slot` out of `slots`.
+class ReplicaGroup:
+    """The replicas that train together: here the ranks of one torchrun, which start and end together.
 
-    `world`: the collectives among them, for use inside `run_collective`.
+    A replica takes the samples of share `slot` out of `slots`. `world`: the collectives among them, for use inside
+    `run_collective`. `ElasticGroup` is the group of replicas that come and go.
     """
 
-    world: Comm
-    slot: int
-    slots: int
+    def __init__(self, world: Comm) -> None:
+        self.world, self.slot, self.slots = world, world.rank, world.size
 
     def require_identical(self, sha256_of: Mapping[str, str]) -> None:
         """Raise ConfigError when a hash is not the same on all replicas."""
+        require_identical(sha256_of, self.world)
 
     def begin(self, participant: Participant) -> bool:
         """Block until `participant` has reached the group's current step.
 
         Return True if its state was received from another replica.
         """
+        return False
 
     def run_collective(self, participant: Participant, work: Callable[[], T], purpose: Purpose) -> T:
         """Run `work`, a part of training in which replicas exchange data, on all replicas that are there.
 
         Return its result. Every replica must make the same calls in the same order.
         """
+        return work()
 
     def end(self) -> None:
         """Declare the run finished."""
 
     def facts(self) -> dict[str, int]:
         """Return what the summary says about the group."""
-
-
-class FixedGroup:
-    """The ranks of one torchrun, which start and end together: a `ReplicaGroup` that never changes."""
-
-    def __init__(self, world: Comm) -> None:
-        self.world, self.slot, self.slots = world, world.rank, world.size
-
-    def require_identical(self, sha256_of: Mapping[str, str]) -> None:
-        require_identical(sha256_of, self.world)
-
-    def begin(self, participant: Participant) -> bool:
-        return False
-
-    def run_collective(self, participant: Participant, work: Callable[[], T], purpose: Purpose) -> T:
-        return work()
-
-    def end(self) -> None:
-        pass
-
-    def facts(self) -> dict[str, int]:
         return {}

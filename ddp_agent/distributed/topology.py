@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.comm import Comm, LocalComm
 from ddp_agent.distributed.process_group_comm import world_comm
 
 
@@ -42,10 +42,6 @@ class Topology:
         own = [comm for comm in (self.world, self._node, self._across) if comm]
         return own + [comm for part in self._parts.values() if part for comm in part.comms]
 
-    def settle(self) -> CommStats:
-        """Return the counters with the time of all groups' CUDA events added. Waits for the GPU."""
-        return self.world.ledger.settle()
-
     @property
     def node(self) -> Comm:
         """The ranks of this rank's node."""
@@ -69,13 +65,10 @@ class Topology:
         if key == tuple(range(self.world.size)):
             return self
         if key not in self._parts:
-            self._parts[key] = self._make_part(key)
+            world = self._subgroup([key])
+            node, across = (self._subgroup(_classes(key, of)) for of in (self._node_of, self._number_in_node))
+            self._parts[key] = Topology(world, self.ranks_per_node, node, across) if world else None
         return self._parts[key]
-
-    def _make_part(self, ranks: tuple[int, ...]) -> "Topology | None":
-        world = self._subgroup([ranks])
-        node, across = (self._subgroup(_classes(ranks, of)) for of in (self._node_of, self._number_in_node))
-        return Topology(world, self.ranks_per_node, node, across) if world else None
 
     def _subgroup(self, partition: list[Sequence[int]]) -> Comm | None:
         """Return this rank's group. A rank that is alone in it needs no process group, and nothing is counted."""

@@ -1,10 +1,12 @@
-"""A Comm whose ranks change between rounds."""
+"""A Comm whose ranks change between rounds, and the transfer of state to replicas that join."""
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
@@ -45,7 +47,9 @@ class ElasticComm(Comm):
         patience = timedelta(seconds=min(CONNECT_S, self._timeout_s))
         try:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
-            _set_timeout(timedelta(seconds=self._timeout_s))
+            # Older torch has the function under its other name.
+            set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
+            set_timeout(timedelta(seconds=self._timeout_s))
         except (RuntimeError, ValueError) as error:  # ValueError: a group half made
             raise CommError(str(error)) from error
         self._group = ProcessGroupComm(cast(dist.ProcessGroup, dist.group.WORLD), self.ledger, account=self)
@@ -57,16 +61,12 @@ class ElasticComm(Comm):
         try:
             yield
         finally:
-            self._finish_all()
+            with self.ledger.uncounted():
+                for pending in self._begun:  # one may have failed while another still writes into a tensor
+                    with suppress(CommError):
+                        pending.wait()
+            self._begun.clear()
             self._use(self._alone)
-
-    def _finish_all(self) -> None:
-        """Wait until nothing writes into a tensor any more: one collective may have failed before another ends."""
-        with self.ledger.uncounted():
-            for pending in self._begun:
-                with suppress(CommError):
-                    pending.wait()
-        self._begun.clear()
 
     def close(self) -> None:
         """Close the connections. Peers that are still in a collective fail at once."""
@@ -94,7 +94,23 @@ class ElasticComm(Comm):
         return self
 
 
-def _set_timeout(timeout: timedelta) -> None:
-    """Set the default group's timeout for collectives. Older torch has the function under its other name."""
-    setter = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
-    setter(timeout)
+def transfer(comm: ElasticComm, store: Store, rank: int, size: int, state: Mapping[str, Any] | None = None) -> Any:
+    """Return rank 0's `state` on ranks 1 to size - 1 of a group of its own, loaded without unpickling.
+
+    No mode's traffic: it is not counted. Raises CommError when a rank is lost.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    packed = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+    try:
+        comm.connect(store, rank, size)
+        with comm.connected(), comm.uncounted():
+            length = torch.tensor(packed.numel())
+            comm.broadcast_(length)
+            if rank != 0:
+                packed = torch.empty(int(length), dtype=torch.uint8)
+            comm.broadcast_(packed)
+            comm.barrier()
+    finally:
+        comm.close()
+    return state if rank == 0 else torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True)

@@ -31,7 +31,9 @@ class Coordinator:
         """
         from torchft.coordination import LighthouseServer  # an extra, and slow to import
 
-        store, port = _store(host, port)
+        listener = socket.create_server((host, port), backlog=256)
+        port = listener.getsockname()[1]
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
         lighthouse = LighthouseServer(
             bind=f"{host}:0",
             min_replicas=1,
@@ -47,9 +49,3 @@ class Coordinator:
     def close(self) -> None:
         """Stop the lighthouse. The store ends with its last reference."""
         self.lighthouse.shutdown()  # type: ignore[attr-defined]
-
-
-def _store(host: str, port: int) -> tuple[TCPStore, int]:
-    listener = socket.create_server((host, port), backlog=256)
-    port = listener.getsockname()[1]
-    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()), port

@@ -9,13 +9,12 @@ from typing import TypeVar, cast
 
 from torch.distributed import DistError
 
-from ddp_agent.distributed.comm import Comm, CommError
-from ddp_agent.distributed.replica_group import Participant, Purpose
+from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.replica_group import Participant, Purpose, ReplicaGroup
 from ddp_agent.distributed.torchrun_env import Replica
-from ddp_agent.elastic import join
 from ddp_agent.elastic.comm import ElasticComm
 from ddp_agent.elastic.membership import Membership
-from ddp_agent.elastic.quorum import Change, Member, Quorum, change_between, rank_of
+from ddp_agent.elastic.quorum import Change, Member, Quorum, change_between
 from ddp_agent.elastic.rounds import Rounds
 from ddp_agent.errors import ConfigError, CutOffError
 
@@ -32,8 +31,8 @@ class OverError(Exception):
     """The others have finished the run."""
 
 
-class ElasticGroup:
-    """A `ReplicaGroup` whose replicas may be lost and come back. `world` is alone outside of rounds.
+class ElasticGroup(ReplicaGroup):
+    """Replicas that may be lost and come back. `world` is alone outside of rounds.
 
     A replica takes its own share of the samples, number `slot` of the `slots` with which the run began, no matter who
     else is there: the samples of a lost replica are not seen. `on_change` is called after every change of the group.
@@ -49,7 +48,7 @@ class ElasticGroup:
         interrupted: Callable[[], None] = lambda: None,
     ) -> None:
         self.comm = ElasticComm(timeout_s)
-        self.world: Comm = self.comm
+        super().__init__(self.comm)
         self.slot, self.slots = replica.number, replica.count
         self.changes: list[Change] = []
         self._on_change, self._interrupted = on_change, interrupted
@@ -136,35 +135,28 @@ class ElasticGroup:
 
     def _join(self, quorum: Quorum, active: list[Member], participant: Participant) -> bool:
         """Return True when this replica has reached the step of the active ones."""
-        if not self._membership.votes.verdict(quorum, active) or active[0].purpose not in ADMITTING:
+        if not self._membership.verdict(quorum, active) or active[0].purpose not in ADMITTING:
             return False
         # An active replica with this number has just voted, so it is not one that died a moment ago.
         if self.slot in [member.number for member in active]:
             raise ConfigError(f"DDP_AGENT_REPLICA: found {self.slot}, which another replica is already")
-        newcomers = quorum.newcomers(active)
         try:
-            self._rounds.forget_connection()
-            rank = 1 + rank_of(self._membership.name, newcomers)
-            state = join.receive(self.comm, self._membership.join_store(quorum.key), rank, 1 + len(newcomers))
+            state = self._rounds.transfer(quorum, active)
         except CommError as error:
             _log.warning("the state of the others did not arrive (%s); asking again", error)
             return False
         participant.load_join_state(state)
         self._rounds.record_join(quorum, active)
-        numbers = [member.number for member in active]
-        _log.warning("joined after step %d, beside replicas %s", participant.step, numbers)
+        _log.warning("joined after step %d, beside replicas %s", participant.step, [it.number for it in active])
         return True
 
     def _admit(self, quorum: Quorum, active: list[Member], participant: Participant) -> None:
         """Send newcomers the state that was just kept, from the first active replica. If that fails they ask again."""
-        newcomers = quorum.newcomers(active)
-        if active[0].name != self._membership.name or not newcomers:
-            return
-        self._rounds.forget_connection()
-        try:
-            join.send(self.comm, self._membership.join_store(quorum.key), participant.join_state(), 1 + len(newcomers))
-        except CommError as error:
-            _log.warning("a replica that wanted to join was lost: %s", error)
+        if active[0].name == self._membership.name and quorum.newcomers(active):
+            try:
+                self._rounds.transfer(quorum, active, participant.join_state())
+            except CommError as error:
+                _log.warning("a replica that wanted to join was lost: %s", error)
 
     @contextmanager
     def _coordinator_reachable(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""One replica's connection to the coordinator: its heartbeats, its quorums, and values that all replicas share."""
+"""One replica's connection to the coordinator: its heartbeats, its quorums, its votes, and values that all share."""
 
 import logging
 import queue
@@ -10,15 +10,16 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from ddp_agent.distributed.c10d import PrefixStore, Store, TCPStore
+from ddp_agent.distributed.c10d import Store, TCPStore
 from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
 from ddp_agent.elastic.quorum import Member, Quorum
-from ddp_agent.elastic.votes import Votes
 from ddp_agent.errors import CutOffError
 
 BEAT_S = 0.2
 POLL_S = 0.5
+FIRST_VERDICT_POLL_S = 0.002
+LAST_VERDICT_POLL_S = 0.05
 CONNECT_S = 20.0
 FOREVER_S = 7 * 86400.0
 
@@ -45,7 +46,6 @@ class Membership:
             self._lighthouse = self.store.get(LIGHTHOUSE).decode()
         except RuntimeError as error:
             raise CutOffError(f"no coordinator answers at {replica.coordinator}: {error}") from error
-        self.votes = Votes(self.store, self.name, self._silent)
         self._client = self._connect()
         self._show(self.store)
         self._closed = threading.Event()
@@ -56,14 +56,6 @@ class Membership:
         from torchft.coordination import LighthouseClient  # an extra, and slow to import
 
         return LighthouseClient(addr=self._lighthouse, connect_timeout=timedelta(seconds=CONNECT_S))
-
-    def group_store(self, key: str) -> Store:
-        """Return the store in which the members of a quorum form their process group."""
-        return PrefixStore(f"group/{key}", self.store)
-
-    def join_store(self, key: str) -> Store:
-        """Return the store in which the newcomers of a quorum form a group with the replica that sends its state."""
-        return PrefixStore(f"group/{key}/join", self.store)
 
     def agree(self, key: str, proposal: str) -> str:
         """Return the first proposal for `key`, on every replica that ever asks."""
@@ -91,6 +83,36 @@ class Membership:
             members = sorted((Member(**it.data) for it in answer.participants), key=lambda it: it.name)
             key = f"{answer.quorum_id}.{answer.created.seconds}.{answer.created.nanos}"
             return Quorum(key, answer.quorum_id, tuple(members))
+
+    def vote(self, quorum: Quorum, voters: Sequence[Member], ok: bool) -> bool:
+        """Report whether this replica has a round's result. Return the verdict."""
+        self.store.set(f"vote/{quorum.key}/{self.name}", "")
+        if not ok:
+            self.undo(quorum)
+        elif self.store.add(f"votes/{quorum.key}", 1) == len(voters):
+            self.store.compare_set(f"verdict/{quorum.key}", "", "kept")
+        return self.verdict(quorum, voters)
+
+    def undo(self, quorum: Quorum) -> None:
+        """Propose that the result is undone. The first proposal in the store is the verdict."""
+        self.store.compare_set(f"verdict/{quorum.key}", "", "undone")
+
+    def verdict(self, quorum: Quorum, voters: Sequence[Member]) -> bool:
+        """Wait for the verdict. Return True when the result is kept. A voter without heartbeats votes against it."""
+        looked, pause_s = time.monotonic(), FIRST_VERDICT_POLL_S
+        while not self.store.check([f"verdict/{quorum.key}"]):
+            time.sleep(pause_s)
+            pause_s = min(1.1 * pause_s, LAST_VERDICT_POLL_S)
+            if time.monotonic() > looked + BEAT_S:
+                looked = time.monotonic()
+                if self._silent([it.name for it in voters if not self.store.check([f"vote/{quorum.key}/{it.name}"])]):
+                    self.undo(quorum)
+        return self.store.get(f"verdict/{quorum.key}") == b"kept"
+
+    def forget(self, quorum: Quorum, voters: Sequence[Member]) -> None:
+        """Delete the votes of a round that all have left. The verdict stays: a voter may have been cut off."""
+        for key in (f"votes/{quorum.key}", *(f"vote/{quorum.key}/{it.name}" for it in voters)):
+            self.store.delete_key(key)
 
     def close(self) -> None:
         """End the heartbeats: nobody need wait for this replica any more."""

@@ -11,12 +11,13 @@ A replica that was only slow or cut off finds that the others have held rounds w
 """
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from ddp_agent.distributed.c10d import PrefixStore
 from ddp_agent.distributed.comm import CommError
 from ddp_agent.distributed.replica_group import Participant, Purpose
-from ddp_agent.elastic.comm import ElasticComm
+from ddp_agent.elastic.comm import ElasticComm, transfer
 from ddp_agent.elastic.membership import Membership
 from ddp_agent.elastic.quorum import Member, Quorum, rank_of
 
@@ -81,11 +82,11 @@ class Rounds:
         """
         result: T | None = None
         ok = False
-        place = (rank_of(self._membership.name, active), len(active))
+        rank_and_size = (rank_of(self._membership.name, active), len(active))
         try:
             self._connect(quorum, active)
-            if reducing is not None and place != self._reduced_as:
-                reducing.regroup(*self._reduced_as, place[1])
+            if reducing is not None and rank_and_size != self._reduced_as:
+                reducing.regroup(*self._reduced_as, len(active))
             with self._comm.connected():
                 result = work()
             ok = True
@@ -93,13 +94,13 @@ class Rounds:
             _log.warning("a round of replicas %s failed: %s", [member.number for member in active], error)
             self._disconnect()
         except BaseException:
-            self._membership.votes.undo(quorum)
+            self._membership.undo(quorum)
             raise
-        kept = self._membership.votes.vote(quorum, active, ok)
+        kept = self._membership.vote(quorum, active, ok)
         if not kept:
             self._disconnect()
         elif reducing is not None:
-            self._reduced_as = place
+            self._reduced_as = rank_and_size
         return kept, result
 
     def record(self, quorum: Quorum, active: list[Member]) -> None:
@@ -109,7 +110,7 @@ class Rounds:
         if len(self._past) > FORGET_AFTER:
             old, voters = self._past.pop(0)
             if active[0].name == self._membership.name:
-                self._membership.votes.forget(old, voters)
+                self._membership.forget(old, voters)
 
     def record_join(self, quorum: Quorum, active: list[Member]) -> None:
         """Note that this replica has the state of the active ones."""
@@ -117,17 +118,21 @@ class Rounds:
         self._reduced_as = (0, 1)
         self.running = True
 
-    def forget_connection(self) -> None:
-        """Have the next round connect anew, whatever becomes of a group that is made in between."""
-        self._connected_to = ""
+    def transfer(self, quorum: Quorum, active: list[Member], state: Mapping[str, Any] | None = None) -> Any:
+        """Send newcomers the state of the first active replica. Without `state`: be one and return it."""
+        newcomers = quorum.newcomers(active)
+        rank = 1 + rank_of(self._membership.name, newcomers) if state is None else 0
+        self._connected_to = ""  # the next round connects anew, whatever becomes of this group
+        store = PrefixStore(f"group/{quorum.key}/join", self._membership.store)
+        return transfer(self._comm, store, rank, 1 + len(newcomers), state)
 
     def _connect(self, quorum: Quorum, active: list[Member]) -> None:
         same = [member.name for member in active] == [member.name for member in self.active]
         if same and self._connected_to and {member.group for member in active} == {self._connected_to}:
             return
         self._connected_to = quorum.key
-        rank = rank_of(self._membership.name, active)
-        self._comm.connect(self._membership.group_store(quorum.key), rank, len(active))
+        store = PrefixStore(f"group/{quorum.key}", self._membership.store)
+        self._comm.connect(store, rank_of(self._membership.name, active), len(active))
 
     def _disconnect(self) -> None:
         self._connected_to = ""

@@ -14,7 +14,7 @@ from ddp_agent.distributed import stragglers
 from ddp_agent.distributed.consistency import require_replicated
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.distributed.replica_group import FixedGroup, ReplicaGroup
+from ddp_agent.distributed.replica_group import ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Reducer
 from ddp_agent.rng import RandomStreams
@@ -46,7 +46,7 @@ class TrainSetup:
     topology: Topology
     device: torch.device
     slicing: Slicing = field(default_factory=Shared)
-    replica_group: ReplicaGroup = field(default_factory=lambda: FixedGroup(world_comm()))
+    replica_group: ReplicaGroup = field(default_factory=lambda: ReplicaGroup(world_comm()))
     failure_detector: FailureDetector = field(default_factory=FailureDetector.alone)
     meters: tuple[Meter, ...] = ()
 
@@ -132,7 +132,7 @@ class Session:
 
     def costs(self) -> dict[str, float]:
         """Return time and traffic of this rank so far."""
-        stats = self.setup.topology.settle()
+        stats = self.setup.topology.world.ledger.settle()
         return {
             **self.clock.read(stats.blocked_s),
             "straggler_wait_s": stats.straggler_s,
