@@ -24,10 +24,8 @@ from enum import Enum, auto
 
 from ddp_agent.distributed.c10d import HashStore, Store
 from ddp_agent.distributed.failure_report import Failure
-from ddp_agent.distributed.heartbeat import Heartbeat, HeartbeatListener, HeartbeatSender
-from ddp_agent.distributed.stop_agreement import StopAgreement
+from ddp_agent.distributed.heartbeat import Heartbeats
 from ddp_agent.distributed.stop_signals import SignalListener
-from ddp_agent.errors import PeerFailedError
 
 POLL_S = 0.5
 HURRY_S = 0.1  # instead of POLL_S while the ranks stop or fail
@@ -55,6 +53,7 @@ class FailureDetector:
     `on_failure` is called on each rank that fails, with the failure that ends the run. Two threads: one speaks to the
     store and may hang there when the link is down, the other listens to signals and looks at the clock. The main thread
     speaks to neither the store nor the peers. `_changed` guards all fields that more than one thread writes.
+    `stop_request`: the signal that asked the run to stop and its rank, such as "SIGTERM on rank 1"; empty before.
     """
 
     def __init__(
@@ -68,15 +67,16 @@ class FailureDetector:
     ) -> None:
         self.rank, self.timeout_s = rank, timeout_s
         self.failure: Failure | None = None
+        self.stop_request = ""
         self._on_failure = on_failure
         self._store = store
-        self._sender = HeartbeatSender(store, rank)
-        self._listener = HeartbeatListener(store, rank, world_size)
+        self._heartbeats = Heartbeats(store, rank, world_size)
         self._signals = SignalListener()
-        self._stop = StopAgreement(store, rank)
         self._changed = threading.Condition()
         self._state = State.TRAINING
         self._begun = 0  # the last step that the loop has begun
+        self._promise: int | None = None  # the loop begins no step beyond it until `_stop_step` is known
+        self._stop_step: int | None = None  # the last step of all ranks
         self._own: Failure | None = None
         self._failed_s = 0.0  # when `failure` became known
         self._grace_s = GRACE_S  # from then on, until a main thread that is stuck is ended
@@ -91,11 +91,6 @@ class FailureDetector:
     def alone(cls) -> "FailureDetector":
         """Return the detector of a rank without peers, which is never started: signals do what they do anyway."""
         return cls(HashStore(), rank=0, world_size=1, timeout_s=float("inf"))
-
-    @property
-    def stop_request(self) -> str:
-        """The signal that asked the run to stop and its rank, such as "SIGTERM on rank 1"; empty while none came."""
-        return self._stop.request
 
     def start(self) -> None:
         """Start listening, after all ranks have made theirs. From now on a signal asks all ranks to stop."""
@@ -125,11 +120,11 @@ class FailureDetector:
     def stops_before(self, step: int) -> bool:
         """Return True when training ends before `step`, on all ranks. Raises PeerFailedError when a rank has failed."""
         with self._changed:
-            if self.failure or not self._stop.allows(step):
-                self._changed.wait_for(lambda: self.failure or self._stop.step is not None)
+            if self.failure or (self._promise is not None and step > self._promise):
+                self._changed.wait_for(lambda: self.failure or self._stop_step is not None)
                 if self.failure:
                     raise self.failure.as_error()
-                if not self._stop.allows(step):
+                if self._stop_step is not None and step > self._stop_step:
                     return True
             self._begun = step
             return False
@@ -154,7 +149,9 @@ class FailureDetector:
                 self._state = State.REPORTING
         self._wait_for_failure()
         cut_off = echo and self._unanswered_s() >= SILENCE_S
-        failure = self._learn(self._cut_off(f"{text}, and {self._no_answer()}") if cut_off else own)
+        if cut_off:
+            own = Failure.lost(self.rank, self._begun, f"{text}, and {self._no_answer()}")
+        failure = self._learn(own)
         self._on_failure(failure)
         return failure
 
@@ -193,7 +190,7 @@ class FailureDetector:
                 self._wake.wait(POLL_S if calm else HURRY_S)
                 self._wake.clear()
         except RuntimeError as error:
-            self._learn(self._cut_off(f"torchrun's store is gone: {error}"))
+            self._learn(Failure.lost(self.rank, self._begun, f"torchrun's store is gone: {error}"))
 
     def _exchange(self) -> None:
         """Hold one round with the store."""
@@ -209,42 +206,42 @@ class FailureDetector:
         else:
             self._follow_stop_request()
             self._search_lost_rank(searching=state is State.SEARCHING)
-            self._settle_stop()
 
     def _send_heartbeat(self) -> None:
         with self._changed:
-            heartbeat = Heartbeat(self._begun, self._stop.promise)
-        self._sender.send(heartbeat)
+            begun, promise = self._begun, self._promise
+        self._heartbeats.send(begun, promise)
 
     def _follow_stop_request(self) -> None:
         if self._signals.received and not self.stop_request:
-            self._stop.ask(signal.Signals(self._signals.received).name)
-        if request := self._stop.new_request():
+            self._store.compare_set("asked", "", f"{signal.Signals(self._signals.received).name} on rank {self.rank}")
+        if not self.stop_request and self._store.check(["asked"]):
             with self._changed:
-                self._stop.promise = self._begun + 1  # the loop may be about to begin that one, but none beyond
+                self._promise = self._begun + 1  # the loop may be about to begin that one, but none beyond
             self._send_heartbeat()
-            self._stop.request = request
+            self.stop_request = self._store.get("asked").decode()
+        if self.stop_request and self._stop_step is None:
+            if self.rank == 0 and (step := self._heartbeats.latest_promise()):
+                self._store.set("stop", str(step))
+            if self._store.check(["stop"]):
+                step = int(self._store.get("stop"))
+                with self._changed:
+                    self._stop_step = step
+                    self._changed.notify_all()
 
     def _search_lost_rank(self, *, searching: bool) -> None:
         if searching:
             self._store.set("searching", "")
         suspicious = bool(self.stop_request) or self._store.check(["searching"])
-        lost = self._listener.silent(SILENCE_S if suspicious else self.timeout_s)
+        lost = self._heartbeats.silent(SILENCE_S if suspicious else self.timeout_s)
         if not lost and suspicious:
-            lost = self._listener.dead()
+            lost = self._heartbeats.dead()
         if lost:
-            self._report(Failure(lost.rank, lost.step, PeerFailedError.exit_code, lost.text, unreported=True))
+            self._report(lost)
 
     def _report(self, failure: Failure) -> None:
         """Send a report. The first one in the store ends the run on all ranks."""
         self._learn(Failure.from_json(self._store.compare_set("failed", "", failure.to_json())))
-
-    def _settle_stop(self) -> None:
-        if self.stop_request and self._stop.step is None:
-            step = self._stop.agreed_step(self._listener)
-            with self._changed:
-                self._stop.step = step
-                self._changed.notify_all()
 
     # The thread that does not speak to the store.
 
@@ -253,7 +250,7 @@ class FailureDetector:
             if self._signals.wait(POLL_S):
                 self._wake.set()
             if self._unanswered_s() > self.timeout_s:
-                self._learn(self._cut_off(self._no_answer()))
+                self._learn(Failure.lost(self.rank, self._begun, self._no_answer()))
             if self.failure:
                 self._end_if_stuck(self.failure)
 
@@ -262,9 +259,6 @@ class FailureDetector:
 
     def _no_answer(self) -> str:
         return f"torchrun's store has not answered for {self._unanswered_s():.0f} s: is the link down?"
-
-    def _cut_off(self, text: str) -> Failure:
-        return Failure(self.rank, self._begun, PeerFailedError.exit_code, text, unreported=True)
 
     def _end_if_stuck(self, failure: Failure) -> None:
         """End the process when the main thread is blocked: in a collective that nobody completes, or in a long step.

@@ -21,6 +21,11 @@ class Failure:
     text: str
     unreported: bool = False  # that rank cannot report to the user itself: it is dead, hangs or is cut off
 
+    @classmethod
+    def lost(cls, rank: int, step: int, text: str) -> "Failure":
+        """Return the failure of a rank that cannot report it itself."""
+        return cls(rank, step, PeerFailedError.exit_code, text, unreported=True)
+
     def to_json(self) -> str:
         """Return the failure as a JSON object."""
         return json.dumps(asdict(self))

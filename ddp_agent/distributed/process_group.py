@@ -37,10 +37,8 @@ class Runtime:
     """One rank's process group and device. Use it as a context manager, or call `stop` when all ranks are done."""
 
     rank: int
-    local_rank: int
     world_size: int
     local_world_size: int
-    node_rank: int
     attempt: int
     device: torch.device
     backend: str
@@ -133,10 +131,8 @@ def start(
     detector.start()
     return Runtime(
         rank=environment.rank,
-        local_rank=environment.local_rank,
         world_size=environment.world_size,
         local_world_size=environment.local_world_size,
-        node_rank=environment.node_rank,
         attempt=rendezvous.attempt,
         device=chosen,
         backend=backend,

@@ -14,7 +14,7 @@ from ddp_agent.distributed import failure_detector
 from ddp_agent.distributed.c10d import HashStore
 from ddp_agent.distributed.failure_detector import FailureDetector, State
 from ddp_agent.distributed.failure_report import Failure
-from ddp_agent.distributed.heartbeat import HeartbeatListener, HeartbeatSender, namespace
+from ddp_agent.distributed.heartbeat import Heartbeats, namespace
 from ddp_agent.distributed.stop_signals import SIGNALS
 from ddp_agent.errors import PeerFailedError
 
@@ -155,16 +155,16 @@ def test_a_silent_rank_is_named_with_the_step_it_was_in() -> None:
 def test_a_process_that_is_gone_is_seen_at_once() -> None:
     store = HashStore()
     for rank in range(2):
-        HeartbeatSender(store, rank)
-    assert HeartbeatListener(store, 0, 2).dead() is None
+        Heartbeats(store, rank, 2)
+    assert Heartbeats(store, 0, 2).dead() is None
     child = multiprocessing.get_context("fork").Process(target=lambda: None)
     child.start()
     child.join()
     store.set("process/1", f"{namespace()} {child.pid}")
-    lost = HeartbeatListener(store, 0, 2).dead()
+    lost = Heartbeats(store, 0, 2).dead()
     assert lost is not None and lost.rank == 1
     store.set("process/1", f"another-machine {child.pid}")
-    assert HeartbeatListener(store, 0, 2).dead() is None
+    assert Heartbeats(store, 0, 2).dead() is None
 
 
 def test_a_signal_that_was_ignored_stays_ignored(detectors: list[FailureDetector]) -> None:

@@ -43,10 +43,8 @@ class Detector:
 def _runtime(detector: Detector) -> Runtime:
     return Runtime(
         rank=RANK,
-        local_rank=RANK,
         world_size=2,
         local_world_size=2,
-        node_rank=0,
         attempt=0,
         device=torch.device("cpu"),
         backend="gloo",

@@ -124,4 +124,4 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
     assert "+dataset.api_token=<redacted>" in (run / ".hydra" / "overrides.yaml").read_text()
     log = (run / "train.log").read_text()
     assert "401 for <redacted>" in log
-    assert "listening: torchrun at 127.0.0.1 port " in log
+    assert "Open ports: torchrun " in log and "all interfaces" not in log

@@ -11,10 +11,8 @@ def this_rank(attempt: int = 0) -> Runtime:
     rank, size = dist.get_rank(), dist.get_world_size()
     return Runtime(
         rank=rank,
-        local_rank=rank,
         world_size=size,
         local_world_size=size,
-        node_rank=0,
         attempt=attempt,
         device=torch.device("cpu"),
         backend="gloo",
