@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from ddp_agent.distributed.process import die_with_parent, leave
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
+from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent, leave
 
 if __name__ == "__main__":
     # Before torch is imported: all ranks share this machine's cores.

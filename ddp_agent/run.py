@@ -19,10 +19,10 @@ from ddp_agent.distributed import ports, process_group
 from ddp_agent.distributed.consistency import code_sha256, config_sha256, sha256_of
 from ddp_agent.distributed.error_propagation import broadcast_text
 from ddp_agent.distributed.failure_report import Failure
+from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.replica_group import ReplicaGroup
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.group import ElasticGroup, OverError
 from ddp_agent.elastic.quorum import Change
 from ddp_agent.elastic.rounds import OvertakenError

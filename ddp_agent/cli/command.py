@@ -17,8 +17,7 @@ from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, VERSION_BASE, Che
 from ddp_agent.cli.program import Program
 from ddp_agent.config import help_text
 from ddp_agent.config.redaction import scrubbed
-from ddp_agent.distributed.process import die_with_parent
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
+from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
 from ddp_agent.errors import ConfigError, RefusedError
 
 INTERRUPTED = 130

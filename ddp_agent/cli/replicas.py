@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddp_agent.distributed.torchrun_env import REPLICA, Replica, TorchrunEnvironment
+from ddp_agent.distributed.process import REPLICA, Replica, TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 

@@ -39,7 +39,7 @@ from ddp_agent.cli.composition import (
     unresolved,
 )
 from ddp_agent.config.redaction import redacted_override, scrubbed
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
+from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_files import RunFiles

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from ddp_agent.distributed.c10d import PrefixStore, Store
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.failure_report import ECHOES, VERDICTS, Failure, kind_of, origin_of
+from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.distributed.rendezvous import connect
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
 from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError
 
 LEAVE_TIMEOUT_S = 30.0

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_agent.distributed.comm import Comm, LocalComm, Op, Pending
-from ddp_agent.distributed.ledger import Ledger, Wait
-from ddp_agent.distributed.timers import CudaTimer, Timer
+from ddp_agent.distributed.ledger import CudaTimer, Ledger, Timer, Wait
 
 _OPS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 

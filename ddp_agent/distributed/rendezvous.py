@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment
+from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
 
 # Ranks of one run may start this far apart: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0

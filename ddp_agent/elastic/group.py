@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 from torch.distributed import DistError
 
 from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.replica_group import Participant, Purpose, ReplicaGroup
-from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.comm import ElasticComm
 from ddp_agent.elastic.membership import Membership
 from ddp_agent.elastic.quorum import Change, Member, Quorum, change_between

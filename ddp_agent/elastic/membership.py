@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from ddp_agent.distributed.c10d import Store, TCPStore
-from ddp_agent.distributed.torchrun_env import Replica
+from ddp_agent.distributed.process import Replica
 from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
 from ddp_agent.elastic.quorum import Member, Quorum
 from ddp_agent.errors import CutOffError

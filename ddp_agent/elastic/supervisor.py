@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, REPLICA, without_torchrun
+from ddp_agent.distributed.process import EARLIER_ATTEMPTS, REPLICA, without_torchrun
 
 POLL_S = 0.1
 GRACE_S = 45.0  # torchrun gives its rank 30 s to save

@@ -14,7 +14,7 @@ from launching import accept, torchrun, type_in
 
 from ddp_agent.cli import rank_process, relaunch
 from ddp_agent.cli.composition import NPROC_PER_NODE, Configs
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
+from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("own_environment")

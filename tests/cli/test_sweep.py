@@ -14,7 +14,7 @@ from launching import type_in
 
 from ddp_agent.cli import sweep
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
-from ddp_agent.distributed.torchrun_env import EARLIER_ATTEMPTS, TorchrunEnvironment
+from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

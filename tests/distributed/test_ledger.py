@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddp_agent.distributed import timers
+from ddp_agent.distributed import ledger as ledger_module
 from ddp_agent.distributed.comm import CommError, CommStats, LocalComm
 from ddp_agent.distributed.ledger import Ledger
 from ddp_agent.distributed.process_group_comm import process_group, twin
@@ -25,7 +25,7 @@ class Clock:
 
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(timers, "time", Clock())
+    monkeypatch.setattr(ledger_module, "time", Clock())
     return Ledger()
 
 

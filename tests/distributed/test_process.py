@@ -9,7 +9,7 @@ import sys
 import pytest
 from test_process_group import TORCHRUN
 
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment, without_torchrun
+from ddp_agent.distributed.process import TorchrunEnvironment, without_torchrun
 
 
 def test_the_environment_is_read_from_torchrun_s_variables() -> None:

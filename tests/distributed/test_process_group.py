@@ -19,7 +19,7 @@ from ddp_agent.cli import rank_process
 from ddp_agent.distributed import process_group as runtime
 from ddp_agent.distributed import rendezvous
 from ddp_agent.distributed.c10d import HashStore, TCPStore
-from ddp_agent.distributed.torchrun_env import TorchrunEnvironment
+from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rank_pool import RankPool
 
-from ddp_agent.distributed import ledger, stragglers, timers
+from ddp_agent.distributed import ledger, stragglers
 from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
 from ddp_agent.distributed.ledger import Wait
 from ddp_agent.distributed.process_group_comm import world_comm
@@ -39,7 +39,7 @@ def meet(ahead_s: float = 0.0) -> CommStats:
             comm.all_reduce_(torch.ones(10))
         return settled(comm)
     finally:
-        timers.time = stragglers.time = time  # type: ignore[attr-defined]
+        ledger.time = stragglers.time = time  # type: ignore[attr-defined]
 
 
 def set_clock_ahead(seconds: float) -> None:
@@ -48,7 +48,7 @@ def set_clock_ahead(seconds: float) -> None:
         def perf_counter() -> float:
             return time.perf_counter() + seconds
 
-    timers.time = stragglers.time = Clock  # type: ignore[attr-defined, assignment]
+    ledger.time = stragglers.time = Clock  # type: ignore[attr-defined, assignment]
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 100.0, -3.0])
@@ -66,7 +66,7 @@ def ahead(seconds: float) -> float:
     try:
         return clock_ahead_s(comm)
     finally:
-        timers.time = stragglers.time = time  # type: ignore[attr-defined]
+        ledger.time = stragglers.time = time  # type: ignore[attr-defined]
 
 
 def test_clocks_are_compared(ranks2: RankPool) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from ddp_agent.cli.replicas import world_size
-from ddp_agent.distributed.torchrun_env import REPLICA, Replica, TorchrunEnvironment
+from ddp_agent.distributed.process import REPLICA, Replica, TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 TOLD = dict(zip(REPLICA, ("2", "4", "127.0.0.1:29600"), strict=True))

@@ -26,7 +26,7 @@ from forked_torchrun import Outcome
 from processes import with_variable
 from torch import nn
 
-from ddp_agent.distributed.torchrun_env import REPLICA
+from ddp_agent.distributed.process import REPLICA
 from ddp_agent.sync import LocalSGD
 
 pytestmark = pytest.mark.faults

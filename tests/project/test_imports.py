@@ -65,7 +65,7 @@ ONLY_WHEN_NEEDED = ["torchvision", "torch.utils.tensorboard", "PIL", "torchft"]
 # Without torch: a help text, a refusal and a report must not wait seconds for it.
 WITHOUT_TORCH = ["ddp_agent", "ddp_agent.errors", "ddp_agent.config*", "ddp_agent.report*", "ddp_agent.plan*"]
 WITHOUT_TORCH += ["ddp_agent.cli", "ddp_agent.cli.composition", "ddp_agent.cli.command", "ddp_agent.cli.trust"]
-WITHOUT_TORCH += ["ddp_agent.distributed.torchrun_env", "ddp_agent.distributed.process", "ddp_agent.distributed.ports"]
+WITHOUT_TORCH += ["ddp_agent.distributed.process", "ddp_agent.distributed.ports"]
 WITHOUT_TORCH += ["ddp_agent.outputs.run_directory", "ddp_agent.netlab*", "ddp_agent.__main__", "ddp_agent.cli.program"]
 
 

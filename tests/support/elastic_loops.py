@@ -9,8 +9,8 @@ from loops import Loop
 from torch import nn
 
 from ddp_agent.distributed.consistency import ReplicatedTensor, require_replicated
+from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.distributed.torchrun_env import Replica
 from ddp_agent.elastic.group import ElasticGroup
 from ddp_agent.sync import SyncStrategy
 from ddp_agent.sync.engine.internals import internals

@@ -12,7 +12,7 @@ from fault_points import Fault
 from forked_torchrun import Outcome, Torchrun
 from safetensors.torch import load_file
 
-from ddp_agent.distributed.torchrun_env import REPLICA
+from ddp_agent.distributed.process import REPLICA
 from ddp_agent.elastic.coordinator import Coordinator
 
 LOST_AFTER_S = 2.0

@@ -10,7 +10,7 @@ from rank_pool import RankPool
 from torch.optim import AdamW
 
 from ddp_agent.distributed.comm import LocalComm
-from ddp_agent.distributed.timers import CudaTimer
+from ddp_agent.distributed.ledger import CudaTimer
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.sync import AllReduce, Hierarchical, LocalSGD
 
