@@ -23,8 +23,7 @@ from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.replica_group import ReplicaGroup
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.elastic.group import ElasticGroup, OverError
-from ddp_agent.elastic.quorum import Change
+from ddp_agent.elastic.group import Change, ElasticGroup, OverError
 from ddp_agent.elastic.rounds import OvertakenError
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError
 from ddp_agent.outputs import restarts

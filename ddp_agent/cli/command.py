@@ -52,7 +52,7 @@ def _print_once(message: str, environment: TorchrunEnvironment | None) -> None:
         print(message, file=sys.stderr)
     else:
         from ddp_agent.cli.rank_process import print_once
-        from ddp_agent.distributed.rendezvous import connect
+        from ddp_agent.distributed.process_group import connect
 
         print_once(connect(), message)
 

@@ -27,7 +27,7 @@ from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.process import TorchrunEnvironment
-from ddp_agent.distributed.rendezvous import Rendezvous, connect
+from ddp_agent.distributed.process_group import Rendezvous, connect
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError
 from ddp_agent.outputs.restarts import stop_torchrun
 from ddp_agent.outputs.run_directory import RunDirectory, State

@@ -8,9 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ddp_agent.distributed.ledger import CommError, CommStats, Ledger
-
-__all__ = ["Comm", "CommError", "CommStats", "LocalComm", "Op", "Pending"]
+from ddp_agent.distributed.ledger import CommStats, Ledger
 
 Op = Literal["sum", "min", "max"]
 

@@ -251,8 +251,8 @@ class FailureDetector:
                 self._wake.set()
             if self._unanswered_s() > self.timeout_s:
                 self._learn(Failure.lost(self.rank, self._begun, self._no_answer()))
-            if self.failure:
-                self._end_if_stuck(self.failure)
+            if self.failure and time.monotonic() >= self._failed_s + self._grace_s:
+                self._end(self.failure)
 
     def _unanswered_s(self) -> float:
         return time.monotonic() - self._answered_s
@@ -260,12 +260,12 @@ class FailureDetector:
     def _no_answer(self) -> str:
         return f"torchrun's store has not answered for {self._unanswered_s():.0f} s: is the link down?"
 
-    def _end_if_stuck(self, failure: Failure) -> None:
-        """End the process when the main thread is blocked: in a collective that nobody completes, or in a long step.
+    def _end(self, failure: Failure) -> None:
+        """End the process: the main thread is blocked in a collective that nobody completes, or in a long step.
 
         Only `os._exit` can: a thread cannot raise in a main thread that waits in C++.
         """
-        if self._state is State.CLOSED or time.monotonic() < self._failed_s + self._grace_s:
+        if self._state is State.CLOSED:
             return
         with suppress(Exception):
             if failure.unreported:

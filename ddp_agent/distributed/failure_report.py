@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.ledger import CommError
 from ddp_agent.errors import NonFiniteError, PeerFailedError, RefusedError
 
 

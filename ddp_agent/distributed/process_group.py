@@ -1,13 +1,16 @@
-"""The process group of a run and its device.
+"""The process group of a run and its device, and the agreement of ranks before it.
 
 Why not `torch.distributed.init_process_group()` alone: it uses torchrun's store bare. That store outlives a restart
 (`--max-restarts`), so a second group reads the addresses that the first one left there and dies or hangs. Here every
 group gets a prefix of its own, made of the attempt and a name.
 """
 
+import functools
 import logging
 import os
 import socket
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,17 +22,80 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from ddp_agent.distributed.c10d import PrefixStore, Store
+from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.failure_report import ECHOES, VERDICTS, Failure, kind_of, origin_of
-from ddp_agent.distributed.process import TorchrunEnvironment
-from ddp_agent.distributed.rendezvous import connect
+from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
 from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError
 
+# Ranks of one run may start this far apart: imports from a cold network disk take minutes.
+ARRIVAL_TIMEOUT_S = 600.0
+POLL_S = 0.01
 LEAVE_TIMEOUT_S = 30.0
 
 log = logging.getLogger(__name__)
 _starts: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """One rank's connection to the store."""
+
+    store: Store
+    environment: TorchrunEnvironment
+
+    def agree(self, key: str, proposal: str) -> str:
+        """Return the first proposal for `key`, on every rank and in every attempt of one torchrun."""
+        return self.store.compare_set(key, "", proposal).decode()
+
+    @functools.cached_property
+    def attempt(self) -> int:
+        """The number of restarts before this attempt, equal on all ranks. Waits for all of them at first use.
+
+        Restarts of a sweep's job count too. TORCHELASTIC_RESTART_COUNT does not serve: on several nodes only the node
+        that failed counts. So rank 0 counts, and answers each rank under a key that only this process can have chosen.
+        """
+        if self.environment.rank == 0:
+            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
+            self._answer_others(attempt)
+            return attempt
+        question = uuid.uuid4().hex
+        self.store.set(f"question/{self.environment.rank}", question)
+        self.store.wait([f"answer/{question}"], timedelta(seconds=ARRIVAL_TIMEOUT_S))
+        attempt = int(self.store.get(f"answer/{question}"))
+        self.store.set(f"arrived/{attempt}/{self.environment.rank}", "")
+        return attempt
+
+    def _answer_others(self, attempt: int) -> None:
+        missing = set(range(1, self.environment.world_size))
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+        while missing:
+            for rank in sorted(missing):
+                if self.store.check([f"question/{rank}"]):  # perhaps of an earlier attempt: nobody reads that answer
+                    self.store.set(f"answer/{self.store.get(f'question/{rank}').decode()}", str(attempt))
+                if self.store.check([f"arrived/{attempt}/{rank}"]):
+                    missing.discard(rank)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ranks {sorted(missing)} did not start within {ARRIVAL_TIMEOUT_S:g} s")
+            time.sleep(POLL_S)
+
+
+@functools.cache
+def connect() -> Rendezvous:
+    """Join torchrun's store. If torchrun serves none, rank 0 opens it. Without torchrun the store is local."""
+    environment = TorchrunEnvironment.read()
+    if environment is None:
+        return Rendezvous(HashStore(), TorchrunEnvironment())
+    served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        environment.world_size,
+        is_master=environment.rank == 0 and not served_by_torchrun,
+        timeout=timedelta(seconds=ARRIVAL_TIMEOUT_S),
+        wait_for_workers=False,
+    )
+    return Rendezvous(PrefixStore("ddp_agent", store), environment)
 
 
 @dataclass(frozen=True, kw_only=True)

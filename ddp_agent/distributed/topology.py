@@ -1,7 +1,7 @@
 """Groups of ranks that average with one another: all of them, one node's, or the counterparts on other nodes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ddp_agent.distributed.comm import Comm, LocalComm
@@ -46,14 +46,14 @@ class Topology:
     def node(self) -> Comm:
         """The ranks of this rank's node."""
         if self._node is None:
-            self._node = self._group_by(self._node_of)
+            self._node = self._group(across=False)
         return self._node
 
     @property
     def across(self) -> Comm:
         """The ranks with this rank's number inside their nodes, one per node."""
         if self._across is None:
-            self._across = self._group_by(self._number_in_node)
+            self._across = self._group(across=True)
         return self._across
 
     def among(self, ranks: Sequence[int]) -> "Topology | None":
@@ -66,7 +66,7 @@ class Topology:
             return self
         if key not in self._parts:
             world = self._subgroup([key])
-            node, across = (self._subgroup(_classes(key, of)) for of in (self._node_of, self._number_in_node))
+            node, across = (self._subgroup(self._classes(key, across=across)) for across in (False, True))
             self._parts[key] = Topology(world, self.ranks_per_node, node, across) if world else None
         return self._parts[key]
 
@@ -76,18 +76,12 @@ class Topology:
         alone = [self.world.rank] in [list(part) for part in partition]
         return LocalComm(self.world.ledger) if alone else comm
 
-    def _group_by(self, of: Callable[[int], int]) -> Comm:
-        comm = self.world.split(_classes(range(self.world.size), of))
+    def _group(self, *, across: bool) -> Comm:
+        comm = self.world.split(self._classes(range(self.world.size), across=across))
         assert comm is not None, "the classes cover the world"
         return comm
 
-    def _node_of(self, rank: int) -> int:
-        return rank // self.ranks_per_node
-
-    def _number_in_node(self, rank: int) -> int:
-        return rank % self.ranks_per_node
-
-
-def _classes(ranks: Sequence[int], of: Callable[[int], int]) -> list[Sequence[int]]:
-    """Return the ranks in lists, one per value of `of`, in the order of the values."""
-    return [[rank for rank in ranks if of(rank) == value] for value in sorted({of(rank) for rank in ranks})]
+    def _classes(self, ranks: Sequence[int], *, across: bool) -> list[Sequence[int]]:
+        """Return the ranks in lists, one per node or, `across` nodes, one per number inside a node."""
+        of = {rank: rank % self.ranks_per_node if across else rank // self.ranks_per_node for rank in ranks}
+        return [[rank for rank in ranks if of[rank] == value] for value in sorted(set(of.values()))]

@@ -48,16 +48,17 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Start a coordinator, unless one is named, and the replicas. Return the exit code."""
     options = parsed(arguments)
-    _silence_the_lighthouse()
+    # The lighthouse writes several lines per round to descriptor 2, and no option stops that.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     coordinator = None
     if options.coordinator is None:
         from ddp_agent.elastic.coordinator import Coordinator
 
         host, _, port = options.listen.rpartition(":")
         try:
-            coordinator = Coordinator.start(
-                host, int(port), lost_after_s=options.lost_after_s, patience_s=options.patience_s
-            )
+            coordinator = Coordinator(host, int(port), lost_after_s=options.lost_after_s, patience_s=options.patience_s)
         except ImportError as error:
             print(f"{error}; replicas need torchft: pip install 'ddp_agent[elastic]'", file=sys.stderr)
             return 2
@@ -76,13 +77,6 @@ def main(arguments: list[str]) -> int:
     finally:
         if coordinator:
             coordinator.close()
-
-
-def _silence_the_lighthouse() -> None:
-    """Send descriptor 2 to nowhere: the lighthouse writes several lines per round to it, and no option stops that."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
 
 
 if __name__ == "__main__":

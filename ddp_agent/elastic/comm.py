@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from ddp_agent.distributed.c10d import Store
-from ddp_agent.distributed.comm import Comm, CommError, LocalComm, Op, Pending
-from ddp_agent.distributed.ledger import Ledger
+from ddp_agent.distributed.comm import Comm, LocalComm, Op, Pending
+from ddp_agent.distributed.ledger import CommError, Ledger
 from ddp_agent.distributed.process_group_comm import ProcessGroupComm
 
 CONNECT_S = 20.0  # for participants that have just announced themselves

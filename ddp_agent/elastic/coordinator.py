@@ -5,7 +5,6 @@ alone, by default the loopback. Torch's store by itself would listen on every in
 """
 
 import socket
-from dataclasses import dataclass
 
 from ddp_agent.distributed.c10d import TCPStore
 
@@ -14,38 +13,32 @@ LOST_AFTER_S = "lost_after_s"
 PATIENCE_S = "patience_s"
 
 
-@dataclass(frozen=True)
 class Coordinator:
-    """A lighthouse and a store that serve until `close`. `address` is HOST:PORT of the store."""
+    """A lighthouse and a store that serve until `close`. `address` is HOST:PORT of the store.
 
-    store: TCPStore
-    lighthouse: object
-    address: str
+    `lost_after_s`: how long a replica may send no heartbeat. `patience_s`: how long a replica that is alive may let the
+    others wait in a round. Raises ImportError without torchft.
+    """
 
-    @classmethod
-    def start(cls, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> "Coordinator":
-        """Start to serve.
-
-        `lost_after_s`: how long a replica may send no heartbeat. `patience_s`: how long a replica that is alive may let
-        the others wait in a round. Raises ImportError without torchft.
-        """
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> None:
         from torchft.coordination import LighthouseServer  # an extra, and slow to import
 
         listener = socket.create_server((host, port), backlog=256)
         port = listener.getsockname()[1]
-        store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-        lighthouse = LighthouseServer(
+        fd = listener.detach()
+        self.store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        self._lighthouse = LighthouseServer(
             bind=f"{host}:0",
             min_replicas=1,
             join_timeout_ms=round(1000 * patience_s),
             quorum_tick_ms=50,
             heartbeat_timeout_ms=round(1000 * lost_after_s),
         )
-        store.set(LOST_AFTER_S, str(lost_after_s))
-        store.set(PATIENCE_S, str(patience_s))
-        store.set(LIGHTHOUSE, f"http://{host}:{lighthouse.address().rpartition(':')[2]}")
-        return cls(store, lighthouse, f"{host}:{port}")
+        self.store.set(LOST_AFTER_S, str(lost_after_s))
+        self.store.set(PATIENCE_S, str(patience_s))
+        self.store.set(LIGHTHOUSE, f"http://{host}:{self._lighthouse.address().rpartition(':')[2]}")
+        self.address = f"{host}:{port}"
 
     def close(self) -> None:
         """Stop the lighthouse. The store ends with its last reference."""
-        self.lighthouse.shutdown()  # type: ignore[attr-defined]
+        self._lighthouse.shutdown()

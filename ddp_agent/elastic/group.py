@@ -5,16 +5,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from torch.distributed import DistError
 
-from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.ledger import CommError
 from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.replica_group import Participant, Purpose, ReplicaGroup
 from ddp_agent.elastic.comm import ElasticComm
-from ddp_agent.elastic.membership import Membership
-from ddp_agent.elastic.quorum import Change, Member, Quorum, change_between
+from ddp_agent.elastic.membership import Member, Membership, Quorum
 from ddp_agent.elastic.rounds import Rounds
 from ddp_agent.errors import ConfigError, CutOffError
 
@@ -29,6 +29,21 @@ _log = logging.getLogger(__name__)
 
 class OverError(Exception):
     """The others have finished the run."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the group. Replicas are given by number."""
+
+    step: int
+    members: list[int]  # the replicas that train from now on
+    lost: dict[int, int]  # replica to the step in which it was last seen
+    joined: list[int]
+
+    def __str__(self) -> str:
+        texts = [f"replica {number} was lost, last seen in step {step}" for number, step in self.lost.items()]
+        texts += [f"replica {number} has joined" for number in self.joined]
+        return f"after step {self.step} {'; '.join(texts)}: {len(self.members)} are left, {self.members}"
 
 
 class ElasticGroup(ReplicaGroup):
@@ -57,7 +72,7 @@ class ElasticGroup(ReplicaGroup):
         self._rounds = Rounds(self.comm, self._membership)
 
     def require_identical(self, sha256_of: Mapping[str, str]) -> None:
-        first = json.loads(self._membership.agree("identical", json.dumps(dict(sha256_of))))
+        first = json.loads(self._membership.store.compare_set("agreed/identical", "", json.dumps(dict(sha256_of))))
         if wrong := [name for name in sha256_of if first.get(name) != sha256_of[name]]:
             raise ConfigError([f"replicas differ: {name} of this one is not that of the first" for name in wrong])
 
@@ -97,8 +112,7 @@ class ElasticGroup(ReplicaGroup):
                 saved = participant.snapshot()
                 kept, result = self._rounds.attempt(quorum, active, work, participant if reduces else None)
                 if kept:
-                    self._report_change(active)
-                    self._rounds.record(quorum, active)
+                    self._record(quorum, active)
                     if purpose in ADMITTING:
                         self._admit(quorum, active, participant)
                     return cast(T, result)
@@ -127,8 +141,7 @@ class ElasticGroup(ReplicaGroup):
     def _start(self, quorum: Quorum, active: list[Member], participant: Participant) -> bool:
         kept, _ = self._rounds.attempt(quorum, active, participant.check_start)
         if kept:
-            self._report_change(active)
-            self._rounds.record(quorum, active)
+            self._record(quorum, active)
             self._rounds.running = True
             self._admit(quorum, active, participant)
         return kept
@@ -169,8 +182,15 @@ class ElasticGroup(ReplicaGroup):
         with self._coordinator_reachable():  # inside `blocked`, which would make a CommError of it
             return self._rounds.ask(purpose, step, interrupted)
 
-    def _report_change(self, active: list[Member]) -> None:
-        if change := change_between(self._rounds.active, active, self._step(), self._membership.last_step):
+    def _record(self, quorum: Quorum, active: list[Member]) -> None:
+        """Note that a round's result is kept, and report how the group has changed since the round before."""
+        before = self._rounds.active
+        names_before, names_now = {member.name for member in before}, {member.name for member in active}
+        lost = {it.number: self._membership.last_step(it.name) for it in before if it.name not in names_now}
+        joined = [member.number for member in active if before and member.name not in names_before]
+        if lost or joined:
+            change = Change(self._step(), [member.number for member in active], lost, joined)
             self.changes.append(change)
             _log.warning("%s", change)
             self._on_change(change)
+        self._rounds.record(quorum, active)

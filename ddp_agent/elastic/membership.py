@@ -6,14 +6,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from ddp_agent.distributed.c10d import Store, TCPStore
 from ddp_agent.distributed.process import Replica
+from ddp_agent.distributed.replica_group import Purpose
 from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
-from ddp_agent.elastic.quorum import Member, Quorum
 from ddp_agent.errors import CutOffError
 
 BEAT_S = 0.2
@@ -24,6 +24,53 @@ CONNECT_S = 20.0
 FOREVER_S = 7 * 86400.0
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A replica's report of itself when it comes to a round."""
+
+    name: str  # unique per start: a replica that is started again has another
+    number: int
+    version: int  # kept rounds whose result it has
+    step: int
+    running: bool  # False: it wants to join
+    purpose: Purpose
+    group: str  # key of the quorum whose process group it is connected to; "" for none
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """All members that came to one round."""
+
+    key: str  # unique
+    number: int  # one higher whenever its members are not those of the quorum before
+    members: tuple[Member, ...]  # by name, and so by number
+
+    def active(self) -> list[Member]:
+        """Return the members that train and have the results of all rounds so far."""
+        running = [member for member in self.members if member.running]
+        return [member for member in running if member.version == max(it.version for it in running)]
+
+    def founders(self, count: int) -> list[Member]:
+        """Return the members that start a run in which nobody trains yet; none before all `count` replicas are there.
+
+        They are those with the newest checkpoint. The others receive their state.
+        """
+        if len({member.number for member in self.members}) < count:
+            return []
+        newest = max((member.version, member.step) for member in self.members)
+        return [member for member in self.members if (member.version, member.step) == newest]
+
+    def newcomers(self, active: list[Member]) -> list[Member]:
+        """Return the members that want to join. A running member that is behind finds that out by itself."""
+        names = {member.name for member in active}
+        return [member for member in self.members if member.name not in names and not member.running]
+
+
+def rank_of(name: str, members: list[Member]) -> int:
+    """Return a member's rank: its index among the members."""
+    return [member.name for member in members].index(name)
 
 
 class Membership:
@@ -56,10 +103,6 @@ class Membership:
         from torchft.coordination import LighthouseClient  # an extra, and slow to import
 
         return LighthouseClient(addr=self._lighthouse, connect_timeout=timedelta(seconds=CONNECT_S))
-
-    def agree(self, key: str, proposal: str) -> str:
-        """Return the first proposal for `key`, on every replica that ever asks."""
-        return self.store.compare_set(f"agreed/{key}", "", proposal).decode()
 
     def last_step(self, name: str) -> int:
         """Return the step in a replica's last heartbeat."""

@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ddp_agent.distributed.c10d import PrefixStore
-from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.ledger import CommError
 from ddp_agent.distributed.replica_group import Participant, Purpose
 from ddp_agent.elastic.comm import ElasticComm, transfer
-from ddp_agent.elastic.membership import Membership
-from ddp_agent.elastic.quorum import Member, Quorum, rank_of
+from ddp_agent.elastic.membership import Member, Membership, Quorum, rank_of
 
 FORGET_AFTER = 2  # rounds
 

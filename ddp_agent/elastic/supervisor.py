@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, REPLICA, without_torchrun
 
@@ -61,9 +60,12 @@ class Supervisor:
         return 0 if 0 in codes else codes[0]
 
     def _start(self, child: Child) -> None:
+        """Start a replica. The first one's output is shown; those of others are files beside their run directories."""
         quoted = f"hydra.run.dir='{self.folder.absolute() / f'replica-{child.number}'}'"
         command = [sys.executable, "-m", "ddp_agent.elastic.replica", *self.program, "on_rank_loss=continue", quoted]
-        with self._output(child.number) as output:
+        shown = child.number == self.numbers[0]
+        file = os.dup(sys.stderr.fileno()) if shown else self.folder / f"replica-{child.number}.txt"
+        with open(file, "ab") as output:
             child.process = subprocess.Popen(
                 [*command, *self.arguments],
                 env=self._environment(child),
@@ -85,28 +87,21 @@ class Supervisor:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 
-    def _output(self, number: int) -> IO[bytes]:
-        """Show the output of the first replica. Those of the others are files beside their run directories."""
-        if number == self.numbers[0]:
-            return os.fdopen(os.dup(sys.stderr.fileno()), "wb")
-        return open(self.folder / f"replica-{number}.txt", "ab")
-
     def _check_children(self) -> None:
         for child in self.children:
             code = child.process.poll() if child.process else None
             if code is None or child.code is not None:
                 continue
             finished = any(other.code == 0 for other in self.children)
+            text = f"replica {child.number} ended with code {code}"
             if code == 0 or self.stopping or finished or code in FINAL or child.starts > self.max_restarts:
                 child.code = code
-                if code:
-                    self._report(child, f"ended with code {code} and is not started again")
+                text += " and is not started again"
             else:
-                self._report(child, f"ended with code {code}; started again ({child.starts} of {self.max_restarts})")
+                text += f"; started again ({child.starts} of {self.max_restarts})"
                 self._start(child)
-
-    def _report(self, child: Child, text: str) -> None:
-        print(f"replica {child.number} {text}", file=sys.stderr, flush=True)
+            if code:
+                print(text, file=sys.stderr, flush=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True

@@ -16,7 +16,7 @@ from rank_pool import RankError, RankPool
 
 from ddp_agent.checkpoint import folder, saving
 from ddp_agent.checkpoint.manifest import Manifest
-from ddp_agent.distributed.comm import CommStats
+from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.errors import CheckpointError
 

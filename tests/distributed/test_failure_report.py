@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from ddp_agent.distributed.comm import CommError
 from ddp_agent.distributed.failure_report import VERDICTS, ErrorKind, Failure, Origin, kind_of, origin_of
+from ddp_agent.distributed.ledger import CommError
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.errors import ConfigError, NonFiniteError, PeerFailedError
 

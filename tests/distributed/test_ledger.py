@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ddp_agent.distributed import ledger as ledger_module
-from ddp_agent.distributed.comm import CommError, CommStats, LocalComm
-from ddp_agent.distributed.ledger import Ledger
+from ddp_agent.distributed.comm import LocalComm
+from ddp_agent.distributed.ledger import CommError, CommStats, Ledger
 from ddp_agent.distributed.process_group_comm import process_group, twin
 
 

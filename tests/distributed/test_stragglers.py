@@ -8,8 +8,8 @@ import torch
 from rank_pool import RankPool
 
 from ddp_agent.distributed import ledger, stragglers
-from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
-from ddp_agent.distributed.ledger import Wait
+from ddp_agent.distributed.comm import Comm, LocalComm
+from ddp_agent.distributed.ledger import CommStats, Wait
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.distributed.stragglers import clock_ahead_s, settle_
 

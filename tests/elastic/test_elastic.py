@@ -21,7 +21,7 @@ from loops import Loop, norm_net, refusal, sgd
 from rank_pool import RankPool
 from torch import Tensor
 
-from ddp_agent.distributed.comm import CommError
+from ddp_agent.distributed.ledger import CommError
 from ddp_agent.reducers import Dense, Int8, Reducer
 from ddp_agent.sync import (
     AllReduce,

@@ -11,7 +11,8 @@ from rank_pool import RankPool
 from torch import Tensor, nn
 
 from ddp_agent.config.registry import problems
-from ddp_agent.distributed.comm import Comm, CommStats, LocalComm
+from ddp_agent.distributed.comm import Comm, LocalComm
+from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.process_group_comm import world_comm
 from ddp_agent.reducers import Dense, Reducer, Sparse
 from ddp_agent.sync import Gossip, Hierarchical, LocalSGD, PostLocalSGD

@@ -22,7 +22,7 @@ ELASTIC = ("on_rank_loss=continue", "timeout_s=20")
 
 @contextlib.contextmanager
 def coordinator(lost_after_s: float = LOST_AFTER_S, patience_s: float = 60.0) -> Iterator[Coordinator]:
-    kept = Coordinator.start(lost_after_s=lost_after_s, patience_s=patience_s)
+    kept = Coordinator(lost_after_s=lost_after_s, patience_s=patience_s)
     try:
         yield kept
     finally:

@@ -10,7 +10,7 @@ import pytest
 from loops import InBuckets, Loop, norm_net, refusal
 from pieces import REDUCERS
 
-from ddp_agent.distributed.comm import CommStats
+from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.traffic import Collective
 from ddp_agent.sync import SyncStrategy
 from ddp_agent.sync.base import SyncTraits

@@ -16,7 +16,7 @@ from run_states import same
 from runs import FEW
 from test_mode_traffic import assert_stated, one_averaging
 
-from ddp_agent.distributed.comm import CommStats
+from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective
 from ddp_agent.reducers import Dense, Reducer

@@ -10,7 +10,7 @@ from mode_cases import NORM_FLOATS, NORM_INTEGERS, NORM_PARAMETERS, PAIRS, STEPS
 from pieces import REDUCERS
 from rank_pool import RankPool
 
-from ddp_agent.distributed.comm import CommStats
+from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, from_plain, to_plain, total_bytes, total_wire_bytes
 from ddp_agent.sync import (
