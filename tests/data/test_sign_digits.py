@@ -1,7 +1,8 @@
-"""Hands that show digits: a tiny zip file of photos, and the errors for bad ones."""
+"""Hands that show digits: a tiny packed file, a tiny zip file of photos, and the errors for bad ones."""
 
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,23 @@ def load(data_root: Path, **values: Any) -> Task:
     return task
 
 
-def arrays() -> dict[str, Any]:
+def arrays(**instead: Any) -> dict[str, Any]:
     """One colour a picture."""
     label = numpy.arange(10 * EACH, dtype="u1") // EACH
     shade = 4 * numpy.arange(10 * EACH, dtype="u1").reshape(-1, 1, 1, 1)
     image = numpy.concatenate([shade, shade + 1, shade + 2], 3) + numpy.zeros((1, 32, 32, 1), "u1")
     path = numpy.array([f"{digit}/IMG_{place:03d}.JPG" for place, digit in enumerate(label)])
-    return {"image": image, "path": path}
+    return {"image": image, "label": label, "path": path} | instead
+
+
+def write_packed(folder: Path, **instead: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    numpy.savez_compressed(folder / "signdigits32.npz", **arrays(**instead))
+    return folder
 
 
 def write_photos(folder: Path, **more: bytes) -> Path:
-    """The pictures, larger, in a file format that loses nothing."""
+    """The same pictures, larger, in a file format that loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / "sign_language_digits.zip", "w") as archive:
         for image, path in zip(arrays()["image"], arrays()["path"], strict=True):
@@ -50,9 +57,10 @@ def write_photos(folder: Path, **more: bytes) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("write", [write_packed, write_photos])
 @pytest.mark.parametrize("place", ["", "sign_language_digits_32"])
-def test_a_fifth_of_each_digit_is_tested(tmp_path: Path, place: str) -> None:
-    write_photos(tmp_path / place)
+def test_a_fifth_of_each_digit_is_tested(tmp_path: Path, place: str, write: Callable[[Path], Path]) -> None:
+    write(tmp_path / place)
     torch.manual_seed(1)
     task = load(tmp_path)
     torch.manual_seed(2)
@@ -69,11 +77,34 @@ def test_a_fifth_of_each_digit_is_tested(tmp_path: Path, place: str) -> None:
     assert torch.equal(shades[:, 0] // (4 * EACH), torch.cat([labels, test_labels]))
 
 
+def test_photos_and_packed_pictures_are_the_same_data(tmp_path: Path) -> None:
+    backwards = {name: array[::-1] for name, array in arrays().items()}
+    folders = write_packed(tmp_path / "a"), write_packed(tmp_path / "b", **backwards), write_photos(tmp_path / "c")
+    assert len({load(folder).data.sha256 for folder in folders}) == 1
+
+
 def test_augmentation_can_be_left_out(tmp_path: Path) -> None:
     write_photos(tmp_path)
     augment = load(tmp_path).data.augment
     assert augment is not None and augment(tensors(load(tmp_path))[0]).shape == (40, 3, 32, 32)
     assert load(tmp_path, augment=False).data.augment is None
+
+
+@pytest.mark.parametrize(
+    ("instead", "message"),
+    [
+        ({"image": numpy.zeros((50, 64, 64, 3), "u1")}, r"image: found \(50, 64, 64, 3\), expected pictures of"),
+        ({"image": numpy.zeros((50, 32, 32), "u1")}, r"image: found uint8 of shape \(50, 32, 32\), expected uint8"),
+        ({"label": 1 + arrays()["label"]}, "label: found 10, expected 0 to 9"),
+        ({"label": arrays()["label"] % 9}, "label: found no sample of 9"),
+        ({"path": arrays()["path"][:7]}, "found 50 in image, 50 in label, 7 in path, expected equally many"),
+    ],
+)
+def test_packed_pictures_of_another_kind_are_refused(tmp_path: Path, instead: dict[str, Any], message: str) -> None:
+    write_packed(tmp_path, **instead)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "signdigits32.npz"))
 
 
 @pytest.mark.parametrize(
@@ -113,3 +144,12 @@ def test_missing_files_are_named_and_downloaded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sign_digits, "PHOTOS", published)
     assert load(tmp_path, download=True).data.sha256 == load(source.parent).data.sha256
     assert load(tmp_path).data.sha256 == load(source.parent).data.sha256
+
+
+@pytest.mark.data
+def test_the_packed_pictures(data_root: Path) -> None:
+    task = load(data_root)
+    inputs, labels, test_inputs, test_labels = tensors(task)
+    assert (len(inputs), len(test_inputs)) == (1651, 411)
+    assert (labels.bincount() + test_labels.bincount()).tolist() == [205, 206, 206, 206, 207, 207, 207, 206, 208, 204]
+    assert inputs.mean((0, 2, 3)).abs().max() < 0.02 and (inputs.std((0, 2, 3)) - 1).abs().max() < 0.02

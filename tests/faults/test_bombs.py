@@ -1,5 +1,6 @@
 """Files that say more than they hold, and numbers that no machine has: refused before memory is taken for them."""
 
+import io
 import json
 import struct
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import checkpoint_cases
 import fuzzing
+import numpy
 import pytest
 import torch
 from configs import refusal
@@ -19,6 +21,7 @@ from ddp_agent.checkpoint.manifest import File, Manifest
 from ddp_agent.config import memory
 from ddp_agent.data.datasets.char_lm import CharLM
 from ddp_agent.data.readers.images import read_rgb
+from ddp_agent.data.readers.packed import read_npz
 from ddp_agent.data.readers.tokens import encode
 from ddp_agent.errors import CheckpointError, DataError
 from ddp_agent.models.mlp import MLP
@@ -157,3 +160,66 @@ def test_a_line_that_no_run_wrote_is_passed_over(line: str, tmp_path: Path) -> N
     good = {"step": 2, "unix_s": 1.5, "test_accuracy": 0.5, "train_s": 1, "payload_bytes": 9, "rate": None}
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
     assert read_metrics(tmp_path / "metrics.jsonl", 99) == [good]
+
+
+def header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    numpy.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def refused_array(path: Path, begin: bytes) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("audio.npy", begin + bytes(200))
+    with pytest.raises(DataError, match=r"x\.npz: .*found ") as raised:
+        read_npz(path, {"audio": (numpy.uint8, 2)})
+    assert "\n" not in str(raised.value) and "pickle" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_arrays_take_no_more_memory_than_there_are_bytes(how: int, tmp_path: Path) -> None:
+    path, wanted = tmp_path / "x.npz", {"audio": (numpy.uint8, 2)}
+
+    def write(rows: int) -> None:
+        with zipfile.ZipFile(path, "w", how) as archive:
+            archive.writestr("audio.npy", header((rows, 100)) + bytes(200))
+
+    write(2)
+    assert read_npz(path, wanted)["audio"].shape == (2, 100)
+    write(10**9)
+    with pytest.raises(DataError, match=r"x\.npz: found 100,000,000,000 bytes claimed for audio, more than there can"):
+        read_npz(path, wanted)
+    path.write_bytes(path.read_bytes().replace(b"(1000000000, 100)", b"(1000000000, 100 ", 1))
+    if how == zipfile.ZIP_STORED:  # and with a header that is no header
+        with pytest.raises(DataError, match=r"x\.npz: found "):
+            read_npz(path, wanted)
+
+
+@pytest.mark.parametrize("size_at", [20, 24])
+def test_a_zip_directory_that_claims_gigabytes_is_refused(size_at: int, tmp_path: Path) -> None:
+    """The directory claims 3 GB, as the header does: packed (20) or unpacked (24)."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("audio.npy", header((30_000_000, 100)) + bytes(200))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\x01\x02") + size_at
+    data[place : place + 4] = struct.pack("<I", 3_100_000_000)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.npz: found .* bytes claimed for audio, more than there can be"):
+        read_npz(path, {"audio": (numpy.uint8, 2)})
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (header((2, 100), "|O"), r"audio: found object of shape (2, 100), expected uint8 with 2 dimensions"),
+        (header((2, -100)), r"audio: found uint8 of shape (2, -100), expected uint8 with 2"),
+        (header((2, 100)).replace(b"\x01\x00", b"\x03\x00", 1), "found audio in version (3, 0) of the format"),
+        (numpy.lib.format.magic(1, 0) + struct.pack("<H", 20_000) + b" " * 20_000, "found Header info length (20000)"),
+        (header((2, 100)).replace(b"'|u1'", b"()   "), "found "),
+        (header((2, 100)).replace(b"'|u1'", b"{[]}  "), "found "),
+    ],
+)
+def test_headers_of_arrays_are_refused_in_words(begin: bytes, message: str, tmp_path: Path) -> None:
+    assert message in refused_array(tmp_path / "x.npz", begin)

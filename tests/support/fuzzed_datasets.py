@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzzing
+import numpy
 import torch
 from fuzzed_readers import Reader, content, one_file
 from idx_files import idx, pixels
@@ -21,6 +22,7 @@ from ddp_agent.data.datasets.movielens import MovieLens
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.data.readers.idx import read_idx
 from ddp_agent.data.readers.images import read_rgb
+from ddp_agent.data.readers.packed import read_npz
 from ddp_agent.data.readers.wav import read_wav
 from ddp_agent.data.readers.zip_members import members
 from ddp_agent.errors import DataError
@@ -81,6 +83,16 @@ def char_lm(path: Path) -> object:
 IMAGES, LABELS = idx(pixels(3, 4, 5)), idx(pixels(7))
 
 
+def as_npz(save: Callable[..., None]) -> bytes:
+    file = io.BytesIO()
+    save(file, audio=numpy.arange(200, dtype=numpy.uint8).reshape(2, 100), more=numpy.zeros(3))
+    return file.getvalue()
+
+
+def audio(path: Path) -> object:
+    return read_npz(path, {"audio": (numpy.uint8, 2)})
+
+
 DATASETS = {
     "idx": one_file("file", IMAGES, lambda path: read_idx(path, "images")),
     "idx.gz": one_file("file", gzip.compress(LABELS), lambda path: read_idx(path, "labels")),
@@ -103,5 +115,7 @@ DATASETS = {
         damage=fuzzing.damaged_json,
     ),
     "wav": one_file("x.wav", wav(tone()), lambda path: read_wav(path.read_bytes(), path.name)),
+    "npz": one_file("x.npz", as_npz(numpy.savez), audio),
+    "npz, packed": one_file("x.npz", as_npz(numpy.savez_compressed), audio),
     "text": one_file("mine.txt", "to be or not to be, ümlaut " * 3, lambda path: char_lm(path.parent)),
 }

@@ -16,13 +16,14 @@ from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.datasets.digits import stratified_split
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.images import normalise, read_rgb
+from ddp_agent.data.readers.packed import find, read_npz, require_labels, require_rows
 from ddp_agent.data.readers.zip_members import content_sha256, members
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 CLASSES = 10
 SIZE = 32
-BETWEEN = 64  # pixels: shrunk in two steps, as for the figures in docs/applications.md
+BETWEEN = 64  # pixels: shrunk in two steps, as the packed pictures were
 PADDING = 4
 # Statistics of all pixels of each channel, scaled to 0..1.
 MEAN = torch.tensor([0.6748, 0.6458, 0.6163]).view(3, 1, 1)
@@ -30,6 +31,7 @@ STD = torch.tensor([0.1370, 0.1544, 0.1827]).view(3, 1, 1)
 SPLIT_SEED = 2020  # never the run's: every run is tested on the same pictures
 TEST_SHARE = 0.2
 NAME = "sign_language_digits_32"
+PACKED = "signdigits32.npz"
 FOLDER = "Dataset"
 COMMIT = "4b09433ef9d5c60602e8805bb54b8aa2428527f8"
 PHOTOS = Published(
@@ -66,7 +68,7 @@ class SignDigits:
 
         Raises DataError for files that are missing, damaged or of another kind.
         """
-        pictures = read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
+        pictures = self._read()
         inputs = normalise(pictures.pixels.permute(0, 3, 1, 2).contiguous(), MEAN, STD)
         train, test = stratified_split(pictures.digits, TEST_SHARE, SPLIT_SEED)
         data = Data.resident(
@@ -76,6 +78,22 @@ class SignDigits:
         )
         names = Presentation(class_names=tuple("0123456789"))
         return classification(data, outputs=CLASSES, loss=self.loss, presentation=names)
+
+    def _read(self) -> _Pictures:
+        if packed := find(self.data_root, NAME, PACKED):
+            return read_packed(packed)
+        return read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
+
+
+def read_packed(path: Path) -> _Pictures:
+    """Return the pictures that somebody shrunk and packed into an .npz file."""
+    arrays = read_npz(path, {"image": (numpy.uint8, 4), "label": (numpy.uint8, 1), "path": (numpy.str_, 1)})
+    if arrays["image"].shape[1:] != (SIZE, SIZE, 3):
+        raise DataError(f"{path}: image: found {arrays['image'].shape}, expected pictures of ({SIZE}, {SIZE}, 3)")
+    require_rows(path, arrays, "image", "label", "path")
+    require_labels(path, "label", arrays["label"], CLASSES)
+    order = arrays["path"].argsort()
+    return _Pictures(torch.from_numpy(arrays["image"][order]), torch.from_numpy(arrays["label"][order]).long())
 
 
 def read_photos(path: Path) -> _Pictures:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from ddp_agent.data.augment import shift_and_mask
 from ddp_agent.data.classification import LossName, classification
-from ddp_agent.data.readers import word_folders
+from ddp_agent.data.readers import packed, word_folders
 from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.waves import fitted
@@ -31,16 +31,18 @@ GOOGLE = Published(
 )
 UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
 
+Clip = WavClip | packed.PackedClip
+
 
 @dataclass(kw_only=True)
 class SpeechCommands:
-    """Spoken words as mel spectrograms: Google's Speech Commands, or wav files of yours in its layout."""
+    """Spoken words as mel spectrograms: Google's Speech Commands, your wav files in its layout, or 16 Arabic words."""
 
     data_root: DataRoot
-    corpus: Literal["folders"]
-    """The layout of the data: one folder of wav files per word."""
+    corpus: Literal["folders", "arabic16"]
+    """folders: one folder of wav files per word. arabic16: 16 Arabic words, packed into one file."""
     download: bool
-    """Download Google's 105,829 recordings of 35 words, unless they are there."""
+    """Download Google's 105,829 recordings of 35 words, unless they are there. Without effect for arabic16."""
     words: tuple[str, ...]
     """The words to tell apart; empty: all."""
     tested: Literal["test", "validation"]
@@ -57,17 +59,19 @@ class SpeechCommands:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.workers and self.corpus != "folders":
+            raise ValueError(f"workers: found {self.workers}, expected 0: {self.corpus} is one file")
 
     def load(self) -> Task:
         """Return the task, whose groups are the speakers.
 
         Raises DataError for files that are missing, damaged or of another kind.
         """
-        folder, parts = self._parts()
-        train, test = (self._chosen(f"{folder}: {part}", parts[part]) for part in ("train", self.tested))
+        source, parts = self._parts()
+        train, test = (self._chosen(f"{source}: {part}", parts[part]) for part in ("train", self.tested))
         names = tuple(sorted({clip.word for clip in train}))
         if unknown := sorted({clip.word for clip in test} - set(names)):
-            raise DataError(f"{folder}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
+            raise DataError(f"{source}: {self.tested}: found {unknown[0]!r}, expected only words that are trained on")
         length = round(self.seconds * self.rate)
         transform = LogMel(rate=self.rate, mels=self.mels)
         sets = [_Waves(clips, names, self.rate, length) for clips in (train, test)]
@@ -83,7 +87,7 @@ class SpeechCommands:
                 input_shape=tuple(transform(sets[0][0][0].unsqueeze(0)).shape[1:]),
                 labels=sets[0].labels,
                 workers=self.workers,
-                sha256=_fingerprint(folder, [*train, *test], f"{transform} {length}"),
+                sha256=_fingerprint(source, [*train, *test], f"{transform} {length}"),
                 **common,
             )
         else:
@@ -91,15 +95,19 @@ class SpeechCommands:
         shown = Presentation(class_names=names, look="spectrogram")
         return classification(data, outputs=len(names), loss=self.loss, presentation=shown)
 
-    def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[WavClip]]]:
-        """Return the folder of the recordings, and the recordings of each part."""
+    def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[Clip]]]:
+        """Return the folder or file of the recordings, and the recordings of each part."""
+        if self.corpus == "arabic16":
+            path = packed.find_words(self.data_root)
+            return path, packed.read_words(path)
         if self.download and self._folder() is None:
             unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER, most_bytes=UNPACKED_BYTES)
         folder = self._folder()
         if folder is None:
             raise DataError(
                 f"{self.data_root}: found no testing_list.txt or test.csv beside folders of words, also not in "
-                f"{GOOGLE_FOLDER} or {TORCHAUDIO_FOLDER}; unpack {GOOGLE.url} there, or set dataset.download=true"
+                f"{GOOGLE_FOLDER} or {TORCHAUDIO_FOLDER}; unpack {GOOGLE.url} there, or set dataset.download=true "
+                f"(or dataset.corpus=arabic16 for {packed.WORDS_NAME})"
             )
         return folder, word_folders.read(folder)
 
@@ -107,7 +115,7 @@ class SpeechCommands:
         folders = [self.data_root / name for name in ("", GOOGLE_FOLDER, TORCHAUDIO_FOLDER)]
         return next((folder for folder in folders if word_folders.are_in(folder)), None)
 
-    def _chosen(self, part: str, clips: Sequence[WavClip]) -> list[WavClip]:
+    def _chosen(self, part: str, clips: Sequence[Clip]) -> list[Clip]:
         if absent := sorted(set(self.words) - {clip.word for clip in clips}):
             known = ", ".join(sorted({clip.word for clip in clips}))
             raise DataError(f"{part}: found no {absent[0]!r} of dataset.words, expected some of {known}")
@@ -120,7 +128,7 @@ class SpeechCommands:
 class _Waves(Dataset[tuple[Tensor, int]]):
     """Waves int16 [length], and the indices of their words in `names`."""
 
-    def __init__(self, clips: Sequence[WavClip], names: Sequence[str], rate: int, length: int) -> None:
+    def __init__(self, clips: Sequence[Clip], names: Sequence[str], rate: int, length: int) -> None:
         number = {name: index for index, name in enumerate(names)}
         self.clips, self.rate, self.length = clips, rate, length
         self.labels = torch.tensor([number[clip.word] for clip in clips])
@@ -144,7 +152,7 @@ def _numbers(names: Sequence[str]) -> Tensor:
     return torch.tensor([number[name] for name in names])
 
 
-def _fingerprint(root: Path, clips: Sequence[WavClip], also: str) -> str:
+def _fingerprint(root: Path, clips: Sequence[Any], also: str) -> str:
     """Return the hash of names and sizes: streaming must not read every file at start."""
     digest = hashlib.sha256(also.encode())
     for clip in clips:
