@@ -8,9 +8,9 @@ from statistics import mean
 
 from ddp_agent.distributed.traffic import Collective, from_plain
 from ddp_agent.plan import history
+from ddp_agent.report.runs.facts import differing_keys, settings_of
 from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, find_runs
-from ddp_agent.report.runs.settings import differing_keys, settings_of
 
 # Keys for the number of ranks and the work of each: other values are another measurement of the same setting.
 _NOT_A_SETTING = ("global_batch_size", "accumulation_steps", "ranks_per_node", "device")

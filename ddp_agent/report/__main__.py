@@ -11,12 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ddp_agent.report.comparison.answer import answer
 from ddp_agent.report.comparison.comparability import check_comparable
 from ddp_agent.report.comparison.compare import compare
-from ddp_agent.report.comparison.notes import notes
 from ddp_agent.report.comparison.result import Result
 from ddp_agent.report.comparison.rows import rows_of
+from ddp_agent.report.comparison.sentences import answer, notes
 from ddp_agent.report.output_folder import INDEX, write
 from ddp_agent.report.report_json import report_json
 from ddp_agent.report.runs.files import one_line

@@ -29,13 +29,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ddp_agent.report.comparison.answer import answer
 from ddp_agent.report.comparison.intervals import CONFIDENCE, Estimate
-from ddp_agent.report.comparison.notes import notes
 from ddp_agent.report.comparison.result import Line, Point, Reached, Result
 from ddp_agent.report.comparison.rows import config_differences
+from ddp_agent.report.comparison.sentences import answer, notes
 from ddp_agent.report.output_folder import GENERATOR
-from ddp_agent.report.runs.environment import environment, shared
+from ddp_agent.report.runs.facts import environment, shared
 
 
 def report_json(result: Result, files: Iterable[str]) -> str:

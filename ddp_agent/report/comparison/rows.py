@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 
+from ddp_agent.report.runs.facts import GROUPS, differing_keys, settings_of
 from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, shortest_names
-from ddp_agent.report.runs.settings import GROUPS, differing_keys, settings_of
 
 _FOLDER = "run"  # the key of a setting that tells repeated runs apart by their folder
 

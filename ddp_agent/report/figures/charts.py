@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 
 from ddp_agent.report.comparison.result import Line, Result
 from ddp_agent.report.figures.curves import draw_curves, draw_periods, out_of_view
+from ddp_agent.report.figures.palette import PARTS
 from ddp_agent.report.figures.pareto import draw_pareto, label_pareto, unseen
-from ddp_agent.report.figures.time_split import draw_split, parts_in
-from ddp_agent.report.formatting import compact, listed
+from ddp_agent.report.formatting import compact, listed, shortened
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Chart:
 
 def charts(result: Result) -> list[Chart]:
     """Return the charts for which there is something to draw."""
+    periods = Chart(
+        name="period",
+        title="How the period changed",
+        caption="H by steps, each run by itself.",
+        panels=[Panel("period H by steps", partial(draw_periods, result=result))],
+        shows=lambda line: line.row.period_changes,
+    )
     drawn = [chart for chart in (_curves(result), _pareto(result)) if chart.panels]
-    if any(map(_period_changes, result.lines)):
-        drawn.append(_periods(result))
-    if parts_in(result):
-        drawn.append(_time_split(result))
-    return drawn
+    drawn += [periods] if any(map(periods.shows, result.lines)) else []
+    return [*drawn, _time_split(result)] if parts_in(result) else drawn
 
 
 def _curves(result: Result) -> Chart:
@@ -89,20 +93,6 @@ def _hidden(where: str, lines: Sequence[Line]) -> str:
     return f" {where}: {listed([f'{line.label} ({compact(line.metric.mean)})' for line in lines])}." if lines else ""
 
 
-def _periods(result: Result) -> Chart:
-    return Chart(
-        name="period",
-        title="How the period changed",
-        caption="H by steps, each run by itself.",
-        panels=[Panel("period H by steps", partial(draw_periods, result=result))],
-        shows=_period_changes,
-    )
-
-
-def _period_changes(line: Line) -> bool:
-    return line.row.period_changes
-
-
 def _time_split(result: Result) -> Chart:
     separated = any("waiting for stragglers" in line.parts_s for line in result.lines)
     return Chart(
@@ -110,6 +100,29 @@ def _time_split(result: Result) -> Chart:
         title="Where the time went",
         caption="The slowest rank's wall-clock."
         + ("" if separated else " These runs did not separate moving bytes from waiting for stragglers."),
-        panels=[Panel("seconds in each part of a run", partial(draw_split, result=result))],
+        panels=[Panel("seconds in each part of a run", partial(_draw_split, result=result))],
         height=0.8 + 0.42 * len(result.lines),
     )
+
+
+def parts_in(result: Result) -> list[str]:
+    """Return the parts that took time in at least one line."""
+    return [part for part in PARTS if any(line.parts_s.get(part) for line in result.lines)]
+
+
+def _draw_split(axes: Axes, result: Result) -> None:
+    """Draw a bar per mode. Labels stand above their bars, so that bars keep the full width on narrow screens."""
+    for index, line in enumerate(result.lines):
+        left = 0.0
+        for part in parts_in(result):
+            width = line.parts_s.get(part, 0.0)
+            axes.barh(index, width, left=left, height=0.42, color=PARTS[part], label=part if index == 0 else None)
+            left += width
+        axes.annotate(
+            shortened(line.label), (0, index - 0.24), (0, 1.5), textcoords="offset points", va="bottom", fontsize=9
+        )
+    axes.set_ylim(len(result.lines) - 0.5, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("seconds of wall-clock, mean over seeds")

@@ -22,23 +22,14 @@ INK, GRID = "#1b1f24", "#dfe3e8"
 DARK = dict(zip(SERIES, SERIES_DARK, strict=True)) | {"#8aa9d6": "#4a6fa8", "#9fb8a8": "#587563", GRID: "#2c323a"}
 
 TYPOGRAPHY: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.7),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "font.size": 10,
-    "text.color": INK,
     "text.parse_math": False,  # a $ in a run's name does not start a formula
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
     "svg.hashsalt": "ddp_agent.report",  # equal figures are equal files

@@ -6,7 +6,7 @@ from ddp_agent.report.comparison.result import Result
 from ddp_agent.report.comparison.rows import config_differences
 from ddp_agent.report.formatting import counted, listed
 from ddp_agent.report.page.html import Cells, section, table, text
-from ddp_agent.report.runs.environment import environment
+from ddp_agent.report.runs.facts import environment
 
 
 def differences_section(result: Result) -> str:

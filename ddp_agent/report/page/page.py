@@ -4,18 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 
-from ddp_agent.report.comparison.answer import answer
-from ddp_agent.report.comparison.notes import notes
 from ddp_agent.report.comparison.result import Line, Result
-from ddp_agent.report.figures.charts import Chart
+from ddp_agent.report.comparison.sentences import answer, notes
+from ddp_agent.report.figures.charts import Chart, parts_in
 from ddp_agent.report.figures.palette import DARK, PARTS
 from ddp_agent.report.figures.render import inline_svgs
-from ddp_agent.report.figures.time_split import parts_in
 from ddp_agent.report.formatting import counted
 from ddp_agent.report.page.appendix import computed_section, differences_section, environment_section, failed_section
 from ddp_agent.report.page.html import Cells, section, table, text
 from ddp_agent.report.page.inline_svg import difference, difference_scale, swatch
-from ddp_agent.report.runs.environment import NOT_RECORDED, shared
+from ddp_agent.report.runs.facts import NOT_RECORDED, shared
 from ddp_agent.report.tables import Table, tables
 
 _FORBID_ALL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
