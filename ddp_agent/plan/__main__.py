@@ -21,6 +21,7 @@ from ddp_agent.plan.measured import Measured, check_same_task, labels_of, measur
 from ddp_agent.plan.outcome import BASELINE, Outcome, Question, plan
 from ddp_agent.plan.predict import Model
 from ddp_agent.plan.validation import check_holdout, leave_each_out
+from ddp_agent.report.formatting import finite
 from ddp_agent.report.runs.run import ReportError, Run
 
 
@@ -51,37 +52,30 @@ def main(typed: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ddp_agent.plan", description=__doc__.partition("\n\n")[2])
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="runs, or sweeps of runs, to fit from")
-    link = parser.add_argument_group("the link and the ranks to predict for")
-    link.add_argument("--rate", type=types.rate, help="of links between nodes, such as 100mbit; default: as measured")
-    link.add_argument(
-        "--latency", type=types.duration, default=0.0, help="added to each message, such as 20ms; default: 0"
-    )
-    link.add_argument("--ranks", type=types.counts, metavar="N,N", help="such as 4,64,1024; default: as measured")
-    link.add_argument("--ranks-per-node", type=types.count, metavar="N", help="that share a link; default: 1")
-    link.add_argument("--node-rate", type=types.rate, metavar="RATE", help="between ranks of a node, such as 200gbit")
-    link.add_argument("--period", type=types.counts, metavar="H,H", help="also predict periods that were not run")
-    link.add_argument(
+    titles = ("the link and the ranks to predict for", "the recommendation", "the model")
+    link, quality, model = (parser.add_argument_group(title).add_argument for title in titles)
+    link("--rate", type=types.rate, help="of links between nodes, such as 100mbit; default: as measured")
+    link("--latency", type=types.duration, default=0.0, help="added to each message, such as 20ms; default: 0")
+    link("--ranks", type=types.counts, metavar="N,N", help="such as 4,64,1024; default: as measured")
+    link("--ranks-per-node", type=types.count, metavar="N", help="that share a link; default: 1")
+    link("--node-rate", type=types.rate, metavar="RATE", help="between ranks of a node, such as 200gbit")
+    link("--period", type=types.counts, metavar="H,H", help="also predict periods that were not run")
+    link(
         "--scaling", choices=("weak", "strong"), default="weak",
         help="weak (default): among more ranks the micro-batch stays. strong: the global batch stays",
     )  # fmt: skip
-    link.add_argument(
+    link(
         "--algorithm", choices=("ring", "tree", "fastest"),
         help="of all-reduce. Default: ring for runs on CPU (gloo has no other), fastest on GPU (NCCL chooses)",
     )  # fmt: skip
-    quality = parser.add_argument_group("the recommendation")
-    quality.add_argument(
-        "--loss", type=types.loss, default=0.005, help="acceptable, of the test metric; default: 0.005"
-    )
-    quality.add_argument(
-        "--baseline", default=BASELINE, help="mode or setting to count the loss from; default: allreduce"
-    )
-    quality.add_argument("--target", type=types.finite, help="test metric to reach; default: the runs' own target")
-    model = parser.add_argument_group("the model")
-    model.add_argument(
+    quality("--loss", type=types.loss, default=0.005, help="acceptable, of the test metric; default: 0.005")
+    quality("--baseline", default=BASELINE, help="mode or setting to count the loss from; default: allreduce")
+    quality("--target", type=finite, help="test metric to reach; default: the runs' own target")
+    model(
         "--compute", type=Path, nargs="+", default=[], metavar="DIR",
         help="independent runs: their compute per step is used for their number of ranks",
     )  # fmt: skip
-    model.add_argument("--holdout", type=Path, nargs="+", default=[], metavar="DIR", help="runs to test the model on")
+    model("--holdout", type=Path, nargs="+", default=[], metavar="DIR", help="runs to test the model on")
     parser.add_argument("--json", type=types.new_file, metavar="FILE", help="also write all numbers there")
     return parser
 
@@ -91,7 +85,9 @@ def _outcome(arguments: argparse.Namespace) -> tuple[Outcome, list[Run]]:
         read(directories) if directories else ([], [])
         for directories in (arguments.directories, arguments.compute, arguments.holdout)
     )
-    _check_apart(runs, held)
+    paths = {run.path.resolve() for run in runs}
+    if again := [run for run in held if run.path.resolve() in paths]:
+        raise ReportError(f"--holdout {again[0].path}: found among the runs to fit from, expected others")
     check_same_task([*runs, *given, *held])
     labels = labels_of([*runs, *given, *held])
     measured, holdout = measure(runs, labels), measure(held, labels)
@@ -109,12 +105,6 @@ def _outcome(arguments: argparse.Namespace) -> tuple[Outcome, list[Run]]:
     checks = check_holdout(model, measured, holdout, link) if holdout else leave_each_out(measured, among)
     question = Question(link, ranks, arguments.period or [], arguments.baseline, arguments.loss, arguments.target)
     return plan(model, measured, question, checks), [*unusable, *ungiven, *unheld]
-
-
-def _check_apart(runs: Sequence[Run], held: Sequence[Run]) -> None:
-    paths = {run.path.resolve() for run in runs}
-    if again := [run for run in held if run.path.resolve() in paths]:
-        raise ReportError(f"--holdout {again[0].path}: found among the runs to fit from, expected others")
 
 
 def _given(independent: Sequence[Measured]) -> Mapping[int, Measured]:

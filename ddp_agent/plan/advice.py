@@ -26,16 +26,6 @@ class Quality:
         """The number of seeds."""
         return len({run.seed for run in self.runs})
 
-    def steps_to(self, target: float) -> float | None:
-        """Return the mean number of steps to the target, or None unless every run reached it."""
-        records = [run.first_at(target) for run in self.runs]
-        steps = [int(record["step"]) for record in records if record is not None]
-        return mean(steps) if len(steps) == len(records) else None
-
-    def reached(self, target: float) -> int:
-        """Return the number of runs that reached the target."""
-        return sum(run.first_at(target) is not None for run in self.runs)
-
 
 @dataclass(frozen=True)
 class Advice:
@@ -109,10 +99,8 @@ def advise(
 
 def baseline_of(predictions: Sequence[Prediction], name: str) -> Prediction | None:
     """Return the prediction with this label or else of this mode: of several, the one that sends most loses least."""
-    measured = [each for each in predictions if each.period is None]
-    labelled = [each for each in measured if each.label == name]
-    of_mode = [each for each in measured if each.base.setting.mode == name]
-    return next(iter([*labelled, *sorted(of_mode, key=lambda each: -each.wire_bytes)]), None)
+    named = [each for each in predictions if each.period is None and name in (each.label, each.base.setting.mode)]
+    return max(named, key=lambda each: (each.label == name, each.wire_bytes), default=None)
 
 
 def _loss(quality: Quality, baseline: Quality) -> float:
@@ -125,5 +113,6 @@ def seconds_to(target: float | None, prediction: Prediction, quality: Quality) -
     """Return the seconds to the target, or None if a run missed it. Without a target: the seconds per sample."""
     if target is None:
         return 1 / prediction.samples_per_s  # budgets are equal
-    steps = quality.steps_to(target)
-    return None if steps is None else steps * prediction.step_s
+    records = [run.first_at(target) for run in quality.runs]
+    steps = [int(record["step"]) for record in records if record is not None]
+    return mean(steps) * prediction.step_s if len(steps) == len(records) else None

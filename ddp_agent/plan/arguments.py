@@ -5,6 +5,8 @@ import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from ddp_agent.report.formatting import finite
+
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}  # as in tc
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -47,17 +49,6 @@ def count(text: str) -> int:
     if len(values) != 1:
         raise ArgumentTypeError(f"found {text!r}, expected one integer >= 1")
     return values[0]
-
-
-def finite(text: str) -> float:
-    """Parse a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ArgumentTypeError(f"found {text!r}, expected a number")
-    return value
 
 
 def loss(text: str) -> float:

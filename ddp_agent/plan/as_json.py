@@ -8,7 +8,6 @@ from ddp_agent.plan.advice import seconds_to
 from ddp_agent.plan.as_text import assumed, fitted, recommendation
 from ddp_agent.plan.outcome import Outcome
 from ddp_agent.plan.predict import Prediction
-from ddp_agent.plan.validation import Check
 
 # Keys with the attributes that they hold.
 _COSTS = {key: key for key in ("message_s", "host_byte_s", "headers", "link_known")}
@@ -31,10 +30,8 @@ _CHECK = {
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Return the content of the file that --json names."""
     model, measured, question = outcome.model, outcome.measured, outcome.question
-    counts = {
-        "settings": len({each.setting.key for each in measured}),
-        "runs": sum(len(each.runs) for each in measured),
-    }
+    settings, runs = len({each.setting.key for each in measured}), sum(len(each.runs) for each in measured)
+    counts = {"settings": settings, "runs": runs}
     return {
         "fitted": {**_select(model.costs, _COSTS), **counts, "said": fitted(model, measured)},
         "assumed": assumed(model, question.link),
@@ -42,14 +39,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "target": question.target,
         "predictions": [_prediction(each, outcome) for predictions in outcome.predictions for each in predictions],
         "advice": [
-            {
-                **_select(each, _ADVICE),
-                "setting": each.mode.label if each.mode else None,
-                "said": recommendation(each, question),
-            }
+            {**_select(each, _ADVICE), "setting": each.mode and each.mode.label, "said": recommendation(each, question)}
             for each in outcome.advice
         ],
-        "checked": [_check(each) for each in outcome.checks],
+        "checked": [
+            {**_select(each, _CHECK), "from_ranks": each.base.ranks if each.base else None} for each in outcome.checks
+        ],
     }
 
 
@@ -65,7 +60,3 @@ def _prediction(prediction: Prediction, outcome: Outcome) -> dict[str, Any]:
         "test_metric": quality.metric if quality else None,
         "seeds": quality.seeds if quality else 0,
     }
-
-
-def _check(check: Check) -> dict[str, Any]:
-    return {**_select(check, _CHECK), "from_ranks": check.base.ranks if check.base else None}

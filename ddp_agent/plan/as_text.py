@@ -14,9 +14,8 @@ from ddp_agent.plan.fit import Costs, Link, spread_s
 from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.outcome import Outcome, Question
 from ddp_agent.plan.predict import Model, Prediction
-from ddp_agent.plan.units import duration, rate
 from ddp_agent.plan.validation import Check
-from ddp_agent.report.formatting import counted
+from ddp_agent.report.formatting import counted, duration, rate
 
 NO_DATA = "no data"
 
@@ -138,7 +137,7 @@ def _quality(outcome: Outcome, prediction: Prediction) -> dict[str, str]:
     metric, time = NO_DATA, NO_DATA
     if quality is not None:
         metric = f"{quality.metric:.4f} (n={quality.seeds})"
-        reached = quality.reached(target or 0.0)
+        reached = sum(run.first_at(target or 0.0) is not None for run in quality.runs)
         seconds = seconds_to(target, prediction, quality)
         missed = f"in {reached} of {len(quality.runs)} runs" if reached else "not reached"
         time = missed if seconds is None else human_seconds(seconds)

@@ -5,7 +5,6 @@ one. Below, n is the number of ranks and S the size of the tensor in bytes.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -73,20 +72,10 @@ def all_reduce(cluster: Cluster, size_bytes: float, among: tuple[Algorithm, ...]
 def _all_reduce_s(cluster: Cluster, size_bytes: float, algorithm: Algorithm) -> float:
     if cluster.ranks == 1:
         return 0.0
-    if algorithm == "tree":
-        return cluster.slowest.seconds(*tree(cluster.ranks, size_bytes))
-    if algorithm == "ring":
-        return cluster.slowest.seconds(*ring(cluster.ranks, size_bytes))
-    return sum(hop.seconds(*ring(ranks, size_bytes)) for hop, ranks in _levels(cluster))
-
-
-def _levels(cluster: Cluster) -> Iterator[tuple[Hop, int]]:
-    """Yield the level inside nodes, then that between them.
-
-    Between nodes each rank has a share of the tensor, and the ranks of a node share the link.
-    """
-    yield cluster.node, min(cluster.ranks, cluster.ranks_per_node)
-    yield cluster.link, cluster.nodes
+    if algorithm == "two-level":  # between nodes each rank has a share of the tensor, and a node's ranks share the link
+        inside_s = cluster.node.seconds(*ring(min(cluster.ranks, cluster.ranks_per_node), size_bytes))
+        return inside_s + cluster.link.seconds(*ring(cluster.nodes, size_bytes))
+    return cluster.slowest.seconds(*(tree if algorithm == "tree" else ring)(cluster.ranks, size_bytes))
 
 
 def collective(

@@ -109,12 +109,9 @@ def _check(measured: Sequence[Measured], sending: Sequence[Measured]) -> None:
 def _headers(sending: Iterable[Measured]) -> float | None:
     """Return the link bytes per counted byte, by the interface counters of nodes of one rank. None without enough."""
     runs = [run for each in sending if each.ranks_per_node == 1 for run in each.runs]
-    counted = [
-        (crossed, sent)
-        for run in runs
-        if (crossed := run.value("link_bytes")) and (sent := run.value("wire_bytes")) and sent >= _ENOUGH_BYTES
-    ]
-    return sum(crossed for crossed, _ in counted) / sum(sent for _, sent in counted) if counted else None
+    runs = [run for run in runs if run.value("link_bytes") and (run.value("wire_bytes") or 0.0) >= _ENOUGH_BYTES]
+    crossed, sent = (sum(float(run.summary[key]) for run in runs) for key in ("link_bytes", "wire_bytes"))
+    return crossed / sent if runs else None
 
 
 def _least_squares(rows: Sequence[Measured], costs: Costs, among: tuple[Algorithm, ...]) -> Costs:

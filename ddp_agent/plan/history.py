@@ -10,7 +10,6 @@ from dataclasses import replace
 from ddp_agent.distributed.traffic import Collective, Kind
 from ddp_agent.report.runs.run import Run
 
-_WITHOUT_TRAFFIC = "independent"
 _KINDS: dict[str, Kind] = {"topk": "all_gather"}
 _QUANTISED = ("int8", "sign")  # an all-to-all of the tensor, then an all-gather of shares
 _TWO_ALL_REDUCES = ("powersgd", "sparse")
@@ -33,7 +32,7 @@ def collectives(run: Run, settings: Mapping[str, str]) -> list[Collective]:
     each = max(1, min(peers, ranks - 1)) if neighbours else 1 + (reducer in (*_QUANTISED, *_TWO_ALL_REDUCES))
     calls = run.value("collectives") or (run.value("syncs") or 0) * each
     payload_bytes = run.value("payload_bytes") or 0.0
-    if mode == _WITHOUT_TRAFFIC:
+    if mode == "independent":
         return []
     size_bytes = payload_bytes / calls if calls else 0.0
     mean = Collective(kind=_KINDS.get(reducer, "all_reduce"), payload_bytes=size_bytes, count=calls, ranks=ranks)

@@ -1,7 +1,7 @@
 """Measurements: means per step over the runs of one setting, on one link, with one number of ranks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -28,20 +28,22 @@ class Setting:
     label: str
 
     @property
-    def values(self) -> dict[str, str]:
-        """The settings by dotted keys."""
-        return dict(self.key)
-
-    @property
     def mode(self) -> str:
         """The label of the sync mode."""
-        return self.values["sync"]
+        return dict(self.key)["sync"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """Means per step over the runs of a setting. `batch` is in samples; `local_s` is data and compute."""
+class Measured:
+    """A setting on some number of ranks and some link, as its runs measured it.
 
+    Seconds and numbers are means per step over the runs; `batch` is in samples, and `local_s` is data and compute.
+    """
+
+    setting: Setting
+    ranks: int
+    ranks_per_node: int
+    rate_bits_per_s: float | None  # None where the link is not known
     batch: float
     local_s: float
     exposed_s: float
@@ -50,6 +52,8 @@ class Step:
     collectives: float | None
     payload_bytes: float
     wire_bytes: float
+    traffic: tuple[Collective, ...]  # that of the whole first run
+    runs: tuple[Run, ...]
 
     @property
     def step_s(self) -> float:
@@ -65,18 +69,6 @@ class Step:
     def samples_per_s(self) -> float:
         """The speed of all ranks together."""
         return self.batch / self.step_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured(Step):
-    """A setting on some number of ranks and some link, as its runs measured it."""
-
-    setting: Setting
-    ranks: int
-    ranks_per_node: int
-    rate_bits_per_s: float | None  # None where the link is not known
-    traffic: tuple[Collective, ...]  # that of the whole first run
-    runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
@@ -129,9 +121,7 @@ def check_same_task(runs: Sequence[Run]) -> None:
         for run in runs:
             runs_by_value[one_line(run.summary.get(key))[:12]].append(run)
         if len(runs_by_value) > 1:
-            lines = [
-                f"  {value}: {', '.join(str(run.path) for run in group)}" for value, group in runs_by_value.items()
-            ]
+            lines = [f"  {value}: {', '.join(str(run.path) for run in of)}" for value, of in runs_by_value.items()]
             raise ReportError("\n".join([f"{key} differs, so one model cannot describe these runs:", *lines]))
 
 
@@ -152,17 +142,15 @@ def traffic_of(run: Run) -> list[Collective]:
     try:
         return from_plain(stated)
     except TypeError as error:
-        raise ReportError(
-            f"{run.path}: traffic: its summary.json has no list of collectives there ({error})"
-        ) from error
+        reason = "traffic: its summary.json has no list of collectives there"
+        raise ReportError(f"{run.path}: {reason} ({error})") from error
 
 
 def _key(run: Run) -> Key:
     settings, traffic = settings_of(run), traffic_of(run)
-    has_nodes = any(each.group == "node" for each in traffic)
-    grouped = settings.get("ranks_per_node", "null") if has_nodes else "null"
     kept = {name: value for name, value in settings.items() if name not in _NOT_A_SETTING}
-    if grouped != "null":
+    grouped = settings.get("ranks_per_node", "null")
+    if grouped != "null" and any(each.group == "node" for each in traffic):
         kept["ranks_per_node"] = grouped
     if any(each.varies or each.until_step is not None for each in traffic):  # a longer run sends less per step
         kept["steps"] = str(int(run.summary["steps"]))
@@ -214,18 +202,14 @@ def labels_of(runs: Iterable[Run]) -> dict[Key, str]:
     for short, group in by_short_label.items():
         names = differing_keys(list(group.values()))
         for key, values in group.items():
-            labels[key] = " ".join(
-                [short, *(f"{name.removeprefix('sync.')}={values.get(name, '–')}" for name in names)]
-            )
+            others = [f"{name.removeprefix('sync.')}={values.get(name, '–')}" for name in names]
+            labels[key] = " ".join([short, *others])
     return labels
 
 
 def _short(values: Mapping[str, str]) -> str:
-    named: list[tuple[str, Callable[[str], str]]] = [
-        ("sync.period", lambda period: f"H={period}"),
-        ("sync.global_period", lambda period: f"H={values.get('sync.node_period', '1')},{period}"),
-        ("reducer", lambda reducer: "" if reducer == "dense" else reducer),
-        ("cadence", lambda cadence: "" if cadence == "fixed" else cadence),
-    ]
-    parts = [shown(values[name]) for name, shown in named if values.get(name, "null") != "null"]
-    return " ".join([values["sync"], *(part for part in parts if part)])
+    prefixes = {"sync.period": "H=", "sync.global_period": f"H={values.get('sync.node_period', '1')},"}
+    names = (*prefixes, "reducer", "cadence")
+    usual = ("null", "dense", "fixed")
+    parts = [prefixes.get(name, "") + values[name] for name in names if values.get(name, "null") not in usual]
+    return " ".join([values["sync"], *filter(None, parts)])

@@ -8,8 +8,8 @@ from ddp_agent.plan.advice import Advice, Qualities, advise
 from ddp_agent.plan.fit import Link
 from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Model, Prediction, nearest
-from ddp_agent.plan.units import rate
 from ddp_agent.plan.validation import Check
+from ddp_agent.report.formatting import rate
 from ddp_agent.report.runs.run import ReportError
 
 BASELINE = "allreduce"
@@ -43,7 +43,9 @@ class Outcome:
 def plan(model: Model, measured: Sequence[Measured], question: Question, checks: Sequence[Check]) -> Outcome:
     """Answer the question. Raises ReportError for an unknown baseline, or if it is not clear which link is meant."""
     _check(measured, question)
-    question = replace(question, target=_target(measured) if question.target is None else question.target)
+    targets = {run.value("target") for each in measured for run in each.runs}
+    if question.target is None and len(targets) == 1:
+        question = replace(question, target=targets.pop())
     qualities = Qualities(measured)
     by_setting: defaultdict[Key, list[Measured]] = defaultdict(list)
     for each in measured:
@@ -59,11 +61,6 @@ def plan(model: Model, measured: Sequence[Measured], question: Question, checks:
         for each in predictions
     ]
     return Outcome(model, measured, question, qualities, predictions, advice, checks)
-
-
-def _target(measured: Sequence[Measured]) -> float | None:
-    targets = {run.value("target") for each in measured for run in each.runs}
-    return targets.pop() if len(targets) == 1 else None
 
 
 def _predict(model: Model, group: Sequence[Measured], ranks: int, question: Question) -> list[Prediction]:

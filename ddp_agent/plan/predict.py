@@ -9,7 +9,7 @@ from typing import Literal
 from ddp_agent.plan.collectives import Algorithm, Cluster, expected_max
 from ddp_agent.plan.fit import Costs, Link, link_of
 from ddp_agent.plan.measured import Measured
-from ddp_agent.plan.traffic import Load, at_period, loads, syncs_per_step, waits_for
+from ddp_agent.plan.traffic import Load, loads, waits_for
 
 Scaling = Literal["weak", "strong"]
 
@@ -84,7 +84,10 @@ class Model:
         """Predict the setting of `base` for `ranks` on `link`, with its own period or another."""
         own = loads(base)
         overlap = self.overlap(base, own)
-        sent = own if period is None else [at_period(load, self._longer(base, period)) for load in own]
+        sent = own
+        if period is not None:  # gradients and means inside nodes stay as frequent
+            longer = period / (base.period or period)
+            sent = [replace(load, per_step=load.per_step / longer) if load.periodic else load for load in own]
         local_s, batch = self.local_s(base, ranks)
         if link.ranks_per_node > 1:
             sent = [replace(load, group=link.ranks_per_node) if load.group else load for load in sent]
@@ -110,9 +113,7 @@ class Model:
     def overlap(self, base: Measured, own: Sequence[Load]) -> Overlap:
         """Compare the time in which the bytes of `base` moved with the formula for its loads `own`."""
         cluster = self.costs.cluster(base.ranks, link_of(base))
-        in_backward_s = sum(
-            load.per_step * load.seconds(cluster, self.among)[0] for load in own if load.cover == "backward"
-        )
+        in_backward_s = exposed_s([load for load in own if load.cover == "backward"], cluster, self.among, 0.0, 0.0)
         others_s = exposed_s([load for load in own if load.cover != "backward"], cluster, self.among, 0.0, base.local_s)
         unexplained_s = base.moving_s - others_s - in_backward_s
         backward_s = min(in_backward_s, max(0.0, -unexplained_s))
@@ -133,9 +134,6 @@ class Model:
             return base.local_s * base.ranks / ranks, base.batch
         return base.local_s, base.batch * ranks / base.ranks
 
-    def _longer(self, base: Measured, period: int) -> float:
-        return period / (base.period or period)
-
     def _waiting_s(self, base: Measured, own: Sequence[Load], sent: Sequence[Load], ranks: int) -> float:
         """Scale the measured waiting: the last rank is later among more ranks, and after longer periods."""
         if not base.straggler_s or not own:
@@ -145,8 +143,9 @@ class Model:
 
 
 def _frequency(own: Sequence[Load], sent: Sequence[Load]) -> float:
-    """Return how many times as often ranks synchronise with the loads `sent` as with `own`."""
-    return syncs_per_step(sent) / syncs_per_step(own) if own else 1.0
+    """Return how many times as often ranks synchronise with `sent` as with `own`. A group of one does not wait."""
+    now, before = (sum(load.per_step for load in each if load.group != 1) for each in (sent, own))
+    return now / before if own else 1.0
 
 
 def exposed_s(
@@ -171,8 +170,7 @@ def nearest(measured: Sequence[Measured], ranks: int, rate_bits_per_s: float | N
     """Return the measurement to predict from: the closest in the number of ranks, then in the rate of the link."""
 
     def distance(each: Measured) -> tuple[float, float]:
-        rates = (each.rate_bits_per_s, rate_bits_per_s)
-        apart = abs(math.log(rates[0] / rates[1])) if rates[0] and rates[1] else 0.0
-        return abs(math.log(each.ranks / ranks)), apart
+        own, asked = each.rate_bits_per_s, rate_bits_per_s
+        return abs(math.log(each.ranks / ranks)), abs(math.log(own / asked)) if own and asked else 0.0
 
     return min(measured, key=distance)

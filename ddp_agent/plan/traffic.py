@@ -99,16 +99,6 @@ def _scale_sizes(stated: Sequence[Collective], measured: Measured) -> list[Colle
     return [replace(each, payload_bytes=each.payload_bytes * factor) if each.at_most else each for each in stated]
 
 
-def at_period(load: Load, factor: float) -> Load:
-    """Return the load with a period `factor` times as long. Gradients and means inside nodes stay as frequent."""
-    return replace(load, per_step=load.per_step / factor) if load.periodic else load
-
-
 def waits_for(sent: Iterable[Load], ranks: int) -> int:
     """Return the largest number of ranks that must have arrived before a rank continues."""
     return max(load.waits_for(ranks) for load in sent)
-
-
-def syncs_per_step(sent: Iterable[Load]) -> float:
-    """Return the synchronisations per step. A group of one rank does not wait."""
-    return sum(load.per_step for load in sent if load.group != 1)

@@ -4,7 +4,6 @@ Prints the tables and writes report/index.html, report.json and the figures, by 
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ddp_agent.report.comparison.compare import compare
 from ddp_agent.report.comparison.result import Result
 from ddp_agent.report.comparison.rows import rows_of
 from ddp_agent.report.comparison.sentences import answer, notes
+from ddp_agent.report.formatting import finite
 from ddp_agent.report.output_folder import INDEX, write
 from ddp_agent.report.report_json import report_json
 from ddp_agent.report.runs.files import one_line
@@ -43,19 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ddp_agent.report", description="Compares finished runs.")
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="runs, or sweeps of runs")
     parser.add_argument("--baseline", help="mode or row that the others are compared to; default: allreduce")
-    parser.add_argument("--target", type=_finite, help="test metric to be reached; default: the runs' own")
+    parser.add_argument("--target", type=finite, help="test metric to be reached; default: the runs' own")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: report/ in the first directory")
     return parser
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
-    return value
 
 
 def _compare(directories: Sequence[Path], baseline: str | None, target: float | None, console: Console) -> Result:

@@ -1,9 +1,12 @@
-"""Numbers and names as the tables, the sentences and the figures write them."""
+"""Numbers and names as the tables, the sentences and the figures write them, and a number as a user types it."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from math import floor, log10
+from math import floor, isfinite, log10, nan
 
 from ddp_agent.report.comparison.intervals import Estimate
+
+_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
 
 
 def compact(value: float) -> str:
@@ -38,3 +41,29 @@ def shortened(label: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Return the count with its noun, in the plural unless it is 1."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def rate(bits_per_s: float | None) -> str:
+    """Return a rate such as "100 Mbit/s". None is an unknown one."""
+    return "unknown rate" if bits_per_s is None else _with_prefix(bits_per_s, "bit/s", _PREFIXES[:5])
+
+
+def duration(seconds: float) -> str:
+    """Return a duration such as "20 ms"."""
+    return _with_prefix(seconds, "s", _PREFIXES[4:]) if seconds else "0"
+
+
+def _with_prefix(value: float, unit: str, prefixes: tuple[tuple[str, float], ...]) -> str:
+    prefix, size = next((pair for pair in prefixes if value >= 0.9995 * pair[1]), prefixes[-1])
+    return f"{value / size:,.3g} {prefix}{unit}"
+
+
+def finite(text: str) -> float:
+    """Parse a finite number. Raises ArgumentTypeError with the found and the expected value."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not isfinite(value):
+        raise ArgumentTypeError(f"found {text!r}, expected a number")
+    return value

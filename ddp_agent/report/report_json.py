@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ddp_agent.report.comparison.intervals import CONFIDENCE, Estimate
-from ddp_agent.report.comparison.result import Line, Point, Reached, Result
+from ddp_agent.report.comparison.result import Line, Reached, Result
 from ddp_agent.report.comparison.rows import config_differences
 from ddp_agent.report.comparison.sentences import answer, notes
 from ddp_agent.report.output_folder import GENERATOR
@@ -66,7 +66,7 @@ def _row(line: Line) -> dict[str, Any]:
         "reducer": line.row.reducer,
         "period": line.row.period,
         "cadence": line.row.settings.get("cadence"),
-        "seeds": line.row.seeds,
+        "seeds": [run.seed for run in line.row.runs],
         "runs": [str(run.path) for run in line.row.runs],
         "metric": _estimate(line.metric),
         "difference": _estimate(line.difference),
@@ -75,7 +75,7 @@ def _row(line: Line) -> dict[str, Any]:
         "to_target": _to_target(line.reached),
         "costs": {name: _estimate(cost) for name, cost in line.costs.items()},
         "parts_s": line.parts_s,
-        "curve": [_point(point) for point in line.points],
+        "curve": [vars(point) | {"metric": _estimate(point.metric)} for point in line.points],
         "settings": line.row.settings,
     }
 
@@ -83,8 +83,8 @@ def _row(line: Line) -> dict[str, Any]:
 def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
     if estimate is None:
         return None
-    by_seed = {str(seed): value for seed, value in estimate.by_seed.items()}
-    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n, "by_seed": by_seed}
+    keys = ("mean", "low", "high", "n", "by_seed")
+    return {key: getattr(estimate, key) for key in keys}
 
 
 def _to_target(reached: Reached | None) -> dict[str, Any] | None:
@@ -92,12 +92,3 @@ def _to_target(reached: Reached | None) -> dict[str, Any] | None:
         return None
     means = {"steps": reached.step, "seconds": reached.train_s, "wire_bytes": reached.wire_bytes}
     return {"reached": reached.runs, "of": reached.of, **{name: _estimate(mean) for name, mean in means.items()}}
-
-
-def _point(point: Point) -> dict[str, Any]:
-    return {
-        "step": point.step,
-        "train_s": point.train_s,
-        "wire_bytes": point.wire_bytes,
-        "metric": _estimate(point.metric),
-    }

@@ -8,11 +8,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ddp_agent.report.comparison.intervals import Estimate
-from ddp_agent.report.comparison.result import Line, Reached, Result
+from ddp_agent.report.comparison.result import Line, Result
 from ddp_agent.report.formatting import compact, counted, mean_count, with_interval
 
 NONE = "–"
-_Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -76,54 +75,42 @@ def _quality(result: Result) -> Table:
 
 
 def _to_target(result: Result) -> Table:
-    def column(name: str, mean_of: Callable[[Reached], Estimate | None], form: _Format = compact) -> Column:
-        means = [mean_of(line.reached) if line.reached else None for line in result.lines]
-        return Column(name, [_cell(mean, form) for mean in means])
-
+    reached = [line.reached for line in result.lines if line.reached]
     return Table(
         f"Until {result.metric_name} {result.target:g}",
         [
             _labels(result.lines),
-            column("steps", lambda reached: reached.step, mean_count),
-            column("seconds", lambda reached: reached.train_s),
-            column("MB sent", lambda reached: reached.wire_bytes, _megabytes),
-            Column("reached by", [_reached(line.reached) for line in result.lines]),
+            _means("steps", [each.step for each in reached], mean_count),
+            _means("seconds", [each.train_s for each in reached]),
+            _means("MB sent", [each.wire_bytes for each in reached], _megabytes),
+            Column("reached by", [f"{each.runs} of {counted(each.of, 'seed')}" for each in reached]),
         ],
     )
-
-
-def _reached(reached: Reached | None) -> str:
-    return f"{reached.runs} of {counted(reached.of, 'seed')}" if reached else NONE
 
 
 def _cost(result: Result) -> Table:
-    def column(name: str, key: str, form: _Format = compact) -> Column:
-        return Column(name, [_cell(line.costs[key], form) for line in result.lines])
-
-    return Table(
-        "Cost",
-        [
-            _labels(result.lines),
-            column("MB sent", "wire_bytes", _megabytes),
-            column("syncs", "syncs", mean_count),
-            column("training s", "train_s"),
-            column("samples/s", "samples_per_s"),
-            column("exposed comm. %", "exposed_comm_percent"),
-            column("of which waiting %", "straggler_wait_percent"),
-            column("consensus distance", "consensus_distance"),
-            column("relative to ‖w‖", "consensus_relative"),
-            column("peak memory MB", "peak_memory_bytes", _megabytes),
-        ],
-    )
+    columns: list[tuple[str, str, Callable[[float], str]]] = [
+        ("MB sent", "wire_bytes", _megabytes),
+        ("syncs", "syncs", mean_count),
+        ("training s", "train_s", compact),
+        ("samples/s", "samples_per_s", compact),
+        ("exposed comm. %", "exposed_comm_percent", compact),
+        ("of which waiting %", "straggler_wait_percent", compact),
+        ("consensus distance", "consensus_distance", compact),
+        ("relative to ‖w‖", "consensus_relative", compact),
+        ("peak memory MB", "peak_memory_bytes", _megabytes),
+    ]
+    means = [_means(name, [line.costs[key] for line in result.lines], form) for name, key, form in columns]
+    return Table("Cost", [_labels(result.lines), *means])
 
 
 def _labels(lines: Sequence[Line]) -> Column:
     return Column("mode", [line.label for line in lines], numeric=False)
 
 
+def _means(name: str, means: Sequence[Estimate | None], form: Callable[[float], str] = compact) -> Column:
+    return Column(name, [NONE if mean is None else form(mean.mean) for mean in means])
+
+
 def _megabytes(count: float) -> str:
     return compact(count / 1e6)
-
-
-def _cell(mean: Estimate | None, form: _Format) -> str:
-    return NONE if mean is None else form(mean.mean)

@@ -1,7 +1,7 @@
 """Check that runs may be compared: they may differ in how they were trained, and in nothing else."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from ddp_agent.report.runs.files import one_line
@@ -18,11 +18,11 @@ _TASK_KEYS = {"slicing.tasks", "slicing.deal"}  # they do not change which sampl
 
 def check_comparable(runs: Sequence[Run]) -> None:
     """Raise ReportError if runs differ where they must agree. The text names every such key, with the runs' values."""
-    problems: dict[str, list[str]] = {}
-    for key in OF_ALL:
-        problems[key] = _problem(key, runs, _recorded(key))
+    problems = {key: _problem(key, runs, _recorded(key)) for key in OF_ALL}
     if not problems["metric_name"]:
-        problems["direction"] = _problem("the direction of the metric", runs, _direction)
+        problems["direction"] = _problem(
+            "the direction of the metric", runs, lambda run: "up" if run.higher_is_better else "down"
+        )
         problems["points"] = _problem("the schedule of evaluations", runs, _evaluation_steps)
     for key in OF_A_SEED:
         for seed, group in _groups_of_a_seed(key, runs):
@@ -52,10 +52,6 @@ def _recorded(key: str) -> Callable[[Run], Any]:
     return lambda run: run.summary.get(key)
 
 
-def _direction(run: Run) -> str:
-    return "up" if run.higher_is_better else "down"
-
-
 def _evaluation_steps(run: Run) -> str:
     steps = [str(record["step"]) for record in run.evaluations]
     return ", ".join(steps if len(steps) <= 6 else [*steps[:4], "…", steps[-1], f"({len(steps)} of them)"])
@@ -68,24 +64,19 @@ def _problem(name: str, runs: Sequence[Run], value_of: Callable[[Run], Any], whi
         runs_by_value["" if value is None else one_line(value)].append(run)
     if len(runs_by_value) == 1 and "" not in runs_by_value:
         return []
-    lines = _lines(runs_by_value)
-    if len(runs_by_value) == 1:
-        return [f"{name} is not recorded, so nothing shows that these runs{which} can be compared:", *lines]
-    reasons = _explanation(runs_by_value.values())
-    return [f"{name} differs, so these runs{which} cannot be compared:", *lines, *reasons]
-
-
-def _lines(runs_by_value: dict[str, list[Run]]) -> list[str]:
     texts = {value: value[:12] if len(value) == 64 else value or "(not recorded)" for value in runs_by_value}
     width = max(map(len, texts.values()))
-    return [
-        f"  {texts[value]:{width}}  {', '.join(str(run.path) for run in runs)}" for value, runs in runs_by_value.items()
+    lines = [
+        f"  {texts[value]:{width}}  {', '.join(str(run.path) for run in same)}" for value, same in runs_by_value.items()
     ]
+    if len(runs_by_value) == 1:
+        return [f"{name} is not recorded, so nothing shows that these runs{which} can be compared:", *lines]
+    lines += _explanation(list(runs_by_value.values()))
+    return [f"{name} differs, so these runs{which} cannot be compared:", *lines]
 
 
-def _explanation(groups: Iterable[Sequence[Run]]) -> list[str]:
+def _explanation(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Name the config keys that divide the runs into the same groups: they are most likely the cause."""
-    groups = list(groups)
     keys = sorted(set.intersection(*(set(run.config) for group in groups for run in group)))
     causes = [key for key in keys if key != "seed" and _divides(key, groups)]
     return [f"  and with it {', '.join(causes[:8])}"] if causes else []

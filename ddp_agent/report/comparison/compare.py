@@ -34,14 +34,11 @@ def _target(rows: Sequence[Row], wanted: float | None) -> float | None:
         return targets.pop() if len(targets) == 1 else None
     if all(run.first_at(wanted) is None for run in runs):
         best = max if runs[0].higher_is_better else min
-        value, name = best((value, run.name) for run in runs for value in _metrics(run))
+        values = [(number(record[run.metric]), run.name) for run in runs for record in run.evaluations]
+        values += [(run.value("test_metric"), run.name) for run in runs]
+        value, name = best((value, name) for value, name in values if value is not None)
         raise ReportError(f"--target {wanted:g}: no run reached it; the best evaluation is {value:g} (run {name})")
     return wanted
-
-
-def _metrics(run: Run) -> list[float]:
-    values = [number(record[run.metric]) for record in run.evaluations] + [run.value("test_metric")]
-    return [value for value in values if value is not None]
 
 
 def _line(row: Row, first: Row, target: float | None) -> Line:
@@ -55,7 +52,8 @@ def _line(row: Row, first: Row, target: float | None) -> Line:
         difference=difference,
         verdict=verdict,
         reason=reason,
-        costs=_costs(row),
+        costs={key: _over_seeds(row, key) for key in _COSTS}
+        | {name: _mean_of(row, partial(_share, key=key)) for name, key in _SHARES.items()},
         parts_s=_parts(row),
         reached=None if target is None else _reached(row, target),
         points=[_point(row, index) for index in range(len(row.runs[0].evaluations))],
@@ -73,11 +71,6 @@ def _judge(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdict
     if difference.low == difference.high:
         return "no verdict", f"all {difference.n} differences are equal"
     return ("better" if (difference.mean > 0) == higher_is_better else "worse"), seeds
-
-
-def _costs(row: Row) -> dict[str, Estimate | None]:
-    shares = {name: _mean_of(row, partial(_share, key=key)) for name, key in _SHARES.items()}
-    return {key: _over_seeds(row, key) for key in _COSTS} | shares
 
 
 def _share(run: Run, key: str) -> float | None:

@@ -32,11 +32,6 @@ class Row:
         return self.settings.get("reducer")
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds of the runs."""
-        return [run.seed for run in self.runs]
-
-    @property
     def period(self) -> str | None:
         """H as configured, or the range it went through where a cadence changed it."""
         periods = [period for run in self.runs for _, period in run.periods]
@@ -87,12 +82,9 @@ def _seeds_differ(runs: Iterable[Run]) -> bool:
 
 def _labels(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Label each row by its mode and by as few settings as tell the mode's rows apart."""
-    labels = [row["sync"] for row in settings]
-    for mode in dict.fromkeys(labels):
-        indices = [index for index, row in enumerate(settings) if row["sync"] == mode]
-        for index, label in zip(indices, _labels_of_mode([settings[index] for index in indices]), strict=True):
-            labels[index] = label
-    return labels
+    modes = [row["sync"] for row in settings]
+    labels = {mode: iter(_labels_of_mode([row for row in settings if row["sync"] == mode])) for mode in set(modes)}
+    return [next(labels[mode]) for mode in modes]
 
 
 def _labels_of_mode(rows: Sequence[Mapping[str, str]]) -> list[str]:

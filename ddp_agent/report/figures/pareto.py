@@ -116,16 +116,16 @@ def _stairs(result: Result, cost: str) -> list[tuple[float, float]]:
 def _write(axes: Axes, dot: tuple[float, float], label: str, colour: str, taken: Sequence[Bbox]) -> Bbox:
     """Write the label where it hides least of `taken`, and return its box."""
     best: tuple[float, Annotation | None, Bbox] = (float("inf"), None, Bbox.null())
-    for lift, (side, aligned) in product(
-        (0, 9, -9, 18, -18, 27, -27, 40, -40), ((8, "left"), (-8, "right"), (0, "center"))
-    ):
+    sides = ((8, "left"), (-8, "right"), (0, "center"))
+    for lift, (side, aligned) in product((0, 9, -9, 18, -18, 27, -27, 40, -40), sides):
         if side == 0 and lift == 0:
             continue
         text = axes.annotate(
             label, dot, (side, lift), textcoords="offset points", ha=aligned, va="center", fontsize=9, color=colour
         )
         box = text.get_window_extent()
-        hidden = sum(_overlap(box, other) for other in taken) + 3 * _outside(box, axes.get_window_extent())
+        outside = box.width * box.height - _overlap(box, axes.get_window_extent())
+        hidden = sum(_overlap(box, other) for other in taken) + 3 * outside
         if hidden < best[0]:
             if best[1] is not None:
                 best[1].remove()
@@ -140,7 +140,3 @@ def _write(axes: Axes, dot: tuple[float, float], label: str, colour: str, taken:
 def _overlap(box: Bbox, other: Bbox) -> float:
     common = Bbox.intersection(box, other)
     return 0.0 if common is None else common.width * common.height
-
-
-def _outside(box: Bbox, axes: Bbox) -> float:
-    return box.width * box.height - _overlap(box, axes)

@@ -70,12 +70,9 @@ def for_page(svg: str, *, prefix: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _page_colour(colour[0]), svg)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r"#([0-9a-f]{6})\b", lambda colour: f"var(--c-{colour[1]})" if colour[0] in DARK else colour[0], svg)
     opening, rest = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
     text = escape(description)
     return f'<svg role="img" aria-label="{text}" {box[0] if box else ""}><title>{text}</title>{rest}'
-
-
-def _page_colour(colour: str) -> str:
-    return "currentColor" if colour == INK else f"var(--c-{colour[1:]})" if colour in DARK else colour

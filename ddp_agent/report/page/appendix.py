@@ -1,7 +1,5 @@
 """Sections at the end of the page: settings, environment, runs left out, and how the numbers were computed."""
 
-from typing import Any
-
 from ddp_agent.report.comparison.result import Result
 from ddp_agent.report.comparison.rows import config_differences
 from ddp_agent.report.formatting import counted, listed
@@ -18,15 +16,11 @@ def differences_section(result: Result) -> str:
     note = "Rows differ in the mode and its own settings alone."
     if common:
         note = f"Besides the mode and its own settings, rows differ in {listed(common)}."
-    items = "".join(
-        f"<dt>{text(line.label)}</dt>\n<dd>{_settings(line.label, differences)}</dd>\n" for line in result.lines
-    )
+    items = ""
+    for label in (line.label for line in result.lines):
+        own = [f"<code>{text(key)}={text(of[label])}</code>" for key, of in differences.items() if label in of]
+        items += f"<dt>{text(label)}</dt>\n<dd>{' '.join(own) or 'nothing of its own'}</dd>\n"
     return section("What was set differently", f'<p class="note">{text(note)}</p>\n<dl>\n{items}</dl>\n')
-
-
-def _settings(label: str, differences: dict[str, Any]) -> str:
-    own = [f"<code>{text(key)}={text(values[label])}</code>" for key, values in differences.items() if label in values]
-    return " ".join(own) or "nothing of its own"
 
 
 def environment_section(result: Result) -> str:

@@ -90,7 +90,9 @@ def _answer(result: Result) -> str:
 
 def _tables(result: Result) -> str:
     quality, *others = tables(result)
-    sections = [section(quality.title, table(quality.title, _quality_columns(result, quality)) + _notes(result))]
+    items = "".join(f"<li>{text(note)}</li>\n" for note in notes(result))
+    below = f'<ul class="notes">\n{items}</ul>\n' if items else ""
+    sections = [section(quality.title, table(quality.title, _quality_columns(result, quality)) + below)]
     sections += [section(other.title, table(other.title, _columns(other))) for other in others]
     return "\n".join(sections)
 
@@ -111,8 +113,7 @@ def _quality_columns(result: Result, quality: Table) -> list[Cells]:
     """Add the intervals, drawn to a common scale, before the verdicts that follow from them."""
     *columns, verdicts = _columns(quality)
     pills = [_pill(line) for line in result.lines]
-    scale = difference_scale(result)
-    if scale:
+    if scale := difference_scale(result):
         drawn = [difference(line, scale, higher_is_better=result.higher_is_better) for line in result.lines]
         columns.append(Cells("← worse · better →", drawn))
     return [*columns, replace(verdicts, cells=pills)]
@@ -123,24 +124,16 @@ def _pill(line: Line) -> str:
     return f'<span class="verdict{kind}">{text(line.verdict_with_reason)}</span>'
 
 
-def _notes(result: Result) -> str:
-    items = "".join(f"<li>{text(note)}</li>\n" for note in notes(result))
-    return f'<ul class="notes">\n{items}</ul>\n' if items else ""
-
-
 def _chart(chart: Chart, result: Result) -> str:
-    panels = "\n".join(inline_svgs(chart))
-    return section(
-        chart.title,
-        f'{_legend(chart, result)}<figure>\n<div class="panels">\n{panels}\n</div>\n'
-        f"<figcaption>{text(chart.caption)}</figcaption>\n</figure>\n",
-    )
-
-
-def _legend(chart: Chart, result: Result) -> str:
     if chart.name == "time_split":
         entries = [f'<i style="background:var(--c-{PARTS[part][1:]})"></i>{text(part)}' for part in parts_in(result)]
     else:
-        lines = [(index, line) for index, line in enumerate(result.lines) if chart.shows(line)]
-        entries = [f"{swatch(index)}{text(line.label)}" for index, line in lines]
-    return f'<ul class="legend">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>\n'
+        lines = enumerate(result.lines)
+        entries = [f"{swatch(index)}{text(line.label)}" for index, line in lines if chart.shows(line)]
+    legend = "".join(f"<li>{entry}</li>" for entry in entries)
+    panels = "\n".join(inline_svgs(chart))
+    return section(
+        chart.title,
+        f'<ul class="legend">{legend}</ul>\n<figure>\n<div class="panels">\n{panels}\n</div>\n'
+        f"<figcaption>{text(chart.caption)}</figcaption>\n</figure>\n",
+    )
