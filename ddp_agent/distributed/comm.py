@@ -92,6 +92,12 @@ class Comm(ABC):
         return self.ledger.uncounted()
 
 
+def mean_(tensor: Tensor, comm: Comm) -> None:
+    """Replace `tensor` by its exact mean over ranks. A collective."""
+    comm.all_reduce_(tensor)
+    tensor.div_(comm.size)
+
+
 class _Done:
     """The collective of a rank that is alone."""
 

@@ -13,14 +13,13 @@ from torch.optim import Optimizer
 
 from ddp_agent.config.fields import check_fields
 from ddp_agent.config.problems import Problem, RunFacts
+from ddp_agent.distributed.comm import mean_
 from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.engine.flat import Flat
-from ddp_agent.sync.engine.means import mean_, require_same_model
-from ddp_agent.sync.engine.sizes import run_sizes
-from ddp_agent.sync.engine.state_policies import BufferPolicy, merge_buffers_
+from ddp_agent.sync.engine.flat import Flat, require_same_model
+from ddp_agent.sync.engine.state_policies import BufferPolicy, merge_buffers_, run_sizes
 
 _NEED_SETUP = (
     *("backward_context", "before_step", "after_step", "flush"),
@@ -247,9 +246,8 @@ class SyncStrategy:
     def _traffic(self, steps: int) -> list[Collective]:
         """Return the counted collectives of a run of `steps` steps in which this mode is set up."""
         nodes = self.traits.uses_nodes
-        return self.traffic(
-            run_sizes(self._flat, self._optimizer, self._topology, steps, uses_nodes=nodes), self._reducer
-        )
+        sizes = run_sizes(self._flat, self._optimizer, self._topology, steps, uses_nodes=nodes)
+        return self.traffic(sizes, self._reducer)
 
     def _shared(self) -> "SyncStrategy":
         """Return the strategy for the parameters that every rank trains: another one only under task slicing."""

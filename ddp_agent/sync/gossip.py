@@ -67,7 +67,8 @@ class Gossip(Periodic):
         if self.graph == "complete":
             average_(self._flat, self.buffers, self._reducer, world)
         else:
-            shares, receivers = self._shares(world.rank, world.size), self._receivers(world.rank, world.size)
+            shares = self._shares(world.rank, world.size)
+            receivers = [other for other in range(world.size) if world.rank in self._shares(other, world.size)]
             for mixed in self._flat.stretches if self.buffers == "average" else [self._flat.parameters]:
                 self._mix_(mixed, shares, receivers)
         self._rounds += 1
@@ -93,17 +94,11 @@ class Gossip(Periodic):
         if size == 1 or self.graph == "empty":
             return {}
         if self.graph == "exponential":
-            return {(rank - self._hop(size)) % size: 1 / 2}
+            hop = 1 << self._rounds % (size.bit_length() - 1)
+            return {(rank - hop) % size: 1 / 2}
         if size == 2:
             return {1 - rank: 1 / 2}
         return {(rank - 1) % size: 1 / 3, (rank + 1) % size: 1 / 3}
-
-    def _receivers(self, rank: int, size: int) -> list[int]:
-        """Return the ranks that receive this rank's parameters."""
-        return [other for other in range(size) if rank in self._shares(other, size)]
-
-    def _hop(self, size: int) -> int:
-        return 1 << self._rounds % (size.bit_length() - 1)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"rounds": self._rounds}

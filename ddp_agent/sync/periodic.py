@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
+from ddp_agent.distributed.comm import mean_
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.cadences.base import Cadence, CadenceContext
 from ddp_agent.sync.cadences.fixed import Fixed
-from ddp_agent.sync.engine.means import mean_
 from ddp_agent.sync.engine.state_policies import (
     OptimizerPolicy,
     averaging_traffic,

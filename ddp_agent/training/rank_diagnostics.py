@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import Comm, mean_
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.sync.engine.means import mean_
 from ddp_agent.training.clock import Clock
 
 # One estimate of the noise scale is a ratio of two noisy numbers, so each is averaged first, over about 10 of them.

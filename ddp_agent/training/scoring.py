@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from ddp_agent.distributed.comm import mean_
 from ddp_agent.outputs.confusion import values as class_accuracies
 from ddp_agent.outputs.observer import Evaluation, Observer, stamped
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.sync.engine.means import mean_
 from ddp_agent.training.evaluate import Evaluator, Scores, recalibrate_
 from ddp_agent.training.session import Session, settle_stragglers
 

@@ -62,7 +62,7 @@ class Quantised(ErrorFeedback, ABC):
 
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
         blocks = -(-tensor.numel() // (comm.size * self.block_length))  # per chunk
-        share = self._share(tensor, comm)
+        share = self._share(tensor, comm.rank, comm.size)
         second = torch.zeros_like(share) if self.second is None else self.second.to(share)
         self._check_size("second residual (of this rank's share)", second, share.numel())
         self.second = second
@@ -92,21 +92,18 @@ class Quantised(ErrorFeedback, ABC):
     def unsent(self, comm: Comm) -> Tensor:
         unsent = super().unsent(comm)
         if self.second is not None:  # missing in the mean itself, of which `unsent` is one of K terms
-            self._share(unsent, comm).add_(self.second, alpha=comm.size)
+            self._share(unsent, comm.rank, comm.size).add_(self.second, alpha=comm.size)
         return unsent
 
     def regroup(self, rank: int, size: int, new_size: int) -> None:
         """Move the error of this rank's chunk to its residual, since the chunks change. Nothing is lost."""
         super().regroup(rank, size, new_size)
         if self.residual is not None and self.second is not None:
-            self._chunk(self.residual, rank, size).add_(self.second.to(self.residual), alpha=new_size)
+            self._share(self.residual, rank, size).add_(self.second.to(self.residual), alpha=new_size)
         self.second = None
 
-    def _share(self, tensor: Tensor, comm: Comm) -> Tensor:
-        """Return the part of a flat tensor that this rank averages: its chunk without padding, perhaps empty."""
-        return self._chunk(tensor, comm.rank, comm.size)
-
-    def _chunk(self, tensor: Tensor, rank: int, size: int) -> Tensor:
+    def _share(self, tensor: Tensor, rank: int, size: int) -> Tensor:
+        """Return the part of a flat tensor that a rank averages: its chunk without padding, perhaps empty."""
         chunk = -(-tensor.numel() // (size * self.block_length)) * self.block_length
         return tensor[rank * chunk : (rank + 1) * chunk]
 

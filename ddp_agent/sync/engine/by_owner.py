@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.problems import Problem, RunFacts
+from ddp_agent.distributed.comm import mean_
 from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.sync.engine.flat import Flat, Part
-from ddp_agent.sync.engine.means import mean_
 
 Owners = Mapping[str, tuple[int, ...]]
 """The ranks that train a module, by its name in the model."""
@@ -99,7 +99,7 @@ class ByOwner(SyncStrategy):
         self._modes, self._heads = {}, {}
         forward = model
         for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
-            with _about(head or "what every rank trains"):
+            try:
                 part = Part(forward, model, self._flat, partial(self._belongs, head))
                 if among := topology.among(ranks):
                     mode = replace(self.mode) if head else self.mode
@@ -109,6 +109,8 @@ class ByOwner(SyncStrategy):
                     self._modes[head] = mode
                 else:
                     part.requires_grad_(False)
+            except ValueError as error:
+                raise ValueError(f"{head or 'what every rank trains'}: {error}") from error
             if head:
                 self._heads[head] = part
         return forward
@@ -209,11 +211,3 @@ def _inside(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
         for context in contexts:
             stack.enter_context(context)
         yield
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,15 +77,12 @@ class OverlappedGradients:
         self._started.clear()
         gathered, self._gathered = self._gathered, 0
         if self._ddp and gathered < self._expected:
-            self._refuse(self._ddp.module)
-
-    def _refuse(self, model: nn.Module) -> NoReturn:
-        """Raise RuntimeError with the absent gradients, before DDP does in the next forward with advice of its own."""
-        absent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-        raise RuntimeError(
-            f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; use "
-            "sync=compressed, which counts what is not there as zeros"
-        )
+            # Before DDP does in the next forward, with advice of its own.
+            absent = [name for name, p in self._ddp.module.named_parameters() if p.requires_grad and p.grad is None]
+            raise RuntimeError(
+                f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; "
+                "use sync=compressed, which counts what is not there as zeros"
+            )
 
     def _of(self, bucket: GradBucket) -> Reducer:
         """Return the reducer for a bucket. The buckets of the first backward are averaged exactly.

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.consistency import differing_ranks
+
 
 class Flat:
     """One tensor, `everything` = [parameters | floating-point buffers] in registration order, that `module` views.
@@ -125,6 +128,20 @@ def persistent_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """Return name and tensor of each buffer that is saved with the model."""
     saved = module.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
+
+
+def require_same_model(model: nn.Module, flat: Flat, comm: Comm, *, trained: bool) -> None:
+    """Raise ValueError on every rank, naming the ranks that differ from rank 0, when the ranks' models differ.
+
+    With `trained`, ranks must also train the same parameters: DDP's buckets would differ. A collective.
+    """
+    sha256_of = {"the model's parameters and buffers": flat.layout_sha256}
+    if trained:
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trained_sha256 = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        sha256_of["the parameters that are trained (requires_grad)"] = trained_sha256
+    for name, ranks in differing_ranks(sha256_of, comm).items():
+        raise ValueError(f"{name} differ between ranks: not as on rank 0 are ranks {ranks}; check code and config")
 
 
 @torch.no_grad()

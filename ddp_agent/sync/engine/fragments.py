@@ -18,19 +18,9 @@ class Fragment:
     spans: tuple[tuple[int, int], ...]
     shapes: tuple[torch.Size, ...]
 
-    @property
-    def numel(self) -> int:
-        """The number of numbers in the spans."""
-        return sum(stop - start for start, stop in self.spans)
-
     def of(self, flat: Tensor) -> list[Tensor]:
         """Return the spans of `flat`, as views."""
         return [flat[start:stop] for start, stop in self.spans]
-
-    def split(self, own: Tensor) -> list[Tensor]:
-        """Return a tensor of `numel` elements in pieces, cut as `of` cuts the flat one."""
-        pieces: tuple[Tensor, ...] = own.split([stop - start for start, stop in self.spans])
-        return list(pieces)
 
 
 class Stream:
@@ -42,8 +32,9 @@ class Stream:
         self.anchors, self.momenta = fragment.of(anchor), fragment.of(momentum)
         self.applied_step = 0
         self._reducer = reducer.for_tensor(fragment.shapes)
-        self._packed = anchor.new_empty(fragment.numel)
-        self.pseudo_gradients = fragment.split(self._packed)  # of each span
+        lengths = [stop - start for start, stop in fragment.spans]
+        self._packed = anchor.new_empty(sum(lengths))
+        self.pseudo_gradients: Sequence[Tensor] = self._packed.split(lengths)  # of each span
         self._finish: Finish | None = None
 
     @property

@@ -13,9 +13,6 @@ from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.engine.ddp_hook import OverlappedGradients, bucket_shapes
 from ddp_agent.sync.engine.flat import Flat
 
-# A model that fits into the bucket that DDP fills first has no backward left to hide its collective behind.
-ONE_BUCKET_BYTES = FIRST_BUCKET_BYTES
-
 
 class MeanGradients(Protocol):
     """A way to average gradients. Forward is called on `module`."""
@@ -86,5 +83,8 @@ def overlapping_traffic(run: RunSizes, reducer: Reducer) -> list[Collective]:
 
 
 def _in_buckets(reducer: Reducer, parameter_bytes: int) -> bool:
-    """Return whether gradients are left to DDP: a reducer with a memory waits for DDP's buckets in any case."""
-    return reducer.traits.remembers or parameter_bytes > ONE_BUCKET_BYTES
+    """Return whether gradients are left to DDP: a reducer with a memory waits for DDP's buckets in any case.
+
+    A model that fits into the bucket that DDP fills first has no backward left to hide its collective behind.
+    """
+    return reducer.traits.remembers or parameter_bytes > FIRST_BUCKET_BYTES

@@ -1,19 +1,20 @@
 """The harness's access to a sync mode beyond its public hooks."""
 
-from torch import Tensor
-
 from ddp_agent.distributed.comm import Comm
-from ddp_agent.distributed.consistency import ReplicatedTensor
-from ddp_agent.distributed.traffic import Collective
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.flat import Flat
 
 
 class Internals:
-    """Access to a mode that is set up, for trainer, checkpoint and diagnostics. A user's own loop needs none of it."""
+    """Access to a mode that is set up, for trainer, checkpoint and diagnostics. A user's own loop needs none of it.
+
+    Its methods are the strategy's private ones of the same names, which describe them.
+    """
 
     def __init__(self, sync: SyncStrategy) -> None:
         self._sync = sync
+        self.due, self.exchanges, self.measurements = sync._due, sync._exchanges, sync._measurements
+        self.replicated, self.traffic, self.mean_ = sync._all_replicated, sync._traffic, sync._mean_
 
     @property
     def flat(self) -> Flat:
@@ -48,30 +49,6 @@ class Internals:
     def period_start(self) -> int | None:
         """The step after which the current period began; None in a mode without periods."""
         return self._sync._period_start()
-
-    def due(self, step: int) -> bool:
-        """Return whether the ranks' parameters are synchronised after `step`."""
-        return self._sync._due(step)
-
-    def exchanges(self, step: int) -> bool:
-        """Return whether `after_step(step)` exchanges anything."""
-        return self._sync._exchanges(step)
-
-    def replicated(self, step: int) -> list[ReplicatedTensor]:
-        """Return the tensors that several ranks hold equal, bit for bit, after `step`."""
-        return self._sync._all_replicated(step)
-
-    def traffic(self, steps: int) -> list[Collective]:
-        """Return every counted collective of a run of `steps` steps, by formula."""
-        return self._sync._traffic(steps)
-
-    def mean_(self, everything: Tensor) -> None:
-        """Average a tensor laid out like `flat.everything` over the ranks that train each part. Not counted."""
-        self._sync._mean_(everything)
-
-    def measurements(self) -> dict[str, float]:
-        """Return values of the mode's own state that are worth logging, by metric name."""
-        return self._sync._measurements()
 
 
 def internals(sync: SyncStrategy) -> Internals:

@@ -1,13 +1,14 @@
 """Policies for a model's buffers and the optimizer's state when parameters are synchronised."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Finish, Reducer
 from ddp_agent.sync.engine.flat import Flat
@@ -90,12 +91,11 @@ def merge_optimizer_state_(optimizer: Optimizer, flat: Flat, policy: OptimizerPo
 
     `average`: state tensors in the shape of their parameter (moments) become their mean. `reset`: all state is deleted.
     """
-    own = set(flat.named.values())
     if policy == "reset":
-        for parameter in own:
+        for parameter in flat.named.values():
             optimizer.state.pop(parameter, None)
-    elif policy == "average" and (moments := _moments(optimizer, own, comm)):
-        merge_packed_(moments, moments[0].dtype, "mean", comm)
+    elif policy == "average" and (moments := _moments(optimizer, flat, comm)):
+        _start_packed(moments, moments[0].dtype, "mean", comm)()
 
 
 def optimizer_traffic(policy: OptimizerPolicy, run: RunSizes) -> list[Collective]:
@@ -104,43 +104,46 @@ def optimizer_traffic(policy: OptimizerPolicy, run: RunSizes) -> list[Collective
     return [Collective(kind="all_reduce", payload_bytes=size, ranks=run.ranks) for size in sizes]
 
 
-def count_moments(optimizer: Optimizer, flat: Flat) -> int:
-    """Return how many numbers of the optimizer's state are averaged where the policy says so."""
-    own = set(flat.named.values())
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p in own]
-    states = [(p, optimizer.state.get(p, {})) for p in parameters]
-    names = {name for p, state in states for name, value in state.items() if _like(value, p)}
-    sizes: list[int] = [parameter.numel() for parameter in parameters]
-    return len(names) * sum(sizes)
+def run_sizes(flat: Flat, optimizer: Optimizer, topology: Topology, steps: int, *, uses_nodes: bool) -> RunSizes:
+    """Return the sizes on which the traffic of a run of `steps` steps depends."""
+    floating = [buffer.numel() for buffer in flat.others if buffer.is_floating_point()]
+    states, names = _states(optimizer, flat)
+    return RunSizes(
+        steps=steps,
+        ranks=topology.world.size,
+        ranks_per_node=topology.node.size if uses_nodes else topology.ranks_per_node,
+        names=list(flat.named),
+        shapes=flat.shapes,
+        trained_shapes=[parameter.shape for parameter in flat.named.values() if parameter.requires_grad],
+        itemsize=flat.parameters.element_size(),
+        buffer_numbers=flat.buffers.numel(),
+        in_one_piece=len(flat.stretches) == 1,
+        other_buffer_bytes=[buffer.nbytes for buffer in flat.others],
+        floating_numbers=sum(floating),
+        integer_numbers=sum(buffer.numel() for buffer in flat.others) - sum(floating),
+        moments=len(names) * sum(parameter.numel() for parameter, _ in states),
+    )
 
 
-def _moments(optimizer: Optimizer, own: set[nn.Parameter], comm: Comm) -> list[Tensor]:
+def _moments(optimizer: Optimizer, flat: Flat, comm: Comm) -> list[Tensor]:
     """Return the state tensors in parameter order, and zeros for a parameter without state (it had no gradient yet).
 
     Ranks must send the same shapes. The zeros are not stored: the optimizer would take them for its own state.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p in own]
-    states = [(p, optimizer.state.get(p, {})) for p in parameters]
-    names = sorted({name for p, state in states for name, value in state.items() if _like(value, p)})
+    states, names = _states(optimizer, flat)
     # A rank without any gradient so far does not know the names of the moments, and needs only their number.
-    slots = [*names, *range(_most(len(names), comm) - len(names))]
+    most = torch.tensor([len(names)], device=comm.device)
+    comm.all_reduce_(most, "max")  # 8 bytes, for which the host waits
+    slots = [*names, *range(int(most) - len(names))]
     return [state.get(slot, torch.zeros_like(p)) for p, state in states for slot in slots]
 
 
-def _most(count: int, comm: Comm) -> int:
-    """Return the largest `count` of any rank. A collective of 8 bytes, for which the host waits."""
-    largest = torch.tensor([count], device=comm.device)
-    comm.all_reduce_(largest, "max")
-    return int(largest)
-
-
-def _like(value: object, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
-
-
-def merge_packed_(tensors: Sequence[Tensor], dtype: torch.dtype, how: Literal["mean", "max"], comm: Comm) -> None:
-    """Replace many small tensors by their mean or maximum over ranks, in one collective."""
-    _start_packed(tensors, dtype, how, comm)()
+def _states(optimizer: Optimizer, flat: Flat) -> tuple[list[tuple[Tensor, dict[str, Any]]], list[str]]:
+    """Return each parameter with its state, and the names of the entries in its shape (moments), sorted."""
+    own = set(flat.named.values())
+    states = [(p, optimizer.state.get(p, {})) for group in optimizer.param_groups for p in group["params"] if p in own]
+    shaped = [(name, value, p) for p, state in states for name, value in state.items() if isinstance(value, Tensor)]
+    return states, sorted({name for name, value, p in shaped if value.shape == p.shape and value.dim() > 0})
 
 
 def _start_packed(tensors: Sequence[Tensor], dtype: torch.dtype, how: Literal["mean", "max"], comm: Comm) -> Finish:
