@@ -195,3 +195,22 @@ class Anchored(Periodic):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.anchor.copy_(state["anchor"])
+
+
+@dataclass(kw_only=True, eq=False)
+class AnchoredWithMomentum(Anchored):
+    """A mode whose outer step has a momentum, one number per parameter."""
+
+    _momentum: Tensor = field(init=False, repr=False)
+
+    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
+        model = super().setup(model, optimizer, topology, reducer)
+        self._momentum = torch.zeros_like(self.anchor)
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"momentum": self._momentum.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._momentum.copy_(state["momentum"])

@@ -15,7 +15,6 @@ In a loop of one's own (torch's `algorithms/join`, for every mode that can):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,22 +26,18 @@ from ddp_agent.reducers.base import Finish, Reducer, ReducerTraits
 from ddp_agent.sync.base import SyncStrategy
 
 
-@dataclass
-class _Seen:
-    samples: float = 0.0
-
-
 class Weighted(Reducer):
     """Means in which a rank is weighted by the samples that it has seen since the last mean.
 
     For gradients (means over a rank's batch) the result is the mean over all samples of the step. A rank without
     samples has weight 0; where no rank has any, all have the same weight. Costs 8 bytes per mean, for which the host
-    waits.
+    waits. The loop adds what this rank has seen to `samples`.
     """
 
-    def __init__(self, inner: Reducer) -> None:
+    def __init__(self, inner: Reducer, root: "Weighted | None" = None) -> None:
         self.inner = inner
-        self._seen = _Seen()  # shared with the parts
+        self.samples = 0.0  # since the start; the parts read their root's
+        self._root = root or self
         self._counted = 0.0  # samples that earlier means have used
         self._parts: list[Weighted] = []
 
@@ -54,18 +49,8 @@ class Weighted(Reducer):
         """The traits of the reducer inside. Each tensor has its own count of samples, so this one remembers."""
         return ReducerTraits(exact=self.inner.traits.exact, remembers=True, rounding=self.inner.traits.rounding)
 
-    @property
-    def samples(self) -> float:
-        """The samples that this rank has seen since the start. The loop adds to it."""
-        return self._seen.samples
-
-    @samples.setter
-    def samples(self, count: float) -> None:
-        self._seen.samples = count
-
     def for_tensor(self, shapes: Sequence[torch.Size]) -> "Weighted":
-        part = Weighted(self.inner.for_tensor(shapes))
-        part._seen = self._seen
+        part = Weighted(self.inner.for_tensor(shapes), self._root)
         self._parts.append(part)
         return part
 
@@ -74,11 +59,12 @@ class Weighted(Reducer):
         return [count, *self.inner.traffic(shapes, itemsize, ranks)]
 
     def start(self, tensor: Tensor, comm: Comm) -> Finish:
-        mine, self._counted = self.samples - self._counted, self.samples
+        seen = self._root.samples
+        mine, self._counted = seen - self._counted, seen
         total = torch.tensor([mine], dtype=torch.float64, device=comm.device)
         comm.all_reduce_(total)
-        if (seen := total.item()) > 0:
-            tensor.mul_(mine * comm.size / seen)
+        if (of_all := total.item()) > 0:
+            tensor.mul_(mine * comm.size / of_all)
         return self.inner.start(tensor, comm)
 
     def state_dict(self) -> dict[str, Any]:
