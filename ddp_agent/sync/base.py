@@ -154,6 +154,10 @@ class SyncStrategy:
                 topology.world.broadcast_(tensor)
         for hook in _NEED_SETUP:
             vars(self).pop(hook, None)
+        return self._set_up(model)
+
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        """Create the mode's own state, and return the module that forward is called on: for subclasses to extend."""
         return model
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:

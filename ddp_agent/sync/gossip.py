@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.problems import Problem, RunFacts
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
@@ -57,8 +55,8 @@ class Gossip(Periodic):
             problems.append(Problem("sync.graph", text))
         return problems
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self._rounds = 0
         return model
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
@@ -70,11 +68,11 @@ class Hierarchical(Paced):
             )
         return [*(replace(each, group="node") for each in inside), *super().traffic(run, reducer)]
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self._gradients = None
-        if self.node_period == 1 and topology.node.size > 1:
-            self._gradients = overlapping(model, self._flat, reducer, topology.node)
+        if self.node_period == 1 and self._topology.node.size > 1:
+            self._gradients = overlapping(model, self._flat, self._reducer, self._topology.node)
         return self._gradients.module if self._gradients else model
 
     def backward_context(self, step: int, last_micro_batch: bool) -> AbstractContextManager[None]:

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.fields import PositiveInt
 from ddp_agent.distributed.comm import mean_
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
@@ -51,8 +49,8 @@ class Paced(SyncStrategy):
     def traits(self) -> SyncTraits:
         return replace(self._traits, merges_optimizer_state=self.optimizer_state != "local")
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self._current_period = self._base_period
         self._begin_period(self._first_step)
         return model
@@ -164,10 +162,10 @@ class Anchored(Periodic):
     _changes: Reducer = field(init=False, repr=False)
     _pseudo_gradient: Tensor = field(init=False, repr=False)
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self.anchor = self._flat.parameters.clone()
-        self._changes = reducer.for_tensor(self._flat.shapes)
+        self._changes = self._reducer.for_tensor(self._flat.shapes)
         self._pseudo_gradient = torch.empty_like(self.anchor)  # kept: a fresh one costs as much as averaging it
         return model
 
@@ -203,8 +201,8 @@ class AnchoredWithMomentum(Anchored):
 
     _momentum: Tensor = field(init=False, repr=False)
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self._momentum = torch.zeros_like(self.anchor)
         return model
 

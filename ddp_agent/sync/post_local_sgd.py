@@ -5,11 +5,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.fields import NonNegativeInt
 from ddp_agent.config.problems import Problem, RunFacts
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.gradients import MeanGradients, overlapping, overlapping_traffic
@@ -40,9 +38,9 @@ class PostLocalSGD(LocalSGD):
         buffers = buffer_traffic(self.buffers, run) if run.steps <= self.switch_step else []
         return [*gradients, *buffers, *super().traffic(run, reducer)]
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
-        self._gradients = overlapping(model, self._flat, reducer, topology.world)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
+        self._gradients = overlapping(model, self._flat, self._reducer, self._topology.world)
         return self._gradients.module
 
     @property

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes, covered, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
@@ -80,12 +78,12 @@ class StreamingDiLoCo(Periodic):
         """Return a multiple of P, near `period`, that leaves each all-reduce its `delay` steps."""
         return self._count * max(self.delay + 1, round(period / self._count))
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self.anchor = self._flat.parameters.clone()
         self._momentum = torch.zeros_like(self.anchor)
         fragments = self._cut([name for name, _ in model.named_parameters()], self._flat.shapes)
-        self._streams = [Stream(fragment, reducer, self.anchor, self._momentum) for fragment in fragments]
+        self._streams = [Stream(fragment, self._reducer, self.anchor, self._momentum) for fragment in fragments]
         return model
 
     def _cut(self, names: Sequence[str], shapes: Sequence[torch.Size]) -> list[Fragment]:

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes, times
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
@@ -23,8 +21,8 @@ class AveragedGradients(SyncStrategy):
 
     _gradients: MeanGradients = field(init=False, repr=False)
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        model = super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
+        model = super()._set_up(model)
         self._gradients = self._averaging(model)
         return self._gradients.module
 

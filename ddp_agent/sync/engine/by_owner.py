@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.distributed.comm import mean_
 from ddp_agent.distributed.consistency import ReplicatedTensor
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers import Dense, Reducer
 from ddp_agent.sync.base import SyncStrategy, SyncTraits
@@ -94,17 +92,17 @@ class ByOwner(SyncStrategy):
     def _flats(self) -> list[Flat]:
         return [mode._flat for mode in self._modes.values()]
 
-    def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
-        super().setup(model, optimizer, topology, reducer)
+    def _set_up(self, model: nn.Module) -> nn.Module:
         self._modes, self._heads = {}, {}
         forward = model
-        for head, ranks in {"": tuple(range(topology.world.size)), **self.owners}.items():
+        for head, ranks in {"": tuple(range(self._topology.world.size)), **self.owners}.items():
             try:
                 part = Part(forward, model, self._flat, partial(self._belongs, head))
-                if among := topology.among(ranks):
+                if among := self._topology.among(ranks):
                     mode = replace(self.mode) if head else self.mode
                     # A head of one owner does not travel: exact. Modes that average inside backward wrap each other.
-                    wrapped = mode.setup(part, optimizer, among, reducer if among.world.size > 1 else Dense())
+                    reducer = self._reducer if among.world.size > 1 else Dense()
+                    wrapped = mode.setup(part, self._optimizer, among, reducer)
                     forward = forward if wrapped is part else wrapped
                     self._modes[head] = mode
                 else:
