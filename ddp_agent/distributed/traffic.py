@@ -51,11 +51,6 @@ def total_bytes(collectives: Iterable[Collective]) -> float:
     return sum(each.calls * each.payload_bytes for each in collectives)
 
 
-def total_wire_bytes(collectives: Iterable[Collective]) -> float:
-    """Return what a rank sends in all collectives under bandwidth-optimal algorithms (of a broadcast, its source)."""
-    return sum(each.calls * wire_bytes(each.kind, each.ranks, each.payload_bytes) for each in collectives)
-
-
 def wire_bytes(kind: Kind, ranks: int, payload_bytes: float) -> float:
     """Return what one rank sends of a payload under a bandwidth-optimal algorithm. An exchange is with one peer."""
     if ranks == 1:

@@ -33,7 +33,7 @@ class TopK(ErrorFeedback):
             raise ValueError(
                 f"{self}: found a tensor of {tensor.numel()} numbers, expected less than 2^31 (int32 indices)"
             )
-        count = math.ceil(self.ratio * tensor.numel())
+        count = math.ceil(self.ratio * size)
         indices = _largest(residual.abs(), count)
         values = residual[indices]
         residual.index_fill_(0, indices, 0)

@@ -111,15 +111,12 @@ class SyncStrategy:
     def _reducer_problem(self, reducer: Reducer) -> str | None:
         """Return why this mode cannot work with `reducer`, and a remedy; None when it can."""
         mode, traits, of_reducer = type(self).__name__, self.traits, reducer.traits
-        if traits.sends == "parameters" and not of_reducer.exact:
+        if traits.sends == "parameters" and (of_reducer.needs_zeros or not of_reducer.exact):
+            damaged = f"a lossy reducer ({reducer}) would damage"
+            useless = f"are never zero, so {reducer} would save nothing"
             return (
-                f"{mode} sends raw parameters, which a lossy reducer ({reducer}) would damage; use reducer=dense, or "
-                f"sync=parameter_update sync.combine=mean, the same average sent as changes"
-            )
-        if traits.sends == "parameters" and of_reducer.needs_zeros:
-            return (
-                f"{mode} sends raw parameters, which are never zero, so {reducer} would save nothing; use "
-                f"reducer=dense, or sync=parameter_update sync.combine=mean, the same average sent as changes"
+                f"{mode} sends raw parameters, which {useless if of_reducer.exact else damaged}; use reducer=dense, or "
+                "sync=parameter_update sync.combine=mean, the same average sent as changes"
             )
         if traits.averages_in_backward and of_reducer.remembers and not of_reducer.works_in_buckets:
             return (
@@ -232,14 +229,11 @@ class SyncStrategy:
         return None
 
     def _all_replicated(self, step: int) -> list[ReplicatedTensor]:
-        """Return `_replicated`, and the tensors that only some ranks hold alike."""
+        """Return the tensors that several ranks hold equal, bit for bit, after `step`."""
         return [ReplicatedTensor(self._replicated(step), range(self._topology.world.size))]
 
     def _mean_(self, everything: Tensor) -> None:
-        """Average a tensor laid out like `Flat.everything` over the ranks that train each part of it.
-
-        A collective that is not counted.
-        """
+        """Average a tensor laid out like `Flat.everything` over the ranks that train each part. Not counted."""
         with self._topology.world.uncounted():
             mean_(everything, self._topology.world)
 

@@ -48,11 +48,8 @@ class Gossip(Periodic):
         problems, ranks = super().problems(run), run.world_size or 1
         if self.graph == "exponential" and ranks & (ranks - 1):
             below = 1 << (ranks.bit_length() - 1)
-            text = (
-                f"found exponential among {ranks} ranks, expected a power of two such as {below} or {2 * below}; or "
-                "use sync.graph=ring"
-            )
-            problems.append(Problem("sync.graph", text))
+            text = f"found exponential among {ranks} ranks, expected a power of two such as {below} or {2 * below}"
+            problems.append(Problem("sync.graph", f"{text}; or use sync.graph=ring"))
         return problems
 
     def _set_up(self, model: nn.Module) -> nn.Module:

@@ -63,9 +63,8 @@ class Hierarchical(Paced):
             inside = overlapping_traffic(node, reducer)
         else:
             means = [*optimizer_traffic(self.optimizer_state, node), *averaging_traffic(self.buffers, reducer, node)]
-            inside = times(
-                means, run.steps // self.node_period - run.steps // math.lcm(self.node_period, self.global_period)
-            )
+            both = math.lcm(self.node_period, self.global_period)
+            inside = times(means, run.steps // self.node_period - run.steps // both)
         return [*(replace(each, group="node") for each in inside), *super().traffic(run, reducer)]
 
     def _set_up(self, model: nn.Module) -> nn.Module:

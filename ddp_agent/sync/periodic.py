@@ -79,12 +79,15 @@ class Paced(SyncStrategy):
         if step > self._synced_step:
             self._synchronise(step)
 
-    @torch.no_grad()
     def _synchronise(self, step: int) -> None:
+        self._end_period(step)
+        self._syncs += 1
+
+    @torch.no_grad()
+    def _end_period(self, step: int) -> None:
         drift = self._drift() if self.cadence.traits.measures_drift else None
         self.merge_parameters_()
         merge_optimizer_state_(self._optimizer, self._flat, self.optimizer_state, self._topology.world)
-        self._syncs += 1
         self._begin_period(step, drift)
 
     def _begin_period(self, step: int, drift: float | None = None) -> None:

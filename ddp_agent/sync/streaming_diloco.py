@@ -14,7 +14,7 @@ from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.base import SyncTraits
 from ddp_agent.sync.diloco import outer_sgd_
 from ddp_agent.sync.engine.fragments import Fragment, Stream, by_modules, equal_cuts
-from ddp_agent.sync.engine.state_policies import buffer_traffic, merge_buffers_, merge_optimizer_state_
+from ddp_agent.sync.engine.state_policies import buffer_traffic, merge_buffers_
 from ddp_agent.sync.periodic import Periodic
 
 
@@ -145,11 +145,9 @@ class StreamingDiLoCo(Periodic):
             outer_sgd_(anchor, momentum, change, self.outer_lr, self.outer_momentum, self.nesterov)
         self._syncs += 1
 
-    def _end_period(self, step: int) -> None:
-        drift = self._drift() if self.cadence.traits.measures_drift else None
+    def merge_parameters_(self) -> None:
+        """Merge buffers only: fragments are averaged within a period."""
         merge_buffers_(self._flat, self.buffers, self._topology.world)
-        merge_optimizer_state_(self._optimizer, self._flat, self.optimizer_state, self._topology.world)
-        self._begin_period(step, drift)
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:

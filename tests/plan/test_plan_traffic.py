@@ -8,8 +8,9 @@ import pytest
 from pieces import MODES as PIECES
 from pieces import REDUCERS
 from planned_runs import MODES, STEPS, TENSOR, World, seconds, sweep, write
+from wire_totals import total_wire_bytes
 
-from ddp_agent.distributed.traffic import Collective, RunSizes, to_plain, total_bytes, total_wire_bytes
+from ddp_agent.distributed.traffic import Collective, RunSizes, to_plain, total_bytes
 from ddp_agent.plan.__main__ import main
 from ddp_agent.plan.measured import Measured, labels_of, measure, read
 from ddp_agent.plan.traffic import loads

@@ -7,10 +7,11 @@ import pytest
 import torch
 from rank_pool import RankPool
 from reducer_cases import FP32, FP64, MAKE, SHAPES, SIZE, SIZES, averaged, pool_of, values
+from wire_totals import total_wire_bytes
 
 from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.process_group_comm import world_comm
-from ddp_agent.distributed.traffic import Collective, total_bytes, total_wire_bytes
+from ddp_agent.distributed.traffic import Collective, total_bytes
 from ddp_agent.reducers import Dense, Int8, PowerSGD, Reducer, Sign, TopK
 
 

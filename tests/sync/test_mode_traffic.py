@@ -9,10 +9,11 @@ from loops import Loop, norm_net, sgd
 from mode_cases import NORM_FLOATS, NORM_INTEGERS, NORM_PARAMETERS, PAIRS, STEPS, TRAITS, count
 from pieces import REDUCERS
 from rank_pool import RankPool
+from wire_totals import total_wire_bytes
 
 from ddp_agent.distributed.ledger import CommStats
 from ddp_agent.distributed.topology import Topology
-from ddp_agent.distributed.traffic import Collective, from_plain, to_plain, total_bytes, total_wire_bytes
+from ddp_agent.distributed.traffic import Collective, from_plain, to_plain, total_bytes
 from ddp_agent.sync import (
     DiLoCo,
     Gossip,

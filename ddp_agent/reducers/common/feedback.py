@@ -47,11 +47,8 @@ class ErrorFeedback(Reducer, ABC):
         finish = self.transmit(flat, self.residual.add_(flat), comm)
 
         def finish_and_forget() -> None:
-            """Drop numbers that are not finite: the result has shown them, and they must not come back in every call.
-
-            fp16 gradients overflow now and then.
-            """
             finish()
+            # fp16 gradients overflow now and then. The result has shown it, and it must not come back in every call.
             for name in self.kept:
                 if (kept := getattr(self, name)) is not None:
                     kept.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -90,10 +87,9 @@ class ErrorFeedback(Reducer, ABC):
             state = state | {"parts": [replace(self).state_dict() for _ in self.parts]}
         if len(state["parts"]) != len(self.parts):
             raise ValueError(f"{self}: found the state of {len(state['parts'])} tensors, expected {len(self.parts)}")
-        sizes = {} if self.shapes is None else self.sizes(self.shapes)
-        for name in self.kept:
-            if name in sizes and state[name] is not None:
-                self._check_size(name, state[name], sizes[name])
+        for name, size in ({} if self.shapes is None else self.sizes(self.shapes)).items():
+            if state.get(name) is not None:
+                self._check_size(name, state[name], size)
         for name in self.kept:
             setattr(self, name, None if state[name] is None else state[name].clone())
         for part, saved in zip(self.parts, state["parts"], strict=True):

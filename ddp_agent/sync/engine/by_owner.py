@@ -67,11 +67,8 @@ class ByOwner(SyncStrategy):
                 problems.append(Problem("owners", text))
                 continue
             among = RunFacts(world_size=len(ranks), ranks_per_node=run.ranks_per_node)
-            problems += [
-                replace(problem, text=f"{problem.text} (these are the ranks that train {head})")
-                for problem in self.mode.problems(among)
-                if problem.fatal
-            ]
+            fatal = [problem for problem in self.mode.problems(among) if problem.fatal]
+            problems += [replace(each, text=f"{each.text} (these are the ranks that train {head})") for each in fatal]
         return [*problems, *self.mode.problems(run)]
 
     def traffic(self, run: RunSizes, reducer: Reducer) -> list[Collective]:

@@ -45,11 +45,7 @@ class OverlappedGradients:
             warnings.simplefilter("ignore", FutureWarning)
             # No broadcast of buffers: Comm would not count it, and buffers have a policy. Weights are equal already.
             self._ddp = DistributedDataParallel(
-                model,
-                process_group=group,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                init_sync=False,
+                model, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True, init_sync=False
             )
         self.module = self._ddp
         device = next(model.parameters()).device

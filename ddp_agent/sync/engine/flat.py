@@ -36,7 +36,8 @@ class Flat:
         homed = [buffer for buffer in buffers.values() if buffer.dtype == first.dtype]
         everything = rehome([*named.values(), *homed], first.dtype, first.device)
         count = sum(parameter.numel() for parameter in named.values())
-        self._describe(named, buffers, everything[:count], everything[count:], [everything])
+        self.stretches = [everything]
+        self._describe(named, buffers, everything[:count], everything[count:])
 
     @classmethod
     def of(cls, module: nn.Module) -> "Flat":
@@ -51,7 +52,8 @@ class Flat:
         parameters = self._stretch(list(named.values()))
         homed = self._stretch([buffer for buffer in buffers.values() if buffer.dtype == parameters.dtype])
         part = Flat.__new__(Flat)
-        part._describe(named, buffers, parameters, homed, [parameters, homed] if homed.numel() else [parameters])
+        part.stretches = [parameters, homed] if homed.numel() else [parameters]
+        part._describe(named, buffers, parameters, homed)
         return part
 
     def _stretch(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -63,14 +65,9 @@ class Flat:
         return self.everything[start:end]
 
     def _describe(
-        self,
-        named: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        parameters: Tensor,
-        homed: Tensor,
-        stretches: list[Tensor],
+        self, named: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], parameters: Tensor, homed: Tensor
     ) -> None:
-        self.named, self.parameters, self.buffers, self.stretches = dict(named), parameters, homed, stretches
+        self.named, self.parameters, self.buffers = dict(named), parameters, homed
         self.others = [buffer for buffer in buffers.values() if buffer.dtype != parameters.dtype]
         start = parameters.storage_offset()
         self._places = [(p.size(), p.stride(), p.storage_offset() - start) for p in named.values()]

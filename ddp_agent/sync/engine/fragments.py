@@ -116,11 +116,8 @@ def by_modules(names: Sequence[str], shapes: Sequence[torch.Size], groups: Seque
         mine = [index for index, owner in enumerate(owners) if owner == [number]]
         spans: list[tuple[int, int]] = []
         for index in mine:
-            start, stop = ends[index], ends[index + 1]
-            if spans and spans[-1][1] == start:
-                spans[-1] = (spans[-1][0], stop)
-            else:
-                spans.append((start, stop))
+            adjacent = bool(spans) and spans[-1][1] == ends[index]
+            spans.append((spans.pop()[0] if adjacent else ends[index], ends[index + 1]))
         fragments.append(Fragment(tuple(spans), tuple(shapes[index] for index in mine)))
     return fragments
 
