@@ -29,10 +29,8 @@ class TopK(ErrorFeedback):
         return [Collective(kind="all_gather", payload_bytes=packet, ranks=ranks)]
 
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:
-        if tensor.numel() >= 2**31:
-            raise ValueError(
-                f"{self}: found a tensor of {tensor.numel()} numbers, expected less than 2^31 (int32 indices)"
-            )
+        if (size := tensor.numel()) >= 2**31:
+            raise ValueError(f"{self}: found a tensor of {size} numbers, expected less than 2^31 (int32 indices)")
         count = math.ceil(self.ratio * size)
         indices = _largest(residual.abs(), count)
         values = residual[indices]

@@ -96,7 +96,7 @@ class Paced(SyncStrategy):
         self._synced_step, self._current_period = step, self._fitting(self.cadence.next_period(now))
 
     def _fitting(self, period: int) -> int:
-        """Return the period that this mode can have which is nearest to the one that the cadence wants."""
+        """Return the period nearest to `period` that this mode can have."""
         return period
 
     def _drift(self) -> float:

@@ -151,7 +151,7 @@ class StreamingDiLoCo(Periodic):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Return the state. Of a fragment under way it has the mean, after its arrival: a resume applies it on time."""
+        """Return the state. It waits for fragments under way and holds their means, which a resume applies on time."""
         return super().state_dict() | {
             "anchor": self.anchor.clone(),
             "momentum": self._momentum.clone(),

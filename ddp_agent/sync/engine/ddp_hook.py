@@ -81,10 +81,9 @@ class OverlappedGradients:
             )
 
     def _of(self, bucket: GradBucket) -> Reducer:
-        """Return the reducer for a bucket. The buckets of the first backward are averaged exactly.
+        """Return the reducer for a bucket: an exact one in the first backward, after which DDP regroups its buckets.
 
-        DDP regroups its buckets after the first backward and keeps them from the second on. A resume must run two
-        backward passes before it loads a state (`Trainer.rehearse`).
+        So a resume must run two backward passes before it loads a state (`Trainer.rehearse`).
         """
         if not self._reducer.traits.remembers:
             return self._reducer

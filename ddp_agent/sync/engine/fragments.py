@@ -136,9 +136,7 @@ def _to_row(position: int, shapes: Sequence[torch.Size], ends: Sequence[int]) ->
 
 
 def _within(start: int, stop: int, shapes: Sequence[torch.Size], ends: Sequence[int]) -> tuple[torch.Size, ...]:
-    inside = []
-    for shape, first, last in zip(shapes, ends, ends[1:], strict=False):
-        length = min(stop, last) - max(start, first)
-        if length > 0:
-            inside.append(torch.Size([length // shape[1:].numel(), *shape[1:]]))
-    return tuple(inside)
+    """Return the shapes of the blocks of rows between `start` and `stop`."""
+    lengths = [min(stop, last) - max(start, first) for first, last in pairwise(ends)]
+    blocks = [(length, shape[1:]) for length, shape in zip(lengths, shapes, strict=True) if length > 0]
+    return tuple(torch.Size([length // row.numel(), *row]) for length, row in blocks)

@@ -27,19 +27,13 @@ class MeanGradients(Protocol):
 
 
 class FlatGradients:
-    """Gradients as one tensor in parameter order. Backward adds to its views, so nothing is packed.
-
-    The order never changes, so that the error of a lossy reducer comes back to the same parameter, also after a resume.
-    """
+    """Gradients as one tensor, which never changes its order. Backward adds to its views, so nothing is packed."""
 
     def __init__(self, model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> None:
         self.module = model
         self.tensor = torch.zeros_like(flat.parameters)
-        self._views = {
-            parameter: view
-            for parameter, view in zip(model.parameters(), flat.views_of(self.tensor), strict=True)
-            if parameter.requires_grad
-        }
+        views = zip(model.parameters(), flat.views_of(self.tensor), strict=True)
+        self._views = {parameter: view for parameter, view in views if parameter.requires_grad}
         self._reducer = reducer.for_tensor(flat.shapes)
         self._comm = comm
 
