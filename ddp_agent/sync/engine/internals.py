@@ -8,7 +8,7 @@ from ddp_agent.sync.engine.flat import Flat
 class Internals:
     """Access to a mode that is set up, for trainer, checkpoint and diagnostics. A user's own loop needs none of it.
 
-    Its methods are the strategy's private ones of the same names, which describe them.
+    Its methods are the strategy's private ones of these names (`replicated`: `_all_replicated`), which describe them.
     """
 
     def __init__(self, sync: SyncStrategy) -> None:
