@@ -35,15 +35,12 @@ from ddp_agent.outputs.tensorboard import History
 from ddp_agent.outputs.tracking import MetricsLog, TensorBoard
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training.checkpoints import Checkpoints
-from ddp_agent.training.export_model import export_model
-from ddp_agent.training.model import create_model
+from ddp_agent.training.checkpoints import Checkpoints, fingerprint, resume
+from ddp_agent.training.model import assign_tasks, create_model, partition
 from ddp_agent.training.previews import Previews
-from ddp_agent.training.resume import fingerprint, resume
+from ddp_agent.training.results import export_model, hparams, summarise
 from ddp_agent.training.session import Session, TrainSetup
 from ddp_agent.training.settings import Settings, check_against_data, parse
-from ddp_agent.training.summarise import hparams, summarise
-from ddp_agent.training.task_assignment import assign_tasks, partition
 from ddp_agent.training.trainer import Outcome, Trainer
 
 if TYPE_CHECKING:

@@ -1,10 +1,25 @@
-"""When and how a run's state is saved."""
+"""A run's state is saved here, and loaded when the run continues."""
 
+import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer
-from ddp_agent.training.scoring import Scored
+from ddp_agent.config.redaction import redacted
+from ddp_agent.data.task import Task
+from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.outputs.run_files import RunFiles
+from ddp_agent.training.evaluate import Scored
 from ddp_agent.training.session import Session, settle_stragglers
+from ddp_agent.training.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A resumed run must have these in common with its checkpoint.
+GROUPS = ("model", "slicing", "sync", "cadence", "reducer", "optimizer", "schedule")
+OPTIONS = ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
 
 
 class Checkpoints:
@@ -52,3 +67,76 @@ class Checkpoints:
         if self.writer is not None:
             with self._session.clock.phase("checkpoint"):
                 self.writer.wait()
+
+
+def fingerprint(settings: Settings, task: Task, replicas: int | None) -> dict[str, Any]:
+    """Return the settings that a checkpoint shares with every run that may continue from it."""
+    return {
+        **redacted({group: settings.cfg[group] for group in GROUPS}),
+        "data_sha256": task.data.sha256,
+        **{key: getattr(settings.options, key) for key in OPTIONS},
+        **({"replicas": replicas} if replicas is not None else {}),
+    }
+
+
+def resume(session: Session, fingerprint: Mapping[str, Any], directory: Path, attempt: int) -> Path | None:
+    """Load the state to continue from, if there is one. Return the run directory where it was looked for last.
+
+    A run that torchrun restarted (`attempt` > 0) continues from its own newest complete checkpoint in `directory`, any
+    other from the one that `resume=` names. A restarted run without a checkpoint starts from scratch. A collective.
+    """
+    own, other = directory if attempt > 0 else None, session.setup.options.resume
+    source = own or other
+    if source is None:
+        return None
+    step = load_state(session, source, fingerprint)
+    if step == 0 and own and other:
+        source, step = other, load_state(session, other, fingerprint)
+    if step == 0:
+        if other:
+            raise CheckpointError(f"resume: {RunFiles(other).checkpoints} holds no complete checkpoint")
+        log.info("attempt %d starts from scratch: no complete checkpoint in %s", attempt, source)
+        return source
+    total_steps = session.setup.total_steps
+    if step > total_steps:
+        raise ConfigError(f"max_steps: found {total_steps}, expected at least the checkpoint's step {step}")
+    log.info("resumed from step %d of %s", step, source)
+    return source
+
+
+def load_state(session: Session, run_dir: Path, fingerprint: Mapping[str, Any]) -> int:
+    """Load the newest complete checkpoint of a run and return its step, or 0 if there is none. A collective."""
+    setup = session.setup
+    loaded = load(
+        RunFiles(run_dir).checkpoints,
+        comm=setup.topology.world,
+        fingerprint=fingerprint,
+        of_other_ranks=setup.options.resume_other_ranks,
+    )
+    if loaded is None:
+        return 0
+    rehearse(session)
+    try:
+        session.state.load_state_dict(loaded[1])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run_dir}: the checkpoint of step {loaded[0]} holds a state that this run cannot take "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return session.step
+
+
+def rehearse(session: Session) -> None:
+    """Run two passes and throw their results away.
+
+    DistributedDataParallel settles the order of its sums in the first pass, and uses it from the second on. Without
+    them a resumed run of three or more ranks would add in another order (a difference of 4e-8).
+    """
+    setup = session.setup
+    inputs, target = next(session.batches.steps(1, setup.total_steps))
+    with setup.topology.world.uncounted():
+        for _ in range(2):
+            with setup.sync.backward_context(1, last_micro_batch=True):
+                session.forward.loss(inputs, target).backward()
+            setup.sync.before_step(1)
+            setup.optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,9 @@
-"""Exact evaluation of a model, shared among the ranks."""
+"""Exact evaluation of the consensus model, shared among the ranks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,11 @@ from torch.utils.data import TensorDataset
 
 from ddp_agent.data.loader import Batch, stream
 from ddp_agent.data.task import Task
-from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.comm import Comm, mean_
+from ddp_agent.outputs.confusion import values as class_accuracies
+from ddp_agent.outputs.observer import Evaluation, Observer, stamped
+from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training.session import Session, settle_stragglers
 
 BATCH = 512  # samples of one forward pass
 MOST_CLASSES = 1024  # with more, confusion is not counted: its table would take more than 8 MB
@@ -26,37 +31,6 @@ class Scores:
     more: Mapping[str, float]
     confusion: Tensor | None = field(default=None, compare=False)
     """Samples by class and by guess, int64 [classes, classes]. None for data without classes or with too many."""
-
-
-@dataclass
-class BestScore:
-    """The best metric so far, and what it took to reach the target. Not reached is None, never a large number."""
-
-    best_metric: float | None = None
-    time_to_target_s: float | None = None
-    bytes_to_target: int | None = None
-    steps_to_target: int | None = None
-
-    def note(
-        self, metric: float, target: float | None, *, higher_is_better: bool, step: int, costs: Mapping[str, float]
-    ) -> bool:
-        """Take in the evaluation after `step`, which cost `train_s` and `payload_bytes`. Return whether it is best."""
-        better = max if higher_is_better else min
-        improved = self.best_metric is None or better(self.best_metric, metric) != self.best_metric
-        self.best_metric = metric if improved else self.best_metric
-        if self.steps_to_target is None and target is not None and better(metric, target) == metric:
-            self.steps_to_target = step
-            self.time_to_target_s, self.bytes_to_target = costs["train_s"], int(costs["payload_bytes"])
-        return improved
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class Evaluator:
@@ -137,8 +111,72 @@ def inference(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def recalibrate_(model: nn.Module, inputs: Iterator[Tensor]) -> None:
-    """Estimate BatchNorm statistics from scratch as plain averages over `inputs`. torch's random streams are kept."""
-    devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
-        torch.optim.swa_utils.update_bn(inputs, model)
+@dataclass(frozen=True)
+class Scored:
+    """The last evaluation. `best`: its metric was the best so far."""
+
+    step: int
+    metric: float
+    best: bool
+
+
+class Scorer:
+    """Evaluation of the consensus model, and if asked of its moving average and of rank 0's own model."""
+
+    def __init__(self, session: Session, observers: Sequence[Observer] = ()) -> None:
+        self.latest: Scored | None = None
+        self._session, self._observers = session, observers
+        setup = session.setup
+        self._evaluate = Evaluator(setup.task, setup.topology.world, setup.device)
+
+    def score(self, step: int) -> Scores:
+        """Return the scores after `step` and show them to the observers. A collective."""
+        session, setup, autocast = self._session, self._session.setup, self._session.forward.autocast
+        options, sync, module = setup.options, setup.sync, setup.module
+        session.compare_ranks()
+        settle_stragglers(setup.topology)
+        values: dict[str, float | None] = {}
+        if not options.consensus_every:
+            values["consensus_distance"] = sync.consensus_distance()
+        if options.evaluate_own and setup.topology.world.rank == 0:
+            values |= self._named("own_test_{}", self._evaluate(module, autocast, alone=True))
+        with sync.eval_weights():
+            if sync.buffers == "recalibrate":
+                recalibrate(session)
+            scores = self._evaluate(module, autocast)
+            values |= self._named("test_{}", scores)
+            per_class = class_accuracies(scores.confusion, setup.task.presentation.class_names)
+            if session.ema:
+                with session.ema.eval_weights(internals(sync).mean_) as averaged:
+                    values |= self._named("ema_test_{}", self._evaluate(averaged, autocast))
+            costs = session.costs()
+            higher_is_better = setup.task.objective.higher_is_better
+            best = session.best.note(
+                scores.metric, options.target, higher_is_better=higher_is_better, step=step, costs=costs
+            )
+            self.latest = Scored(step, scores.metric, best)
+            shown = Evaluation(
+                step=step, values=stamped(values | per_class | costs), model=module, confusion=scores.confusion
+            )
+            for observer in self._observers:
+                observer.evaluated(shown)
+        setup.topology.world.barrier()  # else the time of rank 0's observers would count as others' communication
+        return scores
+
+    def _named(self, pattern: str, scores: Scores) -> dict[str, float]:
+        values = {"loss": scores.loss, self._session.setup.task.objective.metric_name: scores.metric, **scores.more}
+        return {pattern.format(name): value for name, value in values.items()}
+
+
+def recalibrate(session: Session) -> None:
+    """Estimate BatchNorm statistics of the consensus weights from scratch, and average them over ranks.
+
+    They are plain averages over each rank's first batches. torch's random streams are kept.
+    """
+    setup = session.setup
+    world = setup.topology.world
+    few = islice(session.batches.steps(1, setup.total_steps), setup.options.recalibrate_batches)  # fewer in a short run
+    with torch.random.fork_rng(devices=[setup.device] if setup.device.type == "cuda" else []):
+        torch.optim.swa_utils.update_bn((setup.task.data.transformed(inputs) for inputs, _ in few), setup.module)
+    with world.uncounted():
+        mean_(internals(setup.sync).flat.buffers, world)

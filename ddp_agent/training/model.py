@@ -1,17 +1,24 @@
-"""The model of a run, made for its data."""
+"""The model of a run, made for its data, and the tasks of it that each rank trains."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ddp_agent.config.fields import REQUIRED, parameters
 from ddp_agent.config.registry import build, is_own, locate
+from ddp_agent.data.multi_task_labels import loss_of
+from ddp_agent.data.slicing.base import Slicing
+from ddp_agent.data.slicing.tasks import Owners
 from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.common.meta_build import build_on_meta
-from ddp_agent.models.common.multi_task import with_heads
+from ddp_agent.models.common.multi_task import MultiTask, with_heads
 from ddp_agent.rng import seed_everything
+from ddp_agent.sync.base import SyncStrategy
+from ddp_agent.sync.engine.by_owner import ByOwner
+from ddp_agent.training.evaluate import inference
 from ddp_agent.training.settings import RUNTIME, Settings
 
 
@@ -45,3 +52,44 @@ def model_parameters(settings: Settings) -> dict[str, Any]:
     """Return the parameters of the model's constructor: name to default."""
     target = locate("model", settings.model["name"], settings.options.trusted_packages)
     return {name: parameter.default for name, parameter in parameters(target).items()}
+
+
+def assign_tasks(slicing: Slicing, task: Task, model: nn.Module, ranks: int) -> Owners:
+    """Return the ranks that train each task; empty for data with one task."""
+    if not isinstance(model, MultiTask):
+        return {}
+    costs = head_flops(model, task) if slicing.deal == "by_cost" else dict.fromkeys(model.heads, 0)
+    return slicing.assign_tasks(costs, ranks)
+
+
+def head_flops(model: MultiTask, task: Task) -> dict[str, int]:
+    """Return the cost of each head per sample, in multiplications and additions of a forward pass.
+
+    It is counted, not timed, since all ranks and all attempts of a run must find the same numbers.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # most runs do not need it
+
+    inputs = task.data.train[0][0].unsqueeze(0)
+    flops = {}
+    with inference(model):
+        features = model.trunk(task.data.transformed(inputs))
+        for name, head in model.heads.items():
+            with FlopCounterMode(display=False) as counter:
+                head(features)
+            flops[name] = counter.get_total_flops()
+    return flops
+
+
+def partition(task: Task, model: nn.Module, sync: SyncStrategy, owners: Owners, rank: int) -> tuple[Task, SyncStrategy]:
+    """Return the task and the sync mode of `rank`. They differ from the given ones if ranks train different tasks.
+
+    The tasks of this rank and their weights are set in `model.trained`. The trunk's gradient is a mean over all ranks,
+    in which a task counts in proportion to the ranks that train it. The weights undo that: all tasks count the same, as
+    if every rank trained all of them.
+    """
+    ranks = len({owner for owners_of_task in owners.values() for owner in owners_of_task})
+    if not isinstance(model, MultiTask) or all(len(some) == ranks for some in owners.values()):
+        return task, sync
+    model.trained = {name: ranks / len(some) for name, some in owners.items() if rank in some}
+    mine = replace(task, objective=replace(task.objective, train_loss=loss_of(task.subtasks, list(model.trained))))
+    return mine, ByOwner(mode=sync, owners={f"heads.{name}": some for name, some in owners.items()})

@@ -23,13 +23,12 @@ from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.batches import Batches, share_of
 from ddp_agent.training.clock import Clock, Meter
 from ddp_agent.training.ema import EMA
-from ddp_agent.training.evaluate import BestScore
 from ddp_agent.training.forward import Forward
 from ddp_agent.training.link_bytes import Link
 from ddp_agent.training.nan_guard import nan_guard
 from ddp_agent.training.rank_diagnostics import Diagnostics
 from ddp_agent.training.schedules import Schedule
-from ddp_agent.training.state import Position, State, Stateful
+from ddp_agent.training.state import BestScore, Position, State, Stateful
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,37 @@ class Position:
         return loss
 
 
+@dataclass
+class BestScore:
+    """The best metric so far, and what it took to reach the target. Not reached is None, never a large number."""
+
+    best_metric: float | None = None
+    time_to_target_s: float | None = None
+    bytes_to_target: int | None = None
+    steps_to_target: int | None = None
+
+    def note(
+        self, metric: float, target: float | None, *, higher_is_better: bool, step: int, costs: Mapping[str, float]
+    ) -> bool:
+        """Take in the evaluation after `step`, which cost `train_s` and `payload_bytes`. Return whether it is best."""
+        better = max if higher_is_better else min
+        improved = self.best_metric is None or better(self.best_metric, metric) != self.best_metric
+        self.best_metric = metric if improved else self.best_metric
+        if self.steps_to_target is None and target is not None and better(metric, target) == metric:
+            self.steps_to_target = step
+            self.time_to_target_s, self.bytes_to_target = costs["train_s"], int(costs["payload_bytes"])
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
 @dataclass(kw_only=True)
 class State:
     """The state of one rank. A run that is resumed from it continues bit for bit.

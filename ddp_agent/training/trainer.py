@@ -26,8 +26,7 @@ from ddp_agent.errors import PreemptedError
 from ddp_agent.outputs.observer import Observer, stamped
 from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.checkpoints import Checkpoints
-from ddp_agent.training.evaluate import Scores
-from ddp_agent.training.scoring import Scorer
+from ddp_agent.training.evaluate import Scorer, Scores
 from ddp_agent.training.session import Session
 
 

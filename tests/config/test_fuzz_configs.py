@@ -23,10 +23,10 @@ from ddp_agent.data.task import Data, Objective, Task
 from ddp_agent.distributed.consistency import config_sha256
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.sync.cadences.base import CadenceContext
+from ddp_agent.training.checkpoints import load_state
 from ddp_agent.training.model import create_model
-from ddp_agent.training.resume import load_state
+from ddp_agent.training.results import hparams
 from ddp_agent.training.settings import GROUPS, check_against_data, parse
-from ddp_agent.training.summarise import hparams
 
 SAMPLES = 90
 
@@ -199,8 +199,8 @@ def test_a_state_that_does_not_fit_is_refused_when_a_run_is_resumed(tmp_path: Pa
     session = mock.MagicMock()
     session.state.load_state_dict.side_effect = KeyError("weights")
     with (
-        mock.patch("ddp_agent.training.resume.load", return_value=(7, {})),
-        mock.patch("ddp_agent.training.resume.rehearse"),
+        mock.patch("ddp_agent.training.checkpoints.load", return_value=(7, {})),
+        mock.patch("ddp_agent.training.checkpoints.rehearse"),
         pytest.raises(RefusedError, match="of step 7 holds"),
     ):
         load_state(session, tmp_path, {})

@@ -24,9 +24,8 @@ from ddp_agent.data.task import Task
 from ddp_agent.errors import ConfigError
 from ddp_agent.models.common import multi_task as models
 from ddp_agent.training.evaluate import inference
-from ddp_agent.training.model import create_model
+from ddp_agent.training.model import create_model, head_flops
 from ddp_agent.training.settings import check_against_data, parse
-from ddp_agent.training.task_assignment import head_flops
 
 PARTED = ("slicing.tasks=partition",)
 NAMES = ("digit", "odd")
