@@ -12,7 +12,7 @@ from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.training.evaluate import Scored
-from ddp_agent.training.session import Session, settle_stragglers
+from ddp_agent.training.session import Session
 from ddp_agent.training.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,24 +43,19 @@ class Checkpoints:
         """
         if self.writer is None:
             return False
-        session = self._session
+        session, objective = self._session, self._session.setup.task.objective
         session.settle()
         session.state.position.finite_loss(session.setup.topology.world.rank)
         with session.clock.phase("checkpoint"):
             session.compare_ranks()
-            settle_stragglers(session.setup.topology)
-            self.writer.save(session.step, session.state.state_dict(), self._details(scored))
+            details = {  # for people and tools
+                "sync": type(session.setup.sync).__name__,
+                "metric_name": objective.metric_name,
+                "higher_is_better": objective.higher_is_better,
+                "metric": scored.metric if scored is not None and scored.step == session.step else None,
+            }
+            self.writer.save(session.step, session.state.state_dict(), details)
         return True
-
-    def _details(self, scored: Scored | None) -> dict[str, Any]:
-        """Return what people and tools may want to know; `metric` is the one at this very step, if there is one."""
-        task, step = self._session.setup.task, self._session.step
-        return {
-            "sync": type(self._session.setup.sync).__name__,
-            "metric_name": task.objective.metric_name,
-            "higher_is_better": task.objective.higher_is_better,
-            "metric": scored.metric if scored is not None and scored.step == step else None,
-        }
 
     def wait(self) -> None:
         """Return when the last checkpoint is on the disk."""

@@ -16,7 +16,7 @@ from ddp_agent.distributed.comm import Comm, mean_
 from ddp_agent.outputs.confusion import values as class_accuracies
 from ddp_agent.outputs.observer import Evaluation, Observer, stamped
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training.session import Session, settle_stragglers
+from ddp_agent.training.session import Session
 
 BATCH = 512  # samples of one forward pass
 MOST_CLASSES = 1024  # with more, confusion is not counted: its table would take more than 8 MB
@@ -41,12 +41,9 @@ class Evaluator:
     """
 
     def __init__(self, task: Task, comm: Comm, device: torch.device) -> None:
-        self._task = task
-        self._comm = comm
-        self._device = device
-        count = task.data.test_count
-        self._starts = list(range(0, count, BATCH))
-        self._count = count
+        self._task, self._comm, self._device = task, comm, device
+        self._count = task.data.test_count
+        self._starts = range(0, self._count, BATCH)
         self._guess = task.objective.guess if task.objective.outputs <= MOST_CLASSES else None
         self._classes = task.objective.outputs if self._guess else 0
         self._resident: tuple[Tensor, ...] | None = None
@@ -73,7 +70,9 @@ class Evaluator:
                     output = model(inputs).float()
                 loss_sum = task.objective.loss(output, target).double() * len(output)
                 sums[batch] = torch.stack([loss_sum, *(metric(output, target).double().sum() for metric in metrics)])
-                self._count_(counts, output, target)
+                if self._guess and target.dim() == 1:  # not where a sample has several labels
+                    pairs = target * self._classes + self._guess(output)
+                    counts.scatter_add_(0, pairs, torch.ones_like(pairs))
         sums, counts = sums.to(self._comm.device), counts.to(self._comm.device)
         if not alone:
             with self._comm.uncounted():
@@ -84,11 +83,6 @@ class Evaluator:
         finished = task.objective.finish(metric) if task.objective.finish else metric
         confusion = counts.cpu().view(self._classes, self._classes) if counts.any() else None
         return Scores(loss, finished, dict(zip(task.objective.more_metrics, more, strict=True)), confusion)
-
-    def _count_(self, counts: Tensor, output: Tensor, target: Tensor) -> None:
-        if self._guess and target.dim() == 1:  # not where a sample has several labels
-            pairs = target * self._classes + self._guess(output)
-            counts.scatter_add_(0, pairs, torch.ones_like(pairs))
 
     def _batches(self, batches: list[int]) -> Iterator[Batch]:
         spans = [(self._starts[batch], min(self._starts[batch] + BATCH, self._count)) for batch in batches]
@@ -134,7 +128,6 @@ class Scorer:
         session, setup, autocast = self._session, self._session.setup, self._session.forward.autocast
         options, sync, module = setup.options, setup.sync, setup.module
         session.compare_ranks()
-        settle_stragglers(setup.topology)
         values: dict[str, float | None] = {}
         if not options.consensus_every:
             values["consensus_distance"] = sync.consensus_distance()
@@ -149,15 +142,11 @@ class Scorer:
             if session.ema:
                 with session.ema.eval_weights(internals(sync).mean_) as averaged:
                     values |= self._named("ema_test_{}", self._evaluate(averaged, autocast))
-            costs = session.costs()
-            higher_is_better = setup.task.objective.higher_is_better
-            best = session.best.note(
-                scores.metric, options.target, higher_is_better=higher_is_better, step=step, costs=costs
-            )
+            costs, higher = session.costs(), setup.task.objective.higher_is_better
+            best = session.best.note(scores.metric, options.target, higher_is_better=higher, step=step, costs=costs)
             self.latest = Scored(step, scores.metric, best)
-            shown = Evaluation(
-                step=step, values=stamped(values | per_class | costs), model=module, confusion=scores.confusion
-            )
+            stamp = stamped(values | per_class | costs)
+            shown = Evaluation(step=step, values=stamp, model=module, confusion=scores.confusion)
             for observer in self._observers:
                 observer.evaluated(shown)
         setup.topology.world.barrier()  # else the time of rank 0's observers would count as others' communication

@@ -1,34 +1,41 @@
 """One rank's training, ready to start or to take the state of a checkpoint."""
 
+import math
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_agent.config.options import Options
+from ddp_agent.data.loader import Batch, Share, micro_batches
+from ddp_agent.data.sample_order import Order
 from ddp_agent.data.slicing.base import SampleAttributes, Slicing
 from ddp_agent.data.slicing.shared import Shared
-from ddp_agent.data.task import Task
+from ddp_agent.data.task import Data, Task
 from ddp_agent.distributed import stragglers
 from ddp_agent.distributed.consistency import require_replicated
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.process_group_comm import world_comm
+from ddp_agent.distributed.regions import region
 from ddp_agent.distributed.replica_group import ReplicaGroup
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Reducer
 from ddp_agent.rng import RandomStreams
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training.batches import Batches, share_of
 from ddp_agent.training.clock import Clock, Meter
 from ddp_agent.training.ema import EMA
-from ddp_agent.training.forward import Forward
 from ddp_agent.training.link_bytes import Link
 from ddp_agent.training.nan_guard import nan_guard
 from ddp_agent.training.rank_diagnostics import Diagnostics
 from ddp_agent.training.schedules import Schedule
 from ddp_agent.training.state import BestScore, Position, State, Stateful
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,74 @@ class TrainSetup:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.options.total_steps(self.task.data.train_count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """A rank's share of the training samples, step by step."""
+
+    data: Data
+    order: Order
+    share: Share
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the data."""
+        return math.ceil(self.order.samples / (self.share.samples * self.share.world_size))
+
+    def steps(self, first: int, last: int) -> Generator[Batch]:
+        """Yield inputs and targets of all micro-batches from step `first` to step `last`, inclusive.
+
+        Closing the generator ends the processes that read ahead.
+        """
+        return micro_batches(self.data, self.order, self.share, steps=range(first, last + 1), device=self.device)
+
+
+def share_of(options: Options, rank: int, ranks: int) -> Share:
+    """Return a rank's part of every step's `global_batch_size` samples."""
+    accumulation = options.accumulation_steps
+    return Share(rank, ranks, options.global_batch_size // (accumulation * ranks), accumulation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """Forward passes in the run's precision.
+
+    `model` is what the sync mode made of `module`: with DistributedDataParallel its backward averages gradients.
+    """
+
+    task: Task
+    module: nn.Module
+    model: nn.Module
+    device: torch.device
+    precision: str
+    accumulation: int
+
+    def loss(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """Return a micro-batch's part of the mean loss over the rank's share of the step."""
+        with region("forward"):
+            return self._loss(self.model, inputs, target)
+
+    def own_loss(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """Return the same, without any averaging in backward."""
+        return self._loss(self.module, inputs, target)
+
+    def _loss(self, model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
+        data, objective = self.task.data, self.task.objective
+        inputs = data.transformed(inputs)
+        if data.augment is not None:
+            inputs = data.augment(inputs)
+        criterion = objective.loss if objective.train_loss is None else objective.train_loss
+        with self.autocast():
+            loss = criterion(model(inputs), target)
+        # Dividing by 1 would cost 20 us, most of it in backward.
+        return loss / self.accumulation if self.accumulation > 1 else loss
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes have the run's precision."""
+        dtype = DTYPES.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
 
 class Session:
@@ -94,28 +169,19 @@ class Session:
         )
         position = Position(loss_sum=torch.zeros((), device=device))
         self.nan_guard = nan_guard(setup.module, sync, position.loss_sum, scaled=self.scaler.is_enabled())
-        self.state = self._state(position, link)
-
-    def _state(self, position: Position, link: Link | None) -> State:
-        setup = self.setup
         parts: dict[str, Stateful] = {
             "optimizer": setup.optimizer,
             "scaler": self.scaler,
-            "sync": setup.sync,
+            "sync": sync,
             "reducer": setup.reducer,
             "clock": self.clock,
             "standing": self.best,  # the key of all checkpoints so far
             "diagnostics": self.diagnostics,
             **({"ema": self.ema} if self.ema else {}),
-            "random": RandomStreams(setup.device),
+            "random": RandomStreams(device),
         }
-        return State(
-            position=position,
-            sync=setup.sync,
-            reducer=setup.reducer,
-            clock=self.clock,
-            link=link,
-            parts=parts,
+        self.state = State(
+            position=position, sync=sync, reducer=setup.reducer, clock=self.clock, link=link, parts=parts
         )
 
     @property
@@ -147,11 +213,10 @@ class Session:
         self.nan_guard.settle()
 
     def compare_ranks(self) -> None:
-        """Raise DivergedError if ranks that must be identical differ: nothing of them is shown or kept."""
+        """Raise DivergedError if ranks that must be identical differ: nothing of them is shown or kept.
+
+        The waiting time so far is attributed, too. A collective, so `straggler_wait_s` is as of the last call.
+        """
         require_replicated(internals(self.setup.sync).replicated(self.step), self.setup.topology.world, self.step)
-
-
-def settle_stragglers(topology: Topology) -> None:
-    """Attribute the waiting time so far. A collective, so `straggler_wait_s` is as of the last call."""
-    for comm in topology.comms:
-        stragglers.settle_(comm)
+        for comm in self.setup.topology.comms:
+            stragglers.settle_(comm)

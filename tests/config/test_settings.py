@@ -17,7 +17,7 @@ from ddp_agent.config.registry import PLACES
 from ddp_agent.data.task import Task
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.sync import DiLoCo
-from ddp_agent.training.batches import share_of
+from ddp_agent.training.session import share_of
 from ddp_agent.training.settings import GROUPS, Settings, check_against_data, parse
 
 EVERY_YAML = [(group, name) for group in groups() for name in files(group)]

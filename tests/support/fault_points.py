@@ -18,12 +18,12 @@ from ddp_agent.checkpoint import manifest, saving
 from ddp_agent.distributed import process_group_comm
 from ddp_agent.elastic import membership
 from ddp_agent.sync.engine.internals import internals
-from ddp_agent.training import forward, session, trainer
+from ddp_agent.training import session, trainer
 
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
 POINTS: dict[str, tuple[Any, str]] = {
     "step": (session.Session, "set_lr"),
-    "forward": (forward.Forward, "_loss"),
+    "forward": (session.Forward, "_loss"),
     "averaging": (process_group_comm.ProcessGroupComm, "start_all_reduce_"),
     "half a file": (saving.HashedFile, "write"),
     "before the manifest": (manifest.Manifest, "write"),
@@ -54,11 +54,11 @@ def _raise(*_: Any) -> None:
     raise BugError("a bug in the model")
 
 
-def _nan(at: forward.Forward, model: torch.nn.Module, inputs: torch.Tensor, *_: Any) -> None:
+def _nan(at: session.Forward, model: torch.nn.Module, inputs: torch.Tensor, *_: Any) -> None:
     inputs.view(-1)[0] = float("nan")
 
 
-def _overflow(at: forward.Forward, *_: Any) -> None:
+def _overflow(at: session.Forward, *_: Any) -> None:
     """The loss is finite, the gradient is not."""
     next(at.module.parameters()).register_hook(lambda gradient: gradient + float("inf"))
 

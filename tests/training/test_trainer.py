@@ -18,8 +18,7 @@ from ddp_agent.errors import DataError
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.tracking import MetricsLog
 from ddp_agent.sync import Independent
-from ddp_agent.training.forward import Forward
-from ddp_agent.training.session import Session
+from ddp_agent.training.session import Forward, Session
 from ddp_agent.training.trainer import Trainer
 
 
