@@ -5,10 +5,10 @@ import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.data.shard_stats import ShardStats
@@ -44,25 +44,13 @@ from ddp_agent.training.settings import Settings, check_against_data, parse
 from ddp_agent.training.trainer import Outcome, Trainer
 
 if TYPE_CHECKING:
+    from ddp_agent.cli.composition import LaunchContext
     from ddp_agent.training.profiling import Trace
 
 log = logging.getLogger(__name__)
 
 
-class Context(Protocol):
-    """The facts about its start that a run needs."""
-
-    @property
-    def cfg(self) -> dict[str, Any]: ...
-    @property
-    def choices(self) -> dict[str, str]: ...
-    @property
-    def world_size(self) -> int: ...
-    @property
-    def attempt(self) -> int: ...
-
-
-def run(context: Context, directory: RunDirectory) -> None:
+def run(context: "LaunchContext", directory: RunDirectory) -> None:
     """Train on this rank and leave everything behind in `directory`. Called on every rank."""
     settings = parse(context.cfg, choices=context.choices, world_size=context.world_size)
     task = settings.dataset.load()
@@ -126,7 +114,8 @@ class Run:
             raise ConfigError(str(error)) from error
         seed_everything(settings.options.seed, self.replica_group.slot)
         self.shard_stats = ShardStats.of(self.session.batches.order, task.data.labels)
-        self.init_sha256 = tensor_sha256(internals(sync).flat.everything)
+        weights = internals(sync).flat.everything.detach().cpu().contiguous()
+        self.init_sha256 = hashlib.sha256(weights.view(torch.uint8).numpy().tobytes()).hexdigest()
 
     def _replicas(self) -> tuple[Topology, ReplicaGroup]:
         """Return the ranks that torchrun started, or the replicas, where every replica has a torchrun of one rank."""
@@ -149,7 +138,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Train, write everything that a run leaves behind, and return the summary."""
         self._describe()
-        session, options, is_first = self.session, self.settings.options, self.ranks.rank == 0
+        session, options = self.session, self.settings.options
         replicas = self.replica_group.slots if options.on_rank_loss == "continue" else None
         shared = fingerprint(self.settings, session.setup.task, replicas)
         source = resume(session, shared, self.directory.path, self.ranks.attempt)
@@ -174,18 +163,15 @@ class Run:
                 outcome = self._fit(Trainer(session, observers, Checkpoints(session, writer)), joined)
                 sample = self.replica_group.run_collective(
                     session.state,
-                    lambda: export_model(session, self.settings, self.directory, is_writer=is_first),
+                    lambda: export_model(session, self.settings, self.directory, is_writer=self.ranks.rank == 0),
                     "export",
                 )
                 self.replica_group.end()
-                summary = self._summary(outcome)
-                if is_first:
-                    self._finish(summary, sample, observers)
+                return self._finish(outcome, sample, observers)
             except BaseException as error:
                 for observer in observers:
                     observer.failed(error)
                 raise
-        return summary
 
     def _describe(self) -> None:
         settings, ranks = self.settings, self.ranks
@@ -198,8 +184,9 @@ class Run:
         )
         for name, owners in self.owners.items():
             log.info("%s is trained by rank%s %s", name, "s" * (len(owners) > 1), ", ".join(map(str, owners)))
-        for remark in settings.remarks(ranks.world_size):
-            (log.info if remark.harmless else log.warning)(remark.text)
+        for problem in settings.problems(ranks.world_size):
+            if not problem.fatal:
+                (log.info if problem.harmless else log.warning)(problem.text)
         if ranks.rank == 0 and (text := ports.describe({"torchrun": os.getppid(), "rank 0": os.getpid()})):
             log.info(text)
 
@@ -247,10 +234,12 @@ class Run:
                 log.warning("the others went on without this replica; it joins them again")
                 joined = self.replica_group.begin(self.session.state)
 
-    def _summary(self, outcome: Outcome) -> dict[str, Any]:
-        return summarise(
-            self.session,
-            self.settings,
+    def _finish(self, outcome: Outcome, sample: str | None, observers: list[Observer]) -> dict[str, Any]:
+        """Write and return the summary. A collective."""
+        session, settings, directory = self.session, self.settings, self.directory
+        summary = summarise(
+            session,
+            settings,
             outcome,
             task_owners={name: list(owners) for name, owners in self.owners.items()} or None,
             nodes=self.ranks.world_size // self.ranks.local_world_size,
@@ -258,20 +247,11 @@ class Run:
             replicas=self.replica_group.facts(),
             **shard_summary(self.shard_stats),
         ).to_dict()
-
-    def _finish(self, summary: dict[str, Any], sample: str | None, observers: list[Observer]) -> None:
-        self.directory.write_summary(summary)
-        result = Result(
-            summary=summary,
-            hparams=hparams(self.settings, self.replica_group.slots),
-            run_dir=self.directory.path,
-            sample=sample,
-        )
-        for observer in observers:
-            observer.finished(result)
-        self.directory.write_status("finished", step=self.session.step)
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """Return the hash of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        if self.ranks.rank == 0:
+            directory.write_summary(summary)
+            values = hparams(settings, self.replica_group.slots)
+            result = Result(summary=summary, hparams=values, run_dir=directory.path, sample=sample)
+            for observer in observers:
+                observer.finished(result)
+            directory.write_status("finished", step=session.step)
+        return summary

@@ -30,12 +30,6 @@ class Confusion:
         pairs = zip(self.counts.diagonal().tolist(), self.counts.sum(1).tolist(), strict=True)
         return [right / samples if samples else None for right, samples in pairs]
 
-    def values(self) -> dict[str, float | None]:
-        """Return the accuracy per class under flat keys, for metrics and summary. Empty for more than 20 classes."""
-        if len(self.counts) > FEW:
-            return {}
-        return {f"class_accuracy/{name}": value for name, value in zip(self.names, self.accuracies, strict=True)}
-
     def text(self) -> str:
         """Return one line per class, the worst first. Of many classes, only the worst and the best are listed."""
         accuracies = self.accuracies
@@ -54,5 +48,8 @@ class Confusion:
 
 
 def values(counts: Tensor | None, names: Sequence[str]) -> dict[str, float | None]:
-    """Return the accuracy per class under flat keys. Empty for data without classes."""
-    return {} if counts is None else Confusion(counts, names).values()
+    """Return the accuracy per class under flat keys, for metrics and summary. Empty without classes or above 20."""
+    if counts is None or len(counts) > FEW:
+        return {}
+    confusion = Confusion(counts, names)
+    return {f"class_accuracy/{name}": share for name, share in zip(confusion.names, confusion.accuracies, strict=True)}

@@ -3,18 +3,17 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.units import human_bytes, human_seconds
 
 _SHOWN = ("train_loss", "samples_per_s")
+_FORMATS = {"samples_per_s": ",.0f"}
 
 
 class ConsoleProgress(Observer):
@@ -75,7 +74,7 @@ class ConsoleProgress(Observer):
             self._bar.update(self._task, completed=result.summary["steps"], refresh=True)
             self._bar.stop()
         self.console.print(result_table(result.summary))
-        run = _quoted(result.run_dir)
+        run = shlex.quote(str(result.run_dir))
         for command in (f"tensorboard --logdir {run}", f"python -m ddp_agent.report {run}"):
             self._print(f"  {command}")
 
@@ -92,7 +91,7 @@ class ConsoleProgress(Observer):
         return True
 
     def _line(self, step: int, values: Values) -> None:
-        shown = "  ".join(f"{key} {_number(key, value)}" for key, value in values.items())
+        shown = "  ".join(f"{key} {value:{_FORMATS.get(key, '.4g')}}" for key, value in values.items())
         self._print(f"step {step:,}/{self._steps:,}  {shown}  {self._time_left(step)}".rstrip())
 
     def _time_left(self, step: int) -> str:
@@ -138,13 +137,5 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _number(key: str, value: float | Tensor | None) -> str:
-    return f"{value:,.0f}" if key == "samples_per_s" else f"{value:.4g}"
-
-
 def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
     return "–" if value is None else shown(value)
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -59,18 +59,13 @@ class Link:
         if self._since is None:
             self._since = self.sent_bytes()
             return
-        sent = self._sent_when_quiet()
+        before, sent = -1, self.sent_bytes()
+        while sent != before:
+            time.sleep(QUIET_S)
+            before, sent = sent, self.sent_bytes()
         if self.training_bytes is not None:
             self.training_bytes += sent - self._since
         self._since = None
-
-    def _sent_when_quiet(self) -> int:
-        sent = self.sent_bytes()
-        while True:
-            time.sleep(QUIET_S)
-            before, sent = sent, self.sent_bytes()
-            if sent == before:
-                return sent
 
 
 def summary(link: Link | None) -> dict[str, Any]:

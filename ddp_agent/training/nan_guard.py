@@ -12,7 +12,6 @@ GPU, reading the sum at once would make the host wait for the device in every st
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -88,20 +87,6 @@ class ImmediateNanGuard(NanGuard):
         return ""
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """The sums of a step on their way to the host: this rank's losses, then each parameter's gradient."""
-
-    step: int
-    sums: Tensor
-    arrived: torch.cuda.Event | None
-
-    def read(self) -> list[float]:
-        if self.arrived:
-            self.arrived.synchronize()
-        return self.sums.tolist()
-
-
 class DelayedNanGuard(NanGuard):
     """A guard that reads the sums of a step after the next backward was launched, so that host and device never wait.
 
@@ -116,7 +101,8 @@ class DelayedNanGuard(NanGuard):
         self._names = ["the loss", *(f"the gradient of {name}" for name, _ in module.named_parameters())]
         self._pinned = [torch.zeros(len(self._names), pin_memory=loss_sum.is_cuda) for _ in range(2)]
         self._none = torch.zeros((), device=loss_sum.device)
-        self._pending: _Sums | None = None
+        # A step, and its sums on their way to the host: this rank's losses, then each parameter's gradient.
+        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def check_own(self, step: int) -> None:
         if not self._averaged:
@@ -129,27 +115,28 @@ class DelayedNanGuard(NanGuard):
     def settle(self) -> None:
         last, self._pending = self._pending, None
         if last:
-            self._judge(last)
+            self._judge(*last)
 
     def _start(self, step: int) -> None:
         grads = [parameter.grad for parameter in self._parameters]
         sums = torch.stack([self._loss_sum.float(), *(self._none if g is None else _sum(g).float() for g in grads)])
         sums = self._pinned[step % 2].copy_(sums, non_blocking=True)
         arrived = torch.cuda.current_stream().record_event() if self._loss_sum.is_cuda else None
-        before, self._pending = self._pending, _Sums(step, sums, arrived)
+        before, self._pending = self._pending, (step, sums, arrived)
         if before:
-            self._judge(before)
+            self._judge(*before)
 
-    def _judge(self, of_step: _Sums) -> None:
-        sums = of_step.read()
-        bad = [f"{name} is {value}" for name, value in zip(self._names, sums, strict=True) if not math.isfinite(value)]
+    def _judge(self, step: int, sums: Tensor, arrived: torch.cuda.Event | None) -> None:
+        if arrived:
+            arrived.synchronize()
+        values: dict[str, float] = dict(zip(self._names, sums.tolist(), strict=True))
+        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if not bad:
             return
-        if self._averaged and math.isfinite(sums[0]):
-            text = f"in step {of_step.step} averaged over ranks {bad[0]}, though this rank's loss is finite"
-            raise NonFiniteError(f"{text}; nothing from that step on is saved", None, of_step.step)
-        text = f"in step {of_step.step} {bad[0]}; nothing from that step on is saved"
-        raise NonFiniteError(text, self._world.rank, of_step.step)
+        if self._averaged and math.isfinite(values["the loss"]):
+            text = f"in step {step} averaged over ranks {bad[0]}, though this rank's loss is finite"
+            raise NonFiniteError(f"{text}; nothing from that step on is saved", None, step)
+        raise NonFiniteError(f"in step {step} {bad[0]}; nothing from that step on is saved", self._world.rank, step)
 
 
 def averages_in_backward(sync: SyncStrategy) -> bool:

@@ -25,14 +25,7 @@ class SGD:
 
     def create(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameters."""
-        return torch.optim.SGD(
-            parameters,
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
+        return torch.optim.SGD(parameters, **vars(self), fused=True)
 
 
 @dataclass(kw_only=True)
@@ -50,11 +43,5 @@ class AdamW:
 
     def create(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameters."""
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, self.lr, betas, self.eps, self.weight_decay, fused=True)

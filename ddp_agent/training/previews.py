@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ddp_agent.data.loader import Batch, stream
+from ddp_agent.data.loader import stream
 from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.task import Task
 from ddp_agent.outputs.confusion import Confusion
@@ -44,7 +44,8 @@ class Previews(Observer):
         self._indices = spread(task.data.test_count)
         self._inputs, self._labels = torch.empty(0), torch.empty(0)
         with self._harmless():
-            self._inputs, self._labels = samples_at(task, self._indices, device)
+            inputs, self._labels = next(stream(task.data.test, [self._indices], device=device, workers=0))
+            self._inputs = task.data.transformed(inputs)
 
     @property
     def example(self) -> Tensor | None:
@@ -99,9 +100,3 @@ def spread(count: int) -> list[int]:
     """Return up to `SHOWN` indices, spread evenly over a test set of `count` samples, which may be sorted by class."""
     shown = min(SHOWN, count)
     return [index * count // shown for index in range(shown)]
-
-
-def samples_at(task: Task, indices: list[int], device: torch.device) -> Batch:
-    """Return the test samples at `indices`, as the model gets them, and their targets."""
-    inputs, target = next(stream(task.data.test, [indices], device=device, workers=0))
-    return task.data.transformed(inputs), target

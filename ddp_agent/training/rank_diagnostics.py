@@ -83,7 +83,7 @@ class Diagnostics:
         self._every = every if self._sync.world.size > 1 else None
         self.latest: dict[str, float] = {}
         self._trained = {name: p for name, p in self._sync.flat.named.items() if p.requires_grad}
-        self._names = list(self._sync.flat.named)
+        self._suffixes = ["", *(f"/{name}" for name in self._sync.flat.named if per_layer)]
         self._hooks: list[RemovableHandle] = []
         self._squares: dict[nn.Parameter, Tensor] = {}
         self._wanted = False  # parameters, at the next synchronisation
@@ -109,10 +109,9 @@ class Diagnostics:
         """Return what is measured of this step's gradients, if it is due. A collective, then."""
         if not self._hooks:
             return {}
-        with self._clock.phase("eval"):
+        with self._clock.phase("eval"), torch.no_grad():
             return self._keep(self._measure_gradients())
 
-    @torch.no_grad()
     def _measure_gradients(self) -> dict[str, float]:
         for hook in self._hooks:
             hook.remove()
@@ -121,7 +120,8 @@ class Diagnostics:
         zero = torch.zeros((), dtype=torch.float64, device=self._sync.flat.parameters.device)
         own = torch.stack([self._squares.get(p, zero) for p in self._trained.values()]).sum()
         self._squares.clear()
-        parts = [_gradient(parameter).flatten() for parameter in self._trained.values()]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained.values()]
+        parts = [gradient.flatten() for gradient in gradients]
         mean = torch.cat([*parts, own.to(parts[0].dtype).unsqueeze(0)])  # one collective for both
         with world.uncounted():
             mean_(mean, world)  # where the mode has averaged gradients already, this changes nothing
@@ -129,23 +129,20 @@ class Diagnostics:
         spread = Spread(square, (square - whole).clamp(min=0), world.size)
         if not math.isfinite(square.item()) or square.item() <= 0:
             return {}  # fp16 gradients may overflow: the step is skipped then
-        return {"gradient_cosine": spread.cosine(0), **self._critical_batch(spread)}
-
-    def _critical_batch(self, spread: Spread) -> dict[str, float]:
         noise = spread.deviation.item() * spread.ranks / (spread.ranks - 1)
         for index, value in enumerate((noise, spread.square.item() - noise)):
             self._noise[index] = DECAY * self._noise[index] + (1 - DECAY) * value
         variance, signal = self._noise
-        return {"critical_batch_samples": self._samples * variance / signal} if signal > 0 else {}
+        batch = {"critical_batch_samples": self._samples * variance / signal} if signal > 0 else {}
+        return {"gradient_cosine": spread.cosine(0), **batch}
 
     def parameters(self, step: int) -> Mapping[str, float]:
         """Return what is measured of the parameters before a synchronisation, if it is due. A collective, then."""
         if not self._wanted or not self._sync.due(step) or (self._has_period and self._origin is None):
             return {}
-        with self._clock.phase("eval"):
+        with self._clock.phase("eval"), torch.no_grad():
             return self._keep(self._measure_parameters())
 
-    @torch.no_grad()
     def _measure_parameters(self) -> dict[str, float]:
         self._wanted = False
         world, flat = self._sync.world, self._sync.flat
@@ -162,10 +159,6 @@ class Diagnostics:
                 values[f"change_cosine{suffix}"] = change.cosine(part)
                 values[f"pseudo_gradient_norm{suffix}"] = change.mean_norm(part)
         return values
-
-    @property
-    def _suffixes(self) -> list[str]:
-        return ["", *(f"/{name}" for name in self._names)] if self._per_layer else [""]
 
     def _cut(self, vector: Tensor) -> list[Tensor]:
         return [vector, *self._sync.flat.views_of(vector)] if self._per_layer else [vector]
@@ -188,7 +181,3 @@ class Diagnostics:
         self.latest, self._noise, self._wanted = dict(state["latest"]), list(state["noise"]), state["wanted"]
         origin = state["origin"]
         self._origin = None if origin is None else origin.to(self._sync.flat.parameters.device)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

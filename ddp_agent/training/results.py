@@ -8,7 +8,6 @@ import torch
 
 from ddp_agent.checkpoint import export
 from ddp_agent.config.redaction import redacted
-from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import to_plain
 from ddp_agent.outputs import environment
 from ddp_agent.outputs.confusion import values as class_accuracies
@@ -19,7 +18,7 @@ from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training import link_bytes
 from ddp_agent.training.evaluate import inference, recalibrate
 from ddp_agent.training.model import model_parameters
-from ddp_agent.training.session import Session
+from ddp_agent.training.session import Session, TrainSetup
 from ddp_agent.training.settings import Settings
 from ddp_agent.training.trainer import Outcome
 
@@ -38,7 +37,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
     labels: dict[str, Any] = {group: settings.label(group) for group in GROUPS}
     # Without a measurement at a synchronisation, the distance is the one at the end.
     measured: dict[str, Any] = {"consensus_distance": outcome.consensus_distance} | session.diagnostics.latest
-    times: dict[str, Any] = slowest({key: value for key, value in costs.items() if key.endswith("_s")}, setup.topology)
+    times, peak_memory_bytes = _of_all_ranks(costs, setup)
     samples = session.step * options.global_batch_size
     names = [subtask.name for subtask in task.subtasks]
     metrics = {name: scores.more[f"{name}_{task.objective.metric_name}"] for name in names}
@@ -67,7 +66,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
         target=options.target,
         **asdict(session.best),
         samples_per_s=samples / times["train_s"],
-        peak_memory_bytes=largest(environment.peak_memory_bytes(setup.device), setup.topology),
+        peak_memory_bytes=peak_memory_bytes,
         **environment.describe(setup.device),
         data_sha256=task.data.sha256,
         order_sha256=session.batches.order.sha256(options.global_batch_size),
@@ -75,24 +74,18 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
     )
 
 
-def slowest(times: Mapping[str, float], topology: Topology) -> dict[str, float]:
-    """Return the times of the rank that trained longest. They are of one rank, so that they still add up."""
-    world = topology.world
-    with world.uncounted():
-        mine = torch.tensor(list(times.values()), dtype=torch.float64, device=world.device)
-        gathered: list[list[float]] = [other.tolist() for other in world.all_gather(mine)]
-    train_s = list(times).index("train_s")
-    worst = max(range(world.size), key=lambda rank: gathered[rank][train_s])
-    return dict(zip(times, gathered[worst], strict=True))
+def _of_all_ranks(costs: Mapping[str, float], setup: TrainSetup) -> tuple[dict[str, Any], int]:
+    """Return the times of the rank that trained longest, and the largest peak memory.
 
-
-def largest(count: int, topology: Topology) -> int:
-    """Return the largest of the ranks' counts."""
-    world = topology.world
+    The times are of one rank, so that they still add up.
+    """
+    world, memory = setup.topology.world, environment.peak_memory_bytes(setup.device)
+    names = [key for key in costs if key.endswith("_s")]
     with world.uncounted():
-        among = torch.tensor([count], device=world.device)
-        world.all_reduce_(among, "max")
-    return int(among)
+        own = torch.tensor([*(costs[name] for name in names), memory], dtype=torch.float64, device=world.device)
+        ranks: list[list[float]] = [other.tolist() for other in world.all_gather(own)]
+    slowest = max(ranks, key=lambda rank: rank[names.index("train_s")])
+    return dict(zip(names, slowest, strict=False)), int(max(rank[-1] for rank in ranks))
 
 
 def hparams(settings: Settings, world_size: int) -> dict[str, Any]:
@@ -122,7 +115,13 @@ def export_model(session: Session, settings: Settings, directory: RunDirectory, 
             with session.ema.eval_weights(internals(setup.sync).mean_) as averaged:
                 if is_writer:
                     export.save(directory.path / "ema", averaged, description=described)
-        return _sample(session, directory) if is_writer else None
+        sample = setup.task.presentation.sample
+        if not is_writer or sample is None:
+            return None
+        with inference(setup.module):
+            text = sample(setup.module)
+        write_atomically(directory.sample, text)
+        return text
 
 
 def _description(session: Session, settings: Settings) -> dict[str, Any]:
@@ -138,13 +137,3 @@ def _description(session: Session, settings: Settings) -> dict[str, Any]:
         "metric_name": task.objective.metric_name,
         "tasks": {subtask.name: subtask.outputs for subtask in task.subtasks},
     }
-
-
-def _sample(session: Session, directory: RunDirectory) -> str | None:
-    sample, module = session.setup.task.presentation.sample, session.setup.module
-    if sample is None:
-        return None
-    with inference(module):
-        text = sample(module)
-    write_atomically(directory.sample, text)
-    return text

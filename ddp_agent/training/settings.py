@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from ddp_agent.checkpoint.folder import newest
-from ddp_agent.config.fields import Parameter, coerce, fits, parameters
+from ddp_agent.config.fields import coerce, fits, parameters
 from ddp_agent.config.options import UNTRACED_STEPS, Options
 from ddp_agent.config.problems import Problem, RunFacts
 from ddp_agent.config.registry import build, problems, schema_problems
@@ -60,11 +60,7 @@ class Settings:
     def problems(self, world_size: int, **known: Any) -> list[Problem]:
         """Return the problems that the pieces see in a run of these settings. `known`: further fields of `RunFacts`."""
         built = {group: getattr(self, group) for group in GROUPS}
-        return _problems_of(built, replace(_facts(built, vars(self.options), world_size), **known))
-
-    def remarks(self, world_size: int) -> list[Problem]:
-        """Return the problems that do not keep a run from starting."""
-        return [problem for problem in self.problems(world_size) if not problem.fatal]
+        return _problems_of(built, vars(self.options), world_size, **known)
 
 
 def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int) -> Settings:
@@ -73,11 +69,14 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
     Raises CheckpointError if the run to resume has no complete checkpoint.
     """
     root = {key: value for key, value in cfg.items() if key not in GROUPS}
-    messages = schema_problems(root, parameters(Options), also_known=GROUPS)
-    valid = _valid_values(root, parameters(Options))
+    accepted = parameters(Options)
+    messages = schema_problems(root, accepted, also_known=GROUPS)
+    # Options that are valid by themselves, so that one message can also tell how they conflict.
+    types = {key: accepted[key].annotation for key in accepted if key in root}
+    valid = {key: coerce(root[key], kind) for key, kind in types.items() if fits(root[key], kind)}
     built, invalid = _build_groups(cfg, valid)
     messages += [*invalid, *_option_problems(valid, world_size)]
-    messages += [str(problem) for problem in _problems_of(built, _facts(built, valid, world_size)) if problem.fatal]
+    messages += [str(problem) for problem in _problems_of(built, valid, world_size) if problem.fatal]
     if targets := list(_targets(cfg)):
         messages = [line for line in messages if line.partition(":")[0] not in targets]
         messages += [f"{key}: found _target_, but objects are named by `name:` here" for key in targets]
@@ -118,15 +117,6 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
         )
     if messages:
         raise ConfigError(messages)
-
-
-def _valid_values(given: Mapping[str, Any], accepted: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Return the values that are valid by themselves, so that one message can also tell how they conflict."""
-    return {
-        key: coerce(given[key], parameter.annotation)
-        for key, parameter in accepted.items()
-        if key in given and fits(given[key], parameter.annotation)
-    }
 
 
 def _build_groups(cfg: Mapping[str, Any], valid: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -172,10 +162,10 @@ def _option_problems(valid: Mapping[str, Any], world_size: int) -> Iterator[str]
         )
 
 
-def _facts(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int) -> RunFacts:
-    """Return the facts of the run that are known before there is data; `total_steps` is max_steps."""
+def _problems_of(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int, **known: Any) -> list[Problem]:
+    """Return the problems that the pieces see in a run. Before there is data, `total_steps` is max_steps."""
     slicing = built.get("slicing")
-    return RunFacts(
+    facts = RunFacts(
         world_size=world_size,
         ranks_per_node=options.get("ranks_per_node") or world_size,
         total_steps=options.get("max_steps"),
@@ -185,12 +175,8 @@ def _facts(built: Mapping[str, Any], options: Mapping[str, Any], world_size: int
         tasks_are_partitioned=slicing is not None and slicing.tasks == "partition",
         pieces=built,
     )
-
-
-def _problems_of(built: Mapping[str, Any], run: RunFacts) -> list[Problem]:
-    """Return the problems that the pieces see in a run."""
     pieces = [built[group] for group in ("slicing", "cadence", "sync", "reducer", "schedule") if group in built]
-    return [problem for piece in pieces for problem in piece.problems(run)]
+    return [problem for piece in pieces for problem in piece.problems(replace(facts, **known))]
 
 
 def _targets(node: Any, path: str = "") -> Iterator[str]:

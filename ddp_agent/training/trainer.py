@@ -163,12 +163,10 @@ class Trainer:
 
     def evaluate(self, step: int) -> Scores:
         """Return the consensus model's scores after `step`. A collective."""
-        session = self.session
+        session, group = self.session, self.session.setup.replica_group
         session.settle()
         with session.clock.phase("eval"):
-            return session.setup.replica_group.run_collective(
-                session.state, partial(self._scorer.score, step), "evaluation"
-            )
+            return group.run_collective(session.state, partial(self._scorer.score, step), "evaluation")
 
     def _save(self) -> None:
         if self.checkpoints.save(self._scorer.latest):
@@ -188,13 +186,13 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         """Save before the flush, so that a longer run can continue from there as if this one had never stopped."""
-        session, setup = self.session, self.session.setup
+        session, sync, group = self.session, self.session.setup.sync, self.session.setup.replica_group
         self._save()
         if session.step > session.state.position.logged_step:
             self._log_progress(session.step)
         with session.clock.phase("eval"):
-            distance = setup.replica_group.run_collective(session.state, setup.sync.consensus_distance, "measurement")
-        setup.replica_group.run_collective(session.state, partial(setup.sync.flush, session.step), "flush")
+            distance = group.run_collective(session.state, sync.consensus_distance, "measurement")
+        group.run_collective(session.state, partial(sync.flush, session.step), "flush")
         scores = self.evaluate(session.step)
         self.checkpoints.wait()
         return Outcome(scores, distance)
