@@ -28,9 +28,7 @@ class ConsoleProgress(Observer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console()
-        self._steps = steps
-        self._first_step = first_step
-        self._clock = clock
+        self._steps, self._first_step, self._clock = steps, first_step, clock
         self._start_s = clock()
         self._bar = _bar(self.console) if self.console.is_terminal else None
         # rich's own refresh is a thread that would take the interpreter from training 10 times per second.

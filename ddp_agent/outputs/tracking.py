@@ -10,7 +10,6 @@ checkpoint belong to a branch that was given up, and are left out.
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -109,8 +108,7 @@ class TensorBoard(Observer):
 
 
 def _record(step: int, values: Values) -> Record:
-    measured: dict[str, Any] = {key: finite_or_none(value) for key, value in values.items()}
-    return {"step": step, **measured}
+    return {"step": step, **{key: finite_or_none(value) for key, value in values.items()}}
 
 
 def _cannot_be_written(directory: RunDirectory, error: OSError) -> DataError:

@@ -46,9 +46,8 @@ class Evaluator:
         self._starts = range(0, self._count, BATCH)
         self._guess = task.objective.guess if task.objective.outputs <= MOST_CLASSES else None
         self._classes = task.objective.outputs if self._guess else 0
-        self._resident: tuple[Tensor, ...] | None = None
-        if isinstance(task.data.test, TensorDataset):
-            self._resident = tuple(tensor.to(device) for tensor in task.data.test.tensors)
+        test = task.data.test
+        self._resident = [part.to(device) for part in test.tensors] if isinstance(test, TensorDataset) else None
 
     def __call__(
         self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]], *, alone: bool = False
@@ -158,10 +157,7 @@ class Scorer:
 
 
 def recalibrate(session: Session) -> None:
-    """Estimate BatchNorm statistics of the consensus weights from scratch, and average them over ranks.
-
-    They are plain averages over each rank's first batches. torch's random streams are kept.
-    """
+    """Average BatchNorm statistics anew over all ranks' first batches. torch's random streams are kept."""
     setup = session.setup
     world = setup.topology.world
     few = islice(session.batches.steps(1, setup.total_steps), setup.options.recalibrate_batches)  # fewer in a short run

@@ -34,9 +34,8 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
             f"model: {settings.label('model')} must be told {', '.join(absent)} by the data, which "
             f"{settings.label('dataset')} does not have; choose another model or dataset"
         )
-    construct = functools.partial(
-        build, "model", settings.model, trusted_packages=settings.options.trusted_packages, **given
-    )
+    trusted = settings.options.trusted_packages
+    construct = functools.partial(build, "model", settings.model, trusted_packages=trusted, **given)
     if is_own(settings.model["name"]):
         build_on_meta(construct)
     seed_everything(settings.options.seed)

@@ -31,13 +31,7 @@ class Previews(Observer):
     """
 
     def __init__(
-        self,
-        task: Task,
-        board: TensorBoard,
-        device: torch.device,
-        *,
-        last_step: int,
-        stats: ShardStats | None = None,
+        self, task: Task, board: TensorBoard, device: torch.device, *, last_step: int, stats: ShardStats | None = None
     ) -> None:
         self._task, self._board, self._last_step, self._shard_stats = task, board, last_step, stats
         self._enabled = True

@@ -39,8 +39,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
     measured: dict[str, Any] = {"consensus_distance": outcome.consensus_distance} | session.diagnostics.latest
     times, peak_memory_bytes = _of_all_ranks(costs, setup)
     samples = session.step * options.global_batch_size
-    names = [subtask.name for subtask in task.subtasks]
-    metrics = {name: scores.more[f"{name}_{task.objective.metric_name}"] for name in names}
+    metrics = {part.name: scores.more[f"{part.name}_{task.objective.metric_name}"] for part in task.subtasks}
     return Summary(
         **labels,
         period=settings.cfg["sync"].get("period"),
@@ -75,10 +74,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
 
 
 def _of_all_ranks(costs: Mapping[str, float], setup: TrainSetup) -> tuple[dict[str, Any], int]:
-    """Return the times of the rank that trained longest, and the largest peak memory.
-
-    The times are of one rank, so that they still add up.
-    """
+    """Return the times of the one rank that trained longest, so that they add up, and the largest peak memory."""
     world, memory = setup.topology.world, environment.peak_memory_bytes(setup.device)
     names = [key for key in costs if key.endswith("_s")]
     with world.uncounted():

@@ -90,12 +90,10 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
 
 def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     """Check everything that depends on the size of the data. Raises ConfigError with all problems at once."""
-    samples, options = task.data.train_count, settings.options
+    samples, options, batch = task.data.train_count, settings.options, settings.options.global_batch_size
     messages = []
-    if options.global_batch_size > samples:
-        messages.append(
-            f"global_batch_size: found {options.global_batch_size}, expected at most the {samples} training samples"
-        )
+    if batch > samples:
+        messages.append(f"global_batch_size: found {batch}, expected at most the {samples} training samples")
     if world_size > samples:
         messages.append(
             f"nproc_per_node: found {world_size} ranks for {samples} training samples, expected fewer ranks"
@@ -105,7 +103,7 @@ def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
     total_steps = options.total_steps(samples)
     known = {
         "total_steps": total_steps,
-        "epochs": -(-total_steps * options.global_batch_size // samples),
+        "epochs": -(-total_steps * batch // samples),
         "samples": SampleAttributes.of(task.data),
         "subtasks": tuple(subtask.name for subtask in task.subtasks),
     }

@@ -44,7 +44,7 @@ def test_three_ranks_go_on_where_two_stopped(
     assert (off < 1e-6) == goes_on, off
 
 
-def test_the_outer_optimizer_goes_on_and_the_inner_one_begins_afresh(
+def test_the_outer_optimizer_goes_on_and_the_inner_one_starts_from_scratch(
     ranks2: RankPool, ranks3: RankPool, tmp_path: Path
 ) -> None:
     diloco = ("sync=diloco", "sync.period=4", *MOMENTUM)

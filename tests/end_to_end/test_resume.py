@@ -58,7 +58,7 @@ def test_a_restarted_attempt_finds_its_own_checkpoint(ranks2: RankPool, tmp_path
     assert same(*([training_state(s) for s in states(path, 8)] for path in (killed, tmp_path / "whole")))
 
 
-def test_a_restart_before_the_first_checkpoint_starts_afresh(ranks2: RankPool, tmp_path: Path) -> None:
+def test_a_restart_before_the_first_checkpoint_starts_from_scratch(ranks2: RankPool, tmp_path: Path) -> None:
     """Dropout and BatchNorm would tell if anything had been drawn or trained before."""
     ranks2.run(run, *mode("allreduce", "model=resnet20", "max_steps=2"), str(tmp_path / "whole"))
     cfg, choices = mode("allreduce", "model=resnet20", "max_steps=2")
