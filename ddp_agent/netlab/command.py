@@ -17,7 +17,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import NoReturn
 
 from ddp_agent.netlab import lab
 from ddp_agent.netlab.job import on_nodes
-from ddp_agent.netlab.processes import SIGNALS, RefusedError, exit_code, on_signals
+from ddp_agent.netlab.processes import RefusedError, exit_code, hold_signals, listen_to_signals, on_signals
 
 EXIT_REFUSED = 2
 
@@ -41,14 +40,16 @@ def main(typed: Sequence[str] | None = None, program: str | None = None) -> int:
     The process forks and enters namespaces, so call it before threads are started.
     """
     typed = sys.argv[1:] if typed is None else typed
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until there is a process to hand them on to
     if typed[:1] == [lab.ON_NODES_OPTION]:
+        hold_signals()
         return on_nodes([int(descriptor) for descriptor in typed[1].split(",")], typed[2:])
     try:
         arguments = parse(typed, program)
         arguments.command = check(arguments.command)
+        hold_signals()
         lab.leave_the_machine()
     except RefusedError as refusal:
+        listen_to_signals()  # the caller lives on and must not stay deaf to Ctrl-C
         print(f"netlab: {refusal}", file=sys.stderr)
         return EXIT_REFUSED
     if (first := os.fork()) == 0:

@@ -26,6 +26,11 @@ def on_signals(do: Callable[[int], None]) -> None:
     listen_to_signals()
 
 
+def hold_signals() -> None:
+    """Block SIGNALS in this thread: they stay pending until there is a process to hand them on to."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 def listen_to_signals() -> None:
     """Unblock SIGNALS in this thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

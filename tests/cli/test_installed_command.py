@@ -1,6 +1,7 @@
 """`ddp-agent`: the same as train.py and the commands beside it, from any folder."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,4 @@ def test_each_command_is_found(
     shown = capsys.readouterr()
     assert found == code
     assert text in shown.out + shown.err
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), "a process that lives on hears Ctrl-C"
