@@ -34,16 +34,9 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A setting on some number of ranks and some link, as its runs measured it.
+class Step:
+    """Means per step over the runs of a setting. `batch` is in samples; `local_s` is data and compute."""
 
-    Seconds and numbers are means per step over the runs; `batch` is in samples, and `local_s` is data and compute.
-    """
-
-    setting: Setting
-    ranks: int
-    ranks_per_node: int
-    rate_bits_per_s: float | None  # None where the link is not known
     batch: float
     local_s: float
     exposed_s: float
@@ -52,8 +45,6 @@ class Measured:
     collectives: float | None
     payload_bytes: float
     wire_bytes: float
-    traffic: tuple[Collective, ...]  # that of the whole first run
-    runs: tuple[Run, ...]
 
     @property
     def step_s(self) -> float:
@@ -69,6 +60,18 @@ class Measured:
     def samples_per_s(self) -> float:
         """The speed of all ranks together."""
         return self.batch / self.step_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Step):
+    """A setting on some number of ranks and some link, as its runs measured it."""
+
+    setting: Setting
+    ranks: int
+    ranks_per_node: int
+    rate_bits_per_s: float | None  # None where the link is not known
+    traffic: tuple[Collective, ...]  # that of the whole first run
+    runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
