@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from ddp_agent.errors import NonFiniteError
-from ddp_agent.sync.base import SyncTraits
+from ddp_agent.sync.base import SyncStrategy, SyncTraits
 from ddp_agent.training.nan_guard import DelayedNanGuard, ImmediateNanGuard, NanGuard, nan_guard
 
 
 def sync_of_two(*, averaged: bool) -> Any:
-    world = SimpleNamespace(size=2, rank=1)
-    traits = SyncTraits(averages_in_backward=averaged)
-    return SimpleNamespace(traits=traits, _flat=None, _topology=SimpleNamespace(world=world))
+    """Return a mode on rank 1 of two, which knows of its run no more than the guard asks for."""
+    sync: Any = SyncStrategy()
+    sync._traits = SyncTraits(averages_in_backward=averaged)
+    sync._flat, sync._topology = None, SimpleNamespace(world=SimpleNamespace(size=2, rank=1))
+    return sync
 
 
 class Steps:
