@@ -45,6 +45,7 @@ class Trainer:
         self, session: Session, observers: Sequence[Observer] = (), checkpoints: Checkpoints | None = None
     ) -> None:
         self.session, self.observers = session, observers
+        self._internals = internals(session.setup.sync)
         self.checkpoints = Checkpoints(session, None) if checkpoints is None else checkpoints
         self._scorer = Scorer(session, observers)
 
@@ -112,12 +113,12 @@ class Trainer:
         setup = self.session.setup
         if setup.options.clip_norm is not None:
             self.session.scaler.unscale_(setup.optimizer)
-            for part in internals(setup.sync).flats:  # apart: ranks that share one must scale it by the same factor
+            for part in self._internals.flats:  # apart: ranks that share one must scale it by the same factor
                 torch.nn.utils.clip_grad_norm_(part.named.values(), setup.options.clip_norm)
 
     def _synchronise(self, step: int) -> None:
         setup = self.session.setup
-        if internals(setup.sync).exchanges(step):
+        if self._internals.exchanges(step):
             setup.replica_group.run_collective(self.session.state, partial(setup.sync.after_step, step), "sync")
         else:
             setup.sync.after_step(step)
@@ -150,7 +151,7 @@ class Trainer:
             "lr": session.setup.optimizer.param_groups[0]["lr"],
             "samples": step * samples,
             "samples_per_s": steps * samples / max(costs["train_s"] - position.logged_s, 1e-9),
-            **internals(session.setup.sync).measurements(),
+            **self._internals.measurements(),
             **costs,
         }
         position.logged_step, position.logged_s = step, costs["train_s"]
