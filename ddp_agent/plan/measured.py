@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from ddp_agent.config.untrusted import plain
 from ddp_agent.distributed.traffic import Collective, from_plain
 from ddp_agent.plan import history
 from ddp_agent.report.runs.facts import differing_keys, settings_of
-from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, find_runs
 
 # Keys for the number of ranks and the work of each: other values are another measurement of the same setting.
@@ -122,7 +122,7 @@ def check_same_task(runs: Sequence[Run]) -> None:
     for key in _MUST_AGREE:
         runs_by_value: defaultdict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            runs_by_value[one_line(run.summary.get(key))[:12]].append(run)
+            runs_by_value[plain(run.summary.get(key))[:12]].append(run)
         if len(runs_by_value) > 1:
             lines = [f"  {value}: {', '.join(str(run.path) for run in of)}" for value, of in runs_by_value.items()]
             raise ReportError("\n".join([f"{key} differs, so one model cannot describe these runs:", *lines]))

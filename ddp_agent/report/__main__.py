@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ddp_agent.config.untrusted import plain
 from ddp_agent.report.comparison.comparability import check_comparable
 from ddp_agent.report.comparison.compare import compare
 from ddp_agent.report.comparison.result import Result
@@ -18,7 +19,6 @@ from ddp_agent.report.comparison.sentences import answer, notes
 from ddp_agent.report.formatting import finite
 from ddp_agent.report.output_folder import INDEX, write
 from ddp_agent.report.report_json import report_json
-from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, find_runs
 from ddp_agent.report.tables import tables
 
@@ -66,12 +66,12 @@ def print_result(result: Result, console: Console) -> None:
     for table in tables(result):
         console.print(table.for_terminal())
     for paragraph in [*answer(result), *notes(result)]:
-        console.print(one_line(paragraph), markup=False, highlight=False)
+        console.print(plain(paragraph), markup=False, highlight=False)
 
 
 def _print_line(console: Console, line: str) -> None:
     """Print literally and without wrapping."""
-    console.print(one_line(line), soft_wrap=True, markup=False, highlight=False)
+    console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def contents(result: Result) -> dict[str, bytes]:

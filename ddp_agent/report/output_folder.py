@@ -57,7 +57,7 @@ def check_free(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _own(directory: Path) -> set[str]:
-    index = json_object(text_of(directory / INDEX))
+    index = json_object(text_of(directory / INDEX, below=directory))
     files = index.get("files")
     if index.get("generator") != GENERATOR or not isinstance(files, list):
         return set()

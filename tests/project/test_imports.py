@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["config", "distributed", "outputs"],
     "elastic": ["distributed", "cli"],
     "run": ["*"],
-    "report": [],
-    "plan": ["report", "outputs", "distributed"],
+    "report": ["config"],  # only `untrusted`: it reads what others prepared
+    "plan": ["config", "report", "outputs", "distributed"],
     "netlab": [],
     "__main__": ["*"],
 }

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from ddp_agent.report.runs.files import one_line
+from ddp_agent.config.untrusted import plain
 from ddp_agent.report.runs.run import ReportError, Run
 
 # Keys of summary.json that must agree among all runs, and among the runs of one seed. The order of the samples may
@@ -45,7 +45,7 @@ def _groups_of_a_seed(key: str, runs: Sequence[Run]) -> list[tuple[int, list[Run
 
 def _slicing(run: Run) -> Hashable:
     keys = {key: value for key, value in run.config.items() if key.startswith("slicing.") and key not in _TASK_KEYS}
-    return one_line(run.summary["slicing"]), *sorted(keys.items())
+    return plain(run.summary["slicing"]), *sorted(keys.items())
 
 
 def _recorded(key: str) -> Callable[[Run], Any]:
@@ -61,7 +61,7 @@ def _problem(name: str, runs: Sequence[Run], value_of: Callable[[Run], Any], whi
     runs_by_value: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         value = value_of(run)
-        runs_by_value["" if value is None else one_line(value)].append(run)
+        runs_by_value["" if value is None else plain(value)].append(run)
     if len(runs_by_value) == 1 and "" not in runs_by_value:
         return []
     texts = {value: value[:12] if len(value) == 64 else value or "(not recorded)" for value in runs_by_value}

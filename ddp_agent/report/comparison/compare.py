@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ddp_agent.config.untrusted import number
 from ddp_agent.report.comparison.intervals import Estimate, estimate, paired_difference
 from ddp_agent.report.comparison.result import PARTS, Line, Point, Reached, Result, Verdict
 from ddp_agent.report.comparison.rows import Row, choose_baseline
-from ddp_agent.report.runs.files import number
 from ddp_agent.report.runs.run import ReportError, Run
 
 # Keys of a summary that are averaged over the seeds of a row, and shares of the training time in percent.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 
+from ddp_agent.config.untrusted import plain
 from ddp_agent.report.runs.facts import GROUPS, differing_keys, settings_of
-from ddp_agent.report.runs.files import one_line
 from ddp_agent.report.runs.run import ReportError, Run, shortest_names
 
 _FOLDER = "run"  # the key of a setting that tells repeated runs apart by their folder
@@ -71,7 +71,7 @@ def _without_repetitions(runs: list[Run]) -> Iterator[tuple[dict[str, str], list
         sweeps[run.path.resolve().parent].append(run)
     if all(map(_seeds_differ, sweeps.values())):
         for name, group in zip(shortest_names(list(sweeps)), sweeps.values(), strict=True):
-            yield {_FOLDER: one_line(name)}, group
+            yield {_FOLDER: plain(name)}, group
     else:
         yield from (({_FOLDER: run.name}, [run]) for run in runs)
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ddp_agent.report.runs.files import one_line
+from ddp_agent.config.untrusted import plain
 
 
 def text(value: Any) -> str:
     """Return `value` escaped, in one line."""
-    return escape(one_line(value))
+    return escape(plain(value))
 
 
 def section(title: str, content: str) -> str:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ddp_agent.report.runs.files import one_line
+from ddp_agent.config.untrusted import plain
 from ddp_agent.report.runs.run import Run
 
 # A summary labels these config groups by the names of the chosen files.
@@ -21,15 +21,15 @@ _MACHINE = ("device", "cpus", "platform", "python_version", "torch_version", "co
 
 def settings_of(run: Run) -> dict[str, str]:
     """Return the run's settings with dotted keys. Without a config: the few that the summary has, and a note of it."""
-    labels = {group: one_line(value) for group in GROUPS if (value := run.summary.get(group)) is not None}
+    labels = {group: plain(value) for group in GROUPS if (value := run.summary.get(group)) is not None}
     if run.config:
         named = {f"{group}.name" for group in (*labels, "sync")}  # the summary's labels say the same
         ignored = _NOT_A_SETTING | named
-        config = {key: one_line(value) for key, value in run.config.items() if key not in ignored}
+        config = {key: plain(value) for key, value in run.config.items() if key not in ignored}
     else:
         config = {"config": "not recorded"}
         if (period := run.summary.get("period")) is not None:
-            config["sync.period"] = one_line(period)
+            config["sync.period"] = plain(period)
     return {"sync": run.mode, **labels, **config}
 
 
@@ -55,6 +55,6 @@ def _values(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, dict[str, lis
         names: defaultdict[str, list[str]] = defaultdict(list)
         for run in runs:
             value = run.summary.get(key)
-            names[NOT_RECORDED if value is None else one_line(value)].append(run.name)
+            names[NOT_RECORDED if value is None else plain(value)].append(run.name)
         names_by_key[key] = dict(names)
     return {key: names for key, names in names_by_key.items() if set(names) != {NOT_RECORDED}}

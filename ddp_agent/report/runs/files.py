@@ -7,15 +7,19 @@ from typing import Any
 
 import yaml
 
+from ddp_agent.config.untrusted import json_value, lines, read_text
+
 Record = dict[str, Any]
+_LIMIT_BYTES = 64 << 20  # a summary of 1000 ranks and classes has less than 1 MB
+_METRICS_LIMIT_BYTES = 4 << 30
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast, but optional
 
 
-def text_of(path: Path) -> str:
-    """Return the file's text, or "" if it cannot be read."""
+def text_of(path: Path, *, below: Path) -> str:
+    """Return the file's text, or "" if it cannot be read. No link in the folder `below` is followed."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text(path, _LIMIT_BYTES, below=below, errors="replace")
     except OSError:
         return ""
 
@@ -23,22 +27,29 @@ def text_of(path: Path) -> str:
 def json_object(text: str) -> Record:
     """Return the JSON object, or {} if `text` is anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = json_value(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def json_lines(path: Path) -> tuple[list[Record], int]:
+def json_lines(path: Path, *, below: Path) -> tuple[list[Record], int]:
     """Return the lines that are whole JSON objects, and the number of the others."""
-    lines = [line for line in text_of(path).splitlines() if line.strip()]
-    records = [record for record in map(json_object, lines) if record]
-    return records, len(lines) - len(records)
+    records, damaged = [], 0
+    try:
+        for line in lines(path, _METRICS_LIMIT_BYTES, below=below):
+            if record := json_object(line):
+                records.append(record)
+            elif line.strip():
+                damaged += 1
+    except OSError:
+        pass  # the run then lacks its last evaluation, and that is said
+    return records, damaged
 
 
-def yaml_value(path: Path) -> Any:
+def yaml_value(path: Path, *, below: Path) -> Any:
     """Return the value of a yaml file, or None if it cannot be read."""
-    text = text_of(path)
+    text = text_of(path, below=below)
     try:
         return _SafeLoader(text).get_single_data() if _is_harmless(text) else None
     except (yaml.YAMLError, ValueError):
@@ -62,14 +73,3 @@ def flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def number(value: Any) -> float | None:
-    """Return `value` as a float, or None unless it is a number whose squares and sums are finite too."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
-    return float(value) if usable else None
-
-
-def one_line(value: Any) -> str:
-    """Return `value` as one line of printable characters: a run's name or reason may hold anything."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())

@@ -1,13 +1,13 @@
 """Run folders, whether the run finished, failed, or was killed in the middle of a line."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_agent.report.runs.files import Record, flat, json_lines, json_object, number, one_line, text_of, yaml_value
+from ddp_agent.config.untrusted import UnusableFileError, number, plain, walk
+from ddp_agent.report.runs.files import Record, flat, json_lines, json_object, text_of, yaml_value
 
 # A metric is taken to be better when lower if its name has one of these words and the run does not say the direction.
 _LOWER_IS_BETTER = {"loss", "error", "rmse", "mse", "mae", "perplexity", "nats", "bits", "bpc", "wer", "cer"}
@@ -45,7 +45,7 @@ class Run:
     @property
     def mode(self) -> str:
         """The label of the sync mode."""
-        return one_line(self.summary["sync"])
+        return plain(self.summary["sync"])
 
     @property
     def metric(self) -> str:
@@ -82,21 +82,24 @@ def find_runs(directories: Iterable[Path]) -> list[Run]:
     for directory in directories:
         if not directory.is_dir():
             raise ReportError(f"{directory}: no such directory")
-        below = list(_run_folders(directory))
+        try:
+            below = list(_run_folders(directory))
+        except UnusableFileError as error:
+            raise ReportError(str(error)) from error
         if not below:
             raise ReportError(f"{directory}: no runs in it (a run has a summary.json or a status.json)")
         for path in below:
             paths.setdefault(path.resolve(), path)
     names = shortest_names(list(paths))
-    return [replace(_read(path), name=one_line(name)) for path, name in zip(paths.values(), names, strict=True)]
+    return [replace(_read(path), name=plain(name)) for path, name in zip(paths.values(), names, strict=True)]
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
-    for name, folders, files in os.walk(top):
+    for folder, folders, files in walk(top):
         folders.sort(key=_by_number)
         if {"summary.json", "status.json"} & set(files):
             folders.clear()
-            yield Path(name)
+            yield folder
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -113,19 +116,19 @@ def shortest_names(paths: list[Path]) -> list[str]:
 
 
 def _read(path: Path) -> Run:
-    tree, overrides = yaml_value(path / ".hydra" / "config.yaml"), yaml_value(path / ".hydra" / "overrides.yaml")
+    tree, overrides = (yaml_value(path / ".hydra" / f"{name}.yaml", below=path) for name in ("config", "overrides"))
     run = Run(
         path=path,
         name="",
         summary={},
         config=dict(flat(tree)) if isinstance(tree, dict) else {},
-        overrides=one_line(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
+        overrides=plain(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
     )
-    status, summary = json_object(text_of(path / "status.json")), json_object(text_of(path / "summary.json"))
+    status, summary = (json_object(text_of(path / f"{name}.json", below=path)) for name in ("status", "summary"))
     state = status.get("status", summary.get("status"))
     if state != "finished":
         details = [f"{key} {status[key]}" for key in ("rank", "step", "reason") if status.get(key) is not None]
-        return replace(run, problem=one_line(", ".join([str(state or "no readable status"), *details])))
+        return replace(run, problem=plain(", ".join([str(state or "no readable status"), *details])))
     missing = [key for key, kind in _NEEDED.items() if not _is(summary.get(key), kind)]
     missing += ["test_metric"] if number(summary.get("test_metric")) is None else []
     if missing:
@@ -139,7 +142,7 @@ def _is(value: Any, kind: type) -> bool:
 
 def _with_metrics(run: Run) -> Run:
     """Add the evaluations and periods of metrics.jsonl. A record with the test metric, even null, is an evaluation."""
-    records, lines_cut = json_lines(run.path / "metrics.jsonl")
+    records, lines_cut = json_lines(run.path / "metrics.jsonl", below=run.path)
     records = [record for record in records if _is(record.get("step"), int)]
     evaluations = {record["step"]: record for record in records if run.metric in record}
     last = run.summary["steps"]
