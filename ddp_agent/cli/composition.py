@@ -1,8 +1,7 @@
 """Composition of a configuration with Hydra, with one line per wrong override or key."""
 
-import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,16 +10,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddp_agent.cli import trust
+from ddp_agent.cli.explanation import explain, in_one_line
 from ddp_agent.config.help_text import class_in
-from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides, scrubbed
-from ddp_agent.config.registry import unknown
+from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -95,7 +94,7 @@ class Configs:
         try:
             cfg = self._compose([])
         except Exception as error:
-            raise ConfigError(_in_one_line(error)) from error
+            raise ConfigError(in_one_line(error)) from error
         accepted: list[str] = []
         problems: list[str] = []
         groups_chosen = True
@@ -148,7 +147,7 @@ class Composed:
             resolved = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
             run_dir = Path(os.environ.get(RUN_DIR) or str(self.cfg.hydra.run.dir))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: {_in_one_line(error)}") from error
+            raise ConfigError(f"{error.full_key}: {in_one_line(error)}") from error
         assert isinstance(resolved, dict)
         cfg = {str(key): value for key, value in resolved.items()}
         remember(cfg)
@@ -206,48 +205,6 @@ def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
             saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if (clean := redacted(saved)) != saved:
                 write_atomically(file, OmegaConf.to_yaml(clean))
-
-
-def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
-    """Return one line: the override, what is wrong with it, what would be right. `cfg` is composed without it."""
-    text, override = str(error), redacted_override(override)
-    if isinstance(error, OverrideParseException):
-        return f"{override}: expected key=value; quote a value with spaces, = or brackets: key=\\'a b\\'"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}: found {choice!r}{_nearest(choice, error.options)}"
-    if text.startswith("Could not override") and cfg is not None:
-        return _first_unknown(override.lstrip("+~").partition("=")[0], cfg)
-    if "--multirun" in text:
-        return f"{override}: several values; start a run for each with -m, or put a list in brackets"
-    return f"{override}: {_in_one_line(error)}" if override else _in_one_line(error)
-
-
-def _first_unknown(key: str, cfg: DictConfig) -> str:
-    node, path = cfg, ""
-    for part in key.split("."):
-        path = f"{path}.{part}" if path else part
-        if not OmegaConf.is_dict(node):
-            return f"{path}: unknown key, {path.rpartition('.')[0]} is a value"
-        if part not in node:
-            return f"{path}: {unknown(part, (str(known) for known in node if known != 'hydra'))}"
-        node = OmegaConf.select(node, part)
-    return f"{key}: cannot be set"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f", did you mean {near[0]}?" if near else "") + f" (known: {', '.join(known)})"
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return a message of Hydra or OmegaConf without the search path, the link to the manual and the types of nodes."""
-    lines = [line.strip() for line in (str(error) or str(error.__cause__)).splitlines()]
-    noise = ("See https", "full_key:", "object_type", "reference_type", "provider=", "Config search path")
-    message = "; ".join(line for line in lines if line and not line.startswith(noise))
-    explained = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-    return scrubbed(message if explained else f"{type(error).__name__}: {message}")
 
 
 def _is_value(override: str) -> bool:

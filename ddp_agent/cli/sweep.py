@@ -34,10 +34,10 @@ from ddp_agent.cli.composition import (
     RUN_TIME,
     VERSION_BASE,
     Configs,
-    explain,
     redact_saved,
     unresolved,
 )
+from ddp_agent.cli.explanation import explain
 from ddp_agent.config.redaction import redacted_override, scrubbed
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
