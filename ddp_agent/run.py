@@ -182,6 +182,8 @@ class Run:
             ranks.device.type,
             ranks.backend,
         )
+        for remark in self.session.setup.task.data.remarks:
+            log.warning(remark)
         for name, owners in self.owners.items():
             log.info("%s is trained by rank%s %s", name, "s" * (len(owners) > 1), ", ".join(map(str, owners)))
         for problem in settings.problems(ranks.world_size):

@@ -40,6 +40,8 @@ class Data:
     """DataLoader workers per rank, for data that is streamed."""
     sha256: str
     """Hash of the samples: two runs with equal hashes saw the same data."""
+    remarks: tuple[str, ...] = ()
+    """Sentences for the log on files that were passed over."""
 
     @classmethod
     def resident(

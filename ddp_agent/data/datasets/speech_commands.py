@@ -1,6 +1,7 @@
 """Recognition of single spoken words. The speakers of the test part are not in the training part."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,5 +157,5 @@ def _fingerprint(root: Path, clips: Sequence[Any], also: str) -> str:
     """Return the hash of names and sizes: streaming must not read every file at start."""
     digest = hashlib.sha256(also.encode())
     for clip in clips:
-        digest.update(f"{clip.path.relative_to(root)} {clip.path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(clip.path.relative_to(root)) + f" {clip.path.stat().st_size}\n".encode())
     return digest.hexdigest()

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from ddp_agent.data.readers.archive import stays_inside
+from ddp_agent.data.readers.folders import Walk, shown
 from ddp_agent.data.readers.wav import Recording, read_wav
 from ddp_agent.errors import DataError
 
 PartName = Literal["train", "validation", "test"]
+SUFFIXES = frozenset({".wav"})
 LISTS: dict[PartName, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 TABLES: dict[PartName, str] = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 
@@ -53,8 +56,9 @@ def _listed(root: Path) -> Parts:
     """Read Google's layout: `<word>/<name>.wav` is for training unless a list names it. Folders `_…` are no words."""
     listed = {part: list(_clips(root / name, _lines(root / name))) for part, name in LISTS.items()}
     taken = {clip.path for clips in listed.values() for clip in clips}
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
-    files = (path for folder in folders for path in sorted(folder.glob("*.wav")))
+    walk = Walk(SUFFIXES)
+    folders = [folder for name, folder in walk.classes(root).items() if not name.startswith("_")]
+    files = (sample.path for folder in folders for sample in walk.samples(folder, nested=False))
     return {"train": [_clip(path) for path in files if path not in taken], **listed}
 
 
@@ -89,7 +93,8 @@ def _clips(path: Path, names: Iterable[tuple[int, str]]) -> Iterator[WavClip]:
     """Yield the clips that a list names. Raise DataError with the line of an absent file."""
     for line, name in names:
         relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.suffix != ".wav":
+        inside = stays_inside(name) and len(relative.parts) > 1
+        if not inside or relative.suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: line {line}: found {name!r}, expected <word>/<name>.wav beside this list")
         clip = _clip(path.parent / relative)
         if not clip.path.is_file():
@@ -98,4 +103,4 @@ def _clips(path: Path, names: Iterable[tuple[int, str]]) -> Iterator[WavClip]:
 
 
 def _clip(path: Path) -> WavClip:
-    return WavClip(path, word=path.parent.name, speaker=path.name.partition("_")[0])
+    return WavClip(path, word=shown(path.parent.name), speaker=path.name.partition("_")[0])

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ddp_agent.data.readers.folders import is_hidden
 from ddp_agent.errors import DataError
 
 LARGEST_BYTES = 64 << 20  # per file: a header may claim any size
@@ -32,7 +33,7 @@ def _inside(archive: zipfile.ZipFile, folder: str, path: Path) -> dict[str, zipf
     for member in archive.infolist():
         parts = PurePosixPath(member.filename).parts
         depth = next((depth for depth in (0, 1) if parts[depth : depth + 1] == (folder,)), None)
-        if depth is None or member.is_dir() or parts[-1].startswith("."):
+        if depth is None or member.is_dir() or any(map(is_hidden, parts)):
             continue
         name = "/".join(parts[depth + 1 :])
         if name in files:
