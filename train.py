@@ -17,7 +17,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # Ranks share the cores of a machine. Without this, torch would start as many threads as cores in each rank.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 from ddp_agent.__main__ import check, train
 from ddp_agent.cli import leave, main

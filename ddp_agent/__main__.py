@@ -66,7 +66,8 @@ def _parsed(typed: Sequence[str]) -> tuple[str, list[str]]:
 
 def _train(command: str, arguments: Sequence[str]) -> int:
     """Run train.py's code with `arguments`, and leave the process."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: ranks share the cores of a machine
+    # Before torch: ranks share the cores of a machine.
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
     from ddp_agent.cli import leave
     from ddp_agent.cli import main as launch
     from ddp_agent.cli.program import Program, conf_folder

@@ -46,20 +46,29 @@ case ${1-} in
         ;;
 esac
 
+# Refuse a value that a pattern does not match as a whole: bash would take a word for 0 in its arithmetic.
+expect() { [[ $2 =~ ^($3)$ ]] || refuse "$1: found $2, expected $4"; }
+
 python=${PYTHON:-python}
 NNODES=${NNODES:-${PET_NNODES-}}
 [[ -n $NNODES ]] || refuse "NNODES: missing, expected the number of nodes"
+expect NNODES "$NNODES" '[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?' "the number of nodes"
+expect MAX_RESTARTS "${MAX_RESTARTS:-0}" '[0-9]{1,6}' "an integer >= 0"
 
 if [[ -n ${RDZV_ENDPOINT-} ]]; then
     [[ -z ${NODE_RANK-} ]] || refuse "NODE_RANK and RDZV_ENDPOINT: set one, they are different rendezvous"
     rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="${RDZV_ID:-ddp_agent}")
 else
+    expect NNODES "$NNODES" '[0-9]+' "an integer >= 1 (MIN:MAX needs RDZV_ENDPOINT)"
     NODE_RANK=${NODE_RANK:-${PET_NODE_RANK-}}
     MASTER_ADDR=${MASTER_ADDR:-${PET_MASTER_ADDR-}}
     [[ -n $NODE_RANK ]] || refuse "NODE_RANK: missing, expected 0 to $((NNODES - 1)) (or set RDZV_ENDPOINT)"
+    expect NODE_RANK "$NODE_RANK" '0|[1-9][0-9]{0,4}' "0 to $((NNODES - 1))"
     ((NODE_RANK >= 0 && NODE_RANK < NNODES)) || refuse "NODE_RANK: found $NODE_RANK, expected 0 to $((NNODES - 1))"
     [[ -n $MASTER_ADDR ]] || refuse "MASTER_ADDR: missing, expected the address of node 0"
     port=${MASTER_PORT:-${PET_MASTER_PORT:-29500}}
+    expect MASTER_PORT "$port" '[1-9][0-9]{0,4}' "a port, 1 to 65535"
+    ((port <= 65535)) || refuse "MASTER_PORT: found $port, expected a port, 1 to 65535"
     rendezvous=(--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="$port")
 fi
 
@@ -72,6 +81,7 @@ if [[ -n ${RUN_DIR-} ]]; then
 fi
 
 nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}}
+expect NPROC_PER_NODE "$nproc" '[1-9][0-9]{0,3}|auto|gpu|cpu|xpu' "the ranks per node, an integer >= 1"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # because several ranks share the cores
 
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py

@@ -16,8 +16,9 @@ from hydra._internal.utils import get_args_parser  # the flags are Hydra's, and 
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, VERSION_BASE, Check, Configs, Work
 from ddp_agent.cli.program import Program
 from ddp_agent.config import help_text
-from ddp_agent.config.redaction import scrubbed
+from ddp_agent.config.redaction import remember_overrides, scrubbed
 from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
+from ddp_agent.distributed.variables import whole
 from ddp_agent.errors import ConfigError, RefusedError
 
 INTERRUPTED = 130
@@ -29,12 +30,16 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     `check` raises ConfigError for a wrong configuration. `work` trains on every rank, in a run directory that is
     claimed for it. `program` starts the same command again; default: the script that is running.
     """
-    environment = TorchrunEnvironment.read()
-    program = program or Program.script()
-    if environment is not None or RUN_DIR in os.environ:
+    environment, refused = _environment()
+    if environment is not None or os.environ.get(RUN_DIR):
         die_with_parent()
     try:
-        return _dispatch(environment, work, check, _CommandLine(program, conf, config_name))
+        typed = _CommandLine(program or Program.script(), conf, config_name)
+        if typed.only_shows:
+            return _show(typed) if environment is None or environment.rank == 0 else 0
+        if refused:
+            raise refused
+        return _dispatch(environment, work, check, typed)
     except RefusedError as refusal:
         _print_once(str(refusal), environment)
         return refusal.exit_code
@@ -43,6 +48,14 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _environment() -> tuple[TorchrunEnvironment | None, ConfigError | None]:
+    """Return the environment, or why it is refused. A command that starts nothing works in any environment."""
+    try:
+        return TorchrunEnvironment.read(), None
+    except ConfigError as refused:
+        return None, refused
 
 
 def _print_once(message: str, environment: TorchrunEnvironment | None) -> None:
@@ -65,16 +78,18 @@ class _CommandLine:
         self.arguments = sys.argv[1:]
         self.flags = _parse(self.arguments)
         self.overrides: list[str] = self.flags.overrides
+        remember_overrides(self.overrides)
         self.configs = _configs(self.flags, conf, config_name, program.folder)
+
+    @property
+    def only_shows(self) -> bool:
+        """True for a command that prints and starts nothing: it may run wherever a person types it."""
+        flags = self.flags
+        return bool(flags.help or flags.cfg or flags.info or flags.hydra_help or flags.shell_completion)
 
 
 def _dispatch(environment: TorchrunEnvironment | None, work: Work, check: Check, typed: _CommandLine) -> int:
-    first = environment is None or environment.rank == 0
     flags, program, configs = typed.flags, typed.program, typed.configs
-    if flags.help:
-        return help_text.show(configs.folder, program.typed, program.under_torchrun) if first else 0
-    if flags.cfg or flags.info or flags.hydra_help or flags.shell_completion:
-        return _show(configs) if first else 0
     if flags.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
         return _sweep(environment, typed)
     if environment is not None:
@@ -108,7 +123,11 @@ def _configs(flags: argparse.Namespace, conf: Path, config_name: str, relative_t
     return Configs(folder=folder.absolute(), name=flags.config_name or config_name, extra_folder=extra)
 
 
-def _show(configs: Configs) -> int:
+def _show(typed: _CommandLine) -> int:
+    configs, program = typed.configs, typed.program
+    if typed.flags.help:
+        return help_text.show(configs.folder, program.typed, program.under_torchrun)
+
     def never_called(cfg: Any) -> None:
         raise AssertionError
 
@@ -117,13 +136,15 @@ def _show(configs: Configs) -> int:
 
 
 def _sweep(environment: TorchrunEnvironment | None, typed: _CommandLine) -> int:
-    from ddp_agent.cli import sweep
+    from ddp_agent.cli import relaunch, sweep
 
-    if environment is not None:
+    if environment is None:
+        relaunch.refuse_sweep_on_every_node(typed.program.typed)
+    else:
         # The ranks beside rank 0 leave quietly, so that rank 0 may speak. A node without rank 0 waits for nothing.
         if environment.rank != 0:
             return 0 if environment.node_rank == 0 else ConfigError.exit_code
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        if whole(os.environ, "TORCHELASTIC_RESTART_COUNT", 0) > 0:
             print("a sweep is not repeated by torchrun's restarts", file=sys.stderr)
             return 1
         sweep.refuse_several_nodes(environment, typed.overrides, typed.program.typed)

@@ -36,7 +36,8 @@ def run_time() -> str:
     It has milliseconds, since two runs may start within one second.
     """
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
-    return os.environ.setdefault(RUN_TIME, now)
+    os.environ[RUN_TIME] = os.environ.get(RUN_TIME) or now
+    return os.environ[RUN_TIME]
 
 
 # In the package, not in train.py: submitit unpickles a sweep's jobs in processes that never import train.py.
@@ -137,7 +138,7 @@ class Composed:
         return context
 
     def _context(self, ranks: Callable[[Mapping[str, Any]], int], attempt: int) -> LaunchContext:
-        if self.cfg.hydra.mode == RunMode.MULTIRUN and RUN_DIR not in os.environ:
+        if self.cfg.hydra.mode == RunMode.MULTIRUN and not os.environ.get(RUN_DIR):
             raise ConfigError("hydra.mode: found MULTIRUN in a config file; type -m as well")
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
         remember(OmegaConf.to_container(self.without_hydra(), resolve=False))

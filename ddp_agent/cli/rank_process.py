@@ -76,7 +76,7 @@ def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext)
     resume = context.cfg.get("resume")
     continues = context.attempt > 0 or (resume and Path(resume).absolute() == context.run_dir)
     directory = RunDirectory(context.run_dir, restart=bool(continues))
-    if RUN_DIR not in os.environ:  # else the sweep has saved them
+    if not os.environ.get(RUN_DIR):  # else the sweep has saved them
         composed.save(directory.path)
     rendezvous.store.set(claimed, "")
     return directory

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ddp_agent.distributed.c10d import TCPStore
 
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command that runs the command behind it on every node, with PET_NODE_RANK set
-NODES = "PET_NNODES"  # torchrun reads PET_… where its flags are not given
+NODES, NODE, ADDRESS = "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"  # torchrun's defaults for its flags
 RANKS_ON_CPU = 2
+MOST_NODES = 10_000
 MOST_RANKS = 1024  # on one machine: a wrong number of processes takes it down
 BACKLOG = 2048  # connections to the store that may wait to be accepted; torch's own value
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # the last two: Slurm and submitit, near a job's time limit
@@ -48,7 +49,7 @@ def run(
 
 def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
     replicas_of(cfg, None)
-    wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _gpus(cfg) or RANKS_ON_CPU
+    wanted = cfg.get("nproc_per_node") or os.environ.get(NPROC_PER_NODE) or _of_torchrun() or _gpus(cfg) or RANKS_ON_CPU
     try:
         count = int(wanted)
     except (ValueError, TypeError, OverflowError):
@@ -58,11 +59,40 @@ def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
     return count
 
 
+def _of_torchrun() -> str:
+    """Return the number of ranks that torchrun's own variable gives; empty for auto, gpu and cpu."""
+    ranks = os.environ.get("PET_NPROC_PER_NODE", "")
+    return ranks if ranks.isdecimal() else ""
+
+
 def _nodes() -> int:
-    count = os.environ.get(NODES, "1")
-    if not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"{NODES}: found {count!r}, expected an integer >= 1")
-    return int(count)
+    """Return the number of nodes. Raise ConfigError if this node would train without the others."""
+    count = os.environ.get(NODES) or "1"
+    if not (count.isascii() and count.isdecimal() and 1 <= int(count[:6]) <= MOST_NODES):
+        raise ConfigError(
+            f"{NODES}: found {count[:80]!r}, expected an integer >= 1; for a number of nodes that may change start "
+            "torchrun itself, as launch/multinode.sh does"
+        )
+    nodes, node = int(count), os.environ.get(NODE) or ""
+    if ON_NODES not in os.environ and not os.environ.get("PET_RDZV_ENDPOINT"):
+        wanted = [NODE, ADDRESS] if nodes > 1 else []
+        if absent := [name for name in wanted if not os.environ.get(name)]:
+            raise ConfigError(
+                f"{', '.join(absent)}: missing beside {NODES}={nodes}, so the nodes cannot find each other; expected "
+                f"{NODE}=0 to {nodes - 1} and {ADDRESS}=<address of node 0>, or {NODES} unset"
+            )
+        if node and int(node) >= nodes:
+            raise ConfigError(f"{NODE}: found {node} beside {NODES}={nodes}, expected a number below it")
+    return nodes
+
+
+def refuse_sweep_on_every_node(program: str) -> None:
+    """Raise ConfigError where each of several nodes was started with the same sweep."""
+    if ON_NODES not in os.environ and (nodes := _nodes()) > 1:
+        raise ConfigError(
+            f"-m: found {NODES}={nodes}, but a sweep is driven from one node; sweep on one node with\n"
+            f"  env -u {NODES} {program} -m …\nor start each job on all nodes, without -m"
+        )
 
 
 def _gpus(cfg: Mapping[str, Any]) -> int:
@@ -82,7 +112,7 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
     nodes = _nodes()
     store = _store_on_loopback() if nodes == 1 else None
     rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do it too, with a warning
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"  # torchrun would do it, with a warning
     try:
         torchrun(
             [
@@ -119,6 +149,6 @@ def _store_on_loopback() -> "TCPStore":
 
 
 def _record_for_sweep(reason: str) -> None:
-    if RUN_DIR in os.environ:
+    if os.environ.get(RUN_DIR):
         with RunDirectory(Path(os.environ[RUN_DIR]), restart=True) as directory:
             directory.write_status("failed", reason)

@@ -56,7 +56,7 @@ class Rendezvous:
         that failed counts. So rank 0 counts, and answers each rank under a key that only this process can have chosen.
         """
         if self.environment.rank == 0:
-            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS, "0"))
+            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS) or 0)
             self._answer_others(attempt)
             return attempt
         question = uuid.uuid4().hex

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ddp_agent.distributed.comm import Comm, LocalComm
+from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.distributed.process_group_comm import world_comm
+from ddp_agent.distributed.variables import whole
 
 
 @dataclass(eq=False)
@@ -25,10 +27,13 @@ class Topology:
     def create(cls, ranks_per_node: int | None = None) -> "Topology":
         """Return the topology of the default process group, whose ranks are numbered node by node, as torchrun does.
 
-        `ranks_per_node` defaults to torchrun's LOCAL_WORLD_SIZE. Raises ValueError when it does not divide the world.
+        `ranks_per_node` defaults to torchrun's LOCAL_WORLD_SIZE. Raises ValueError when it does not divide the world,
+        and ConfigError for a world of one rank in one of several tasks of a scheduler.
         """
         world = world_comm()
-        size = ranks_per_node or min(int(os.environ.get("LOCAL_WORLD_SIZE", world.size)), world.size)
+        if world.size == 1:
+            TorchrunEnvironment.read()
+        size = ranks_per_node or min(whole(os.environ, "LOCAL_WORLD_SIZE", world.size), world.size)
         if size < 1 or world.size % size:
             raise ValueError(
                 f"ranks_per_node: found {size}, expected a divisor of the world size {world.size}, "

@@ -84,7 +84,7 @@ class Supervisor:
             **identity,
             "PYTHONPATH": path,
             EARLIER_ATTEMPTS: str(child.starts),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1",
         }
 
     def _check_children(self) -> None:

@@ -41,7 +41,7 @@ def begin(directory: RunDirectory, attempt: int, step: int, last_reason: str | N
 
 def stop_torchrun() -> None:
     """Send SIGTERM to torchrun, which would otherwise restart the ranks."""
-    count, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    count, most = (int(os.environ.get(f"TORCHELASTIC_{name}") or 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     if "TORCHELASTIC_RUN_ID" in os.environ and count < most:
         os.kill(os.getppid(), signal.SIGTERM)
 

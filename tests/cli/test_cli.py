@@ -57,7 +57,9 @@ def test_torchrun_and_config_must_agree_on_the_number_of_ranks() -> None:
     ("environment", "expected"),
     [
         ({}, ["--rdzv-backend=static", "--master-addr=127.0.0.1", "--master-port=PORT"]),
-        ({relaunch.NODES: "2"}, []),  # the rest torchrun reads from PET_NODE_RANK and so on
+        # The rest torchrun reads itself.
+        ({relaunch.NODES: "2", relaunch.NODE: "1", relaunch.ADDRESS: "h"}, []),
+        ({relaunch.NODES: "2", "PET_RDZV_ENDPOINT": "h:1"}, []),
     ],
 )
 def test_torchrun_is_told_of_the_ranks_of_this_node(

@@ -20,7 +20,7 @@ def test_the_environment_is_read_from_torchrun_s_variables() -> None:
     assert TorchrunEnvironment.read(variables) == TorchrunEnvironment(
         rank=5, local_rank=1, world_size=8, local_world_size=8
     )
-    assert TorchrunEnvironment.read({"RANK": "5"}) is None
+    assert TorchrunEnvironment.read({"PATH": "/bin", "MASTER_ADDR": "h"}) is None
 
 
 def test_a_nested_torchrun_inherits_nothing_of_the_outer_one() -> None:

@@ -61,6 +61,26 @@ def test_multinode_refuses_what_is_not_enough(left_out: str, message: str, pytho
     assert told.stderr.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("NNODES", "two"),
+        ("NNODES", "1:2"),
+        ("NODE_RANK", "abc"),
+        ("NODE_RANK", "2"),
+        ("NODE_RANK", "-1"),
+        ("MASTER_PORT", "99999"),
+        ("NPROC_PER_NODE", "0"),
+        ("MAX_RESTARTS", "x[$(touch touched)]"),
+    ],
+)
+def test_multinode_refuses_what_is_no_number(name: str, wrong: str, python: Path) -> None:
+    told = multinode(python, **{**STATIC, name: wrong})
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"{name}: found {wrong}, expected ")
+    assert not (python.parent / "touched").exists()
+
+
 @pytest.mark.parametrize("earlier", [0, 1, 12])
 def test_multinode_goes_on_with_a_run_that_is_there(earlier: int, python: Path, tmp_path: Path) -> None:
     """The script counts the entries that `attempts.begin` writes: a directory without any is a new run."""

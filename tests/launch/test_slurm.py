@@ -145,6 +145,28 @@ def test_a_cancelled_job_stays_cancelled(cluster: SlurmCluster, project: Path) -
     assert (state, cluster.job(number)["Restarts"]) == ("CANCELLED", "0")
 
 
+ASKS = """
+from ddp_agent.distributed.process import TorchrunEnvironment
+from ddp_agent.errors import ConfigError
+try:
+    print("alone", TorchrunEnvironment.read())
+except ConfigError as refused:
+    print(str(refused).splitlines()[0])
+"""
+
+
+def test_tasks_of_srun_are_told_from_a_batch_script_and_an_salloc_shell(cluster: SlurmCluster, project: Path) -> None:
+    (project / "asks.py").write_text(ASKS)
+    ask = f"env PYTHONPATH={ROOT} {sys.executable} asks.py"
+    steps = [f"{step} {ask} >{name}" for step, name in (("", "batch"), ("srun", "two"), ("srun -n1 -N1", "one"))]
+    number = cluster.submit("--nodes=2", "--ntasks=2", "--wrap", "; ".join(steps), cwd=project)
+    cluster.wait_for(number, "COMPLETED", "FAILED")
+    cluster.call("salloc", "--ntasks=2", "bash", "-c", f"{ask} >shell", cwd=project)
+    said = {name: (project / name).read_text().splitlines() for name in ("batch", "shell", "one", "two")}
+    assert said["batch"] == said["shell"] == said["one"] == ["alone None"]
+    assert sorted(line[:38] for line in said["two"]) == [f"SLURM_PROCID: found task {n} of 2 tasks," for n in (0, 1)]
+
+
 def sweep(cluster: SlurmCluster, project: Path, *typed: str) -> subprocess.CompletedProcess[str]:
     launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5")
     command = [sys.executable, str(ROOT / "train.py"), "-m", *launcher, "nproc_per_node=1", *SMALL, *typed]

@@ -20,7 +20,7 @@ from ddp_agent.distributed.process import die_with_parent
 
 SBIN = "/usr/sbin:/sbin"
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun", "salloc")
 PATIENCE_S = 60.0
 NODES = ("n1", "n2")
 # A requeued job waits until the credentials of its last attempt have expired. The default is two minutes.
