@@ -4,7 +4,10 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: NNODES=N … launch/multinode.sh [train.py's arguments]      (on every node)
+usage: NNODES=N … launch/multinode.sh [--check] [train.py's arguments]      (on every node)
+
+A run of several machines trains on GPUs. To train on CPU, type device=cpu. With --check no run is started, but a
+smoke test: launch/check.sh --help.
 
 Static rendezvous: every node is given its own number and the address of node 0.
   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 launch/multinode.sh sync=diloco     # on 10.0.0.1
@@ -50,6 +53,14 @@ esac
 expect() { [[ $2 =~ ^($3)$ ]] || refuse "$1: found $2, expected $4"; }
 
 python=${PYTHON:-python}
+project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+program=("$project/train.py")
+if [[ ${1-} == --check ]]; then
+    shift
+    program=(-m ddp_agent.distributed.smoke_test)
+    export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH}
+fi
+
 NNODES=${NNODES:-${PET_NNODES-}}
 [[ -n $NNODES ]] || refuse "NNODES: missing, expected the number of nodes"
 expect NNODES "$NNODES" '[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?' "the number of nodes"
@@ -80,11 +91,18 @@ if [[ -n ${RUN_DIR-} ]]; then
     export DDP_AGENT_EARLIER_ATTEMPTS
 fi
 
-nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}}
-expect NPROC_PER_NODE "$nproc" '[1-9][0-9]{0,3}|auto|gpu|cpu|xpu' "the ranks per node, an integer >= 1"
+nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE-}}
+[[ -z $nproc ]] || expect NPROC_PER_NODE "$nproc" '[1-9][0-9]{0,3}|auto|gpu|cpu|xpu' "the ranks per node, an integer >= 1"
+# A node without a GPU is most often one whose GPUs nobody asked the scheduler for. It would train on CPU unnoticed.
+if [[ " $* " != *" device="* ]]; then
+    nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
+    [[ $nproc != 0 ]] || refuse "device: found no GPU on $(hostname), expected one: ask for it (Slurm: --gpus-per-node), \
+or type device=cpu to train on CPU"
+    set -- device=cuda "$@"
+fi
+nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # because several ranks share the cores
 
-train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$nproc" \
     --max-restarts="${MAX_RESTARTS:-0}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-    "${rendezvous[@]}" "$train" "$@"
+    "${rendezvous[@]}" "${program[@]}" "$@"

@@ -41,10 +41,10 @@ STATIC = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PO
 def test_multinode_passes_on_where_the_nodes_meet(prefix: str, python: Path) -> None:
     """Told by a person, or as Kubeflow tells torchrun."""
     told = multinode(python, "sync=diloco", **{f"{prefix}{name}": value for name, value in STATIC.items()})
-    *options, train, typed, _ = told.stdout.splitlines()
+    *options, train, device, typed, _ = told.stdout.splitlines()
     expected = {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29501", "--nproc-per-node=8"}
     assert expected <= set(options)
-    assert (Path(train).resolve(), typed) == (ROOT / "train.py", "sync=diloco")
+    assert (Path(train).resolve(), device, typed) == (ROOT / "train.py", "device=cuda", "sync=diloco")
 
 
 @pytest.mark.parametrize("script", ["local.sh", "multinode.sh"])
@@ -81,6 +81,20 @@ def test_multinode_refuses_what_is_no_number(name: str, wrong: str, python: Path
     assert not (python.parent / "touched").exists()
 
 
+def test_several_machines_train_on_cpu_only_where_that_is_typed(python: Path) -> None:
+    nodes = {name: value for name, value in STATIC.items() if name != "NPROC_PER_NODE"}
+    gpus = TOLD.replace("printf", '[[ $1 != -c ]] || { echo "$GPUS"; exit; }\nprintf', 1)
+    program(python.parent, "python", gpus)
+    refused = multinode(python, "sync=diloco", **nodes, GPUS="0")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("device: found no GPU on ")
+    assert "--gpus-per-node" in refused.stderr and "device=cpu" in refused.stderr
+    for typed, count in ((["sync=diloco"], 8), (["device=cpu"], 2), (["+experiment=x", "device=auto"], 2)):
+        told = multinode(python, *typed, **nodes, GPUS=str(count))
+        assert f"--nproc-per-node={count}" in told.stdout
+        assert ("device=cuda" in told.stdout) == (not any(word.startswith("device=") for word in typed))
+
+
 @pytest.mark.parametrize("earlier", [0, 1, 12])
 def test_multinode_goes_on_with_a_run_that_is_there(earlier: int, python: Path, tmp_path: Path) -> None:
     """The script counts the entries that `attempts.begin` writes: a directory without any is a new run."""
@@ -89,7 +103,7 @@ def test_multinode_goes_on_with_a_run_that_is_there(earlier: int, python: Path, 
         run_dir.mkdir()
         noted = [{"attempt": number, "from_step": 0} for number in range(earlier)]
         (run_dir / "attempts.json").write_text(json.dumps(noted))
-    told = multinode(python, "seed=1", **STATIC, RUN_DIR=str(run_dir))
+    told = multinode(python, "device=cpu", **STATIC, RUN_DIR=str(run_dir))
     assert told.stderr == ""
     assert told.stdout.splitlines()[-2:] == [f"hydra.run.dir='{run_dir}'", f"earlier attempts: {earlier}"]
 

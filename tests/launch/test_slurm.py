@@ -59,7 +59,7 @@ def cluster() -> Iterator[SlurmCluster]:
 def project(tmp_path: Path) -> Path:
     """launch/ beside a train.py that can be held up and hurt."""
     (tmp_path / "launch").mkdir()
-    for name in ("slurm.sbatch", "multinode.sh"):
+    for name in ("slurm.sbatch", "multinode.sh", "check.sh"):
         shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
     (tmp_path / "train.py").write_text(TRAIN)
     return tmp_path
@@ -165,6 +165,24 @@ def test_tasks_of_srun_are_told_from_a_batch_script_and_an_salloc_shell(cluster:
     said = {name: (project / name).read_text().splitlines() for name in ("batch", "shell", "one", "two")}
     assert said["batch"] == said["shell"] == said["one"] == ["alone None"]
     assert sorted(line[:38] for line in said["two"]) == [f"SLURM_PROCID: found task {n} of 2 tasks," for n in (0, 1)]
+
+
+def test_the_first_example_checks_the_cluster_and_says_that_it_has_no_gpu(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """The commands of launch/README.md as they stand there: asked for a GPU, and told what to do without."""
+    for name in ("launch", "ddp_agent", "conf", "train.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    typed = [("sync=diloco", "reducer=int8", "checkpoint_every=500"), ("--check", "device=cpu")]
+    node = {name: value for name, value in environment().items() if name != "NPROC_PER_NODE"}
+    numbers = [cluster.submit("launch/slurm.sbatch", *words, cwd=tmp_path, environment=node) for words in typed]
+    jobs = [cluster.wait_for(number, "COMPLETED", "FAILED") for number in numbers]
+    assert all(job["TresPerNode"] == "gres:gpu:1" for job in jobs)
+    assert "device: found no GPU on" in log(tmp_path, numbers[0])
+    assert [job["JobState"] for job in jobs] == ["FAILED", "COMPLETED"], log(tmp_path, numbers[1])
+    said = log(tmp_path, numbers[1])
+    assert "ranks: 4 on 2 nodes" in said
+    assert said.endswith("All is well: a run can start.\n")
 
 
 def sweep(cluster: SlurmCluster, project: Path, *typed: str) -> subprocess.CompletedProcess[str]:

@@ -43,6 +43,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+GresTypes=gpu
 MpiDefault=none
 MailProg=/bin/true
 SelectType=select/cons_tres
@@ -80,9 +81,12 @@ def search_path() -> str:
 
 
 class SlurmCluster:
-    """A cluster. Commands need `conf` as SLURM_CONF. Its path is short: socket names have at most 107 characters."""
+    """A cluster whose nodes have a GPU by Slurm's account, so that scripts which ask for one get their nodes.
 
-    def __init__(self, cpus: int = 2) -> None:
+    Commands need `conf` as SLURM_CONF. Its path is short: socket names have at most 107 characters.
+    """
+
+    def __init__(self, cpus: int = 4) -> None:
         self._cpus = cpus
 
     def __enter__(self) -> "SlurmCluster":
@@ -150,11 +154,12 @@ class SlurmCluster:
         key.chmod(0o600)
         ports, host = free_ports(1 + len(NODES)), socket.gethostname().partition(".")[0]
         nodes = [
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self._cpus}"
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self._cpus} Gres=gpu:1"
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         given: dict[str, Any] = {"host": host, "ports": ports, "folder": self.folder, "user": "root"}
         given |= {"requeued_s": REQUEUED_S}
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/zero\n")  # any device file will do
         self.conf.write_text(CONF.format(**given, nodes="\n".join(nodes), names=",".join(NODES)))
 
     def _idle(self) -> bool:
