@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ddp_agent import __version__
+from ddp_agent.outputs.streams import run_command
 
 if TYPE_CHECKING:
     from ddp_agent.cli import LaunchContext
@@ -46,8 +47,7 @@ def main() -> int:
         from ddp_agent.netlab.command import main as netlab
 
         return netlab(arguments, "ddp-agent netlab")
-    code: int = import_module(f"ddp_agent.{command}.__main__").main(arguments)
-    return code
+    return run_command(lambda: import_module(f"ddp_agent.{command}.__main__").main(arguments))
 
 
 def _parsed(typed: Sequence[str]) -> tuple[str, list[str]]:

@@ -28,8 +28,8 @@ from ddp_agent.elastic.rounds import OvertakenError
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError
 from ddp_agent.outputs import restarts
 from ddp_agent.outputs.console import ConsoleProgress
-from ddp_agent.outputs.log import setup_logging
-from ddp_agent.outputs.observer import Observer, Result, Start
+from ddp_agent.outputs.log import FILE_ONLY, setup_logging
+from ddp_agent.outputs.observer import Expendable, Observer, Result, Start
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.tensorboard import History
 from ddp_agent.outputs.tracking import MetricsLog, TensorBoard
@@ -190,7 +190,7 @@ class Run:
             if not problem.fatal:
                 (log.info if problem.harmless else log.warning)(problem.text)
         if ranks.rank == 0 and (text := ports.describe({"torchrun": os.getppid(), "rank 0": os.getpid()})):
-            log.info(text)
+            log.info(text, extra=FILE_ONLY)
 
     def _refuse_futile_attempt(self) -> None:
         """Raise NoProgressError on all ranks if the last attempts began at this very step, too."""
@@ -215,14 +215,14 @@ class Run:
         """Return what looks at this rank, and what it is shown first. `source`: the run that this one continues."""
         session, setup, directory = self.session, self.session.setup, self.directory
         example = None
-        observers: list[Observer] = [*self.traces]
+        observers: list[Observer] = [Expendable(trace, "trace") for trace in self.traces]
         if self.ranks.rank == 0:
             history = History.read(source, session.step) if source else None
             metrics = MetricsLog(directory, history)
             board = TensorBoard(directory, setup.task.objective.metric_name, history=history)
             previews = Previews(setup.task, board, setup.device, last_step=setup.total_steps, stats=self.shard_stats)
-            console = ConsoleProgress(setup.total_steps, first_step=session.step)
-            observers = [metrics, board, previews, console, *self.traces]
+            console = Expendable(ConsoleProgress(setup.total_steps, first_step=session.step), "console")
+            observers = [metrics, board, previews, console, *observers]
             example = previews.example
         start = Start(model=setup.module, config=self.settings.cfg, step=session.step, inputs=example)
         return observers, start

@@ -9,6 +9,7 @@ from ddp_agent.checkpoint.folder import best, delete, manifest_of, metric_of, na
 from ddp_agent.errors import CheckpointError, RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
+from ddp_agent.outputs.streams import run_command
 
 
 def main(typed: Sequence[str]) -> int:
@@ -106,4 +107,4 @@ def _report(folder: Path, damaged: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -20,8 +20,7 @@ from ddp_agent.config.redaction import remember_overrides, scrubbed
 from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
 from ddp_agent.distributed.variables import whole
 from ddp_agent.errors import ConfigError, RefusedError
-
-INTERRUPTED = 130
+from ddp_agent.outputs import streams
 
 
 def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", program: Program | None = None) -> int:
@@ -30,6 +29,7 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     `check` raises ConfigError for a wrong configuration. `work` trains on every rank, in a run directory that is
     claimed for it. `program` starts the same command again; default: the script that is running.
     """
+    streams.protect()
     environment, refused = _environment()
     if environment is not None or os.environ.get(RUN_DIR):
         die_with_parent()
@@ -44,7 +44,7 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
         _print_once(str(refusal), environment)
         return refusal.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return streams.INTERRUPTED
     except Exception:
         traceback.print_exc()
         return 1

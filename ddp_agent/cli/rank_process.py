@@ -1,6 +1,7 @@
 """One rank that torchrun started: agree on the run, check it, train, and report a failure once for all ranks."""
 
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -29,8 +30,11 @@ from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.distributed.process_group import Rendezvous, connect
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError
+from ddp_agent.outputs.log import FILE_ONLY
 from ddp_agent.outputs.restarts import stop_torchrun
 from ddp_agent.outputs.run_directory import RunDirectory, State
+
+_log = logging.getLogger(__name__)
 
 # How long a rank waits for rank 0 to print an error that both raised, before it prints the error itself.
 PATIENCE_S = 5.0
@@ -102,6 +106,8 @@ def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None)
     """
     rank, store = rendezvous.environment.rank, rendezvous.store
     message, named = scrubbed(message), rank or None if of_rank is None else of_rank
+    if logging.getLogger().handlers:  # else there is no train.log yet
+        _log.error(message, extra=FILE_ONLY)
     text = message if named is None else f"rank {named}: {message}"
     if not _store_answers(store):
         print(text, file=sys.stderr, flush=True)

@@ -1,17 +1,21 @@
 """`python train.py …`: check the configuration, then become the torchrun of the same command."""
 
+import logging
 import os
 import shlex
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.errors import ConfigError, RefusedError
-from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.run_directory import RunDirectory, conclude
 from ddp_agent.outputs.run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -21,9 +25,10 @@ ON_NODES = "DDP_AGENT_ON_NODES"  # a command that runs the command behind it on 
 NODES, NODE, ADDRESS = "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"  # torchrun's defaults for its flags
 RANKS_ON_CPU = 2
 MOST_NODES = 10_000
+GPU_DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")  # below /dev: of NVIDIA, of WSL, of AMD
 MOST_RANKS = 1024  # on one machine: a wrong number of processes takes it down
 BACKLOG = 2048  # connections to the store that may wait to be accepted; torch's own value
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # the last two: Slurm and submitit, near a job's time limit
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")  # the last two: near a job's time limit
 PEER_FAILED, PREEMPTED = 4, 75
 EXPLAINED = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have printed why they ended
 
@@ -36,7 +41,8 @@ def run(
     `program` is what the interpreter runs: a script, or -m and a module. `arguments` are what it was given.
     """
     try:
-        context = configs.compose(overrides).checked(check, lambda cfg: _nproc_per_node(cfg) * _nodes())
+        composed = configs.compose(overrides)
+        context = composed.checked(check, partial(_ranks, announced=not composed.problems))
     except RefusedError as refusal:
         _record_for_sweep(str(refusal))
         raise
@@ -45,6 +51,14 @@ def run(
         command = [*shlex.split(on_nodes), sys.executable, *program, *arguments]
         os.execvp(command[0], command)
     return _torchrun(context, [*program, *arguments])
+
+
+def _ranks(cfg: Mapping[str, Any], *, announced: bool) -> int:
+    """Return the number of ranks. Print it before the seconds that the import of torch takes."""
+    count = _nproc_per_node(cfg) * _nodes()
+    if announced:
+        print(f"starting {count} rank{'s' * (count != 1)} …", flush=True)
+    return count
 
 
 def _nproc_per_node(cfg: Mapping[str, Any]) -> int:
@@ -96,8 +110,8 @@ def refuse_sweep_on_every_node(program: str) -> None:
 
 
 def _gpus(cfg: Mapping[str, Any]) -> int:
-    if cfg.get("device") == "cpu":
-        return 0
+    if cfg.get("device") == "cpu" or (sys.platform == "linux" and not _has(GPU_DEVICES)):
+        return 0  # without the seconds that the import of torch takes
     import torch
 
     return torch.cuda.device_count()
@@ -113,24 +127,75 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
     store = _store_on_loopback() if nodes == 1 else None
     rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"  # torchrun would do it, with a warning
+    files = RunFiles(context.run_dir)
+    earlier = files.read_status()
     try:
-        torchrun(
-            [
-                *rendezvous,
-                f"--signals-to-handle={SIGNALS}",
-                f"--nproc_per_node={context.world_size // nodes}",
-                *command,
-            ]
-        )
+        with _quiet_torchrun() as noise:
+            torchrun(
+                [
+                    *rendezvous,
+                    f"--signals-to-handle={','.join(_signals())}",
+                    f"--nproc_per_node={context.world_size // nodes}",
+                    *command,
+                ]
+            )
     except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
+        rank, first = failed.get_first_failure()
         if first.exitcode not in EXPLAINED:
+            noise.show()
             print(failed, file=sys.stderr)
+        conclude(context.run_dir, f"rank {rank} ended with {_ending(first.exitcode)}", rank, earlier=earlier)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as stopped:  # the ranks have ended; the status says whether everything was saved
+        conclude(
+            context.run_dir, f"{signal.Signals(stopped.sigval).name}: stopped before it could save", earlier=earlier
+        )
         ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
-        return ended.get(RunFiles(context.run_dir).read_status().get("status", ""), 128 + stopped.sigval)
+        state = files.read_status()
+        return ended.get(state.get("status", "") if state != earlier else "", 128 + stopped.sigval)
     return 0
+
+
+def _has(devices: Iterable[str]) -> bool:
+    return any(any(Path("/dev").glob(pattern)) for pattern in devices)
+
+
+def _signals() -> list[str]:
+    """Return the signals that torchrun hands on to its ranks. One that is ignored stays so: `nohup` needs it."""
+    return [name for name in SIGNALS if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code > 0 else signal.Signals(-code).name
+
+
+class _Kept(logging.Handler):
+    """Handler that keeps records until they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def show(self) -> None:
+        """Print the records."""
+        for record in self._records:
+            print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _quiet_torchrun() -> Iterator[_Kept]:
+    """Keep back what torchrun logs, unless it is asked for: under a rank's own message it would only confuse."""
+    log, kept = logging.getLogger("torch.distributed.elastic"), _Kept()
+    log.propagate = False
+    log.addHandler(kept)
+    try:
+        yield kept
+    finally:
+        log.removeHandler(kept)
+        log.propagate = True
 
 
 def _store_on_loopback() -> "TCPStore":

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddp_agent.cli.composition import run_time
 from ddp_agent.cli.program import MODULE
 from ddp_agent.elastic.supervisor import Supervisor
+from ddp_agent.outputs.streams import protect
 
 EXAMPLES = """examples:
   launch/elastic.sh --replicas 4 -- sync=diloco sync.period=50 max_steps=5000
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     """Start a coordinator, unless one is named, and the replicas. Return the exit code."""
     options = parsed(arguments)
     # The lighthouse writes several lines per round to descriptor 2, and no option stops that.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    protect(stderr=os.dup(2))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     coordinator = None

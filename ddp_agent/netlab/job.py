@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ddp_agent.netlab.lab import NEW_HOST_NAME, NEW_NETWORK, ON_NODES, address
 from ddp_agent.netlab.processes import die_with_parent, exit_code, listen_to_signals, on_signals, system
+from ddp_agent.outputs.streams import protect
 
 SAID_BY_RANK = (2, 3, 4, 5, 75)  # exit codes of a run that has told the user why it ended: ddp_agent/cli/relaunch.py
 POLL_S = 0.1
@@ -21,6 +22,7 @@ GRACE_S = 60.0  # until a node that was asked to stop is killed
 def on_nodes(descriptors: Sequence[int], command: Sequence[str]) -> int:
     """Run a command on every node and return the job's exit code. Node 0's output passes through unchanged."""
     die_with_parent()
+    protect()  # a relay that stops reading would block its node
     os.environ.pop(ON_NODES, None)
     port = 10_000 + os.getpid() % 20_000  # the job's own, and below those that the kernel gives to connections
     os.environ |= {"PET_MASTER_ADDR": address(0), "PET_MASTER_PORT": str(port)}

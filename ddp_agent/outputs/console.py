@@ -1,5 +1,9 @@
-"""Progress of a run on rank 0's console: a bar in a terminal, plain lines elsewhere, a table at the end."""
+"""Progress of a run on rank 0's console: a bar in a terminal, plain lines elsewhere, a table at the end.
 
+Every line goes to `train.log`, too: the console may be lost while the run goes on.
+"""
+
+import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -9,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ddp_agent.outputs.log import FILE_ONLY
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.units import human_bytes, human_seconds
 
+_log = logging.getLogger(__name__)
 _SHOWN = ("train_loss", "samples_per_s")
 _FORMATS = {"samples_per_s": ",.0f"}
 
@@ -30,7 +36,8 @@ class ConsoleProgress(Observer):
         self.console = console or Console()
         self._steps, self._first_step, self._clock = steps, first_step, clock
         self._start_s = clock()
-        self._bar = _bar(self.console) if self.console.is_terminal else None
+        moves = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._bar = _bar(self.console) if moves else None
         # rich's own refresh is a thread that would take the interpreter from training 10 times per second.
         self._every_s = 0.5 if self._bar else 5.0
         self._due_s = self._start_s + self._every_s
@@ -72,6 +79,7 @@ class ConsoleProgress(Observer):
             self._bar.update(self._task, completed=result.summary["steps"], refresh=True)
             self._bar.stop()
         self.console.print(result_table(result.summary))
+        _log.info(", ".join(f"{name} {cell}" for name, cell in _row(result.summary).items()), extra=FILE_ONLY)
         run = shlex.quote(str(result.run_dir))
         for command in (f"tensorboard --logdir {run}", f"python -m ddp_agent.report {run}"):
             self._print(f"  {command}")
@@ -89,6 +97,8 @@ class ConsoleProgress(Observer):
         return True
 
     def _line(self, step: int, values: Values) -> None:
+        if self._bar:  # else it would show an older step below this line
+            self._bar.update(self._task, completed=step)
         shown = "  ".join(f"{key} {value:{_FORMATS.get(key, '.4g')}}" for key, value in values.items())
         self._print(f"step {step:,}/{self._steps:,}  {shown}  {self._time_left(step)}".rstrip())
 
@@ -101,6 +111,7 @@ class ConsoleProgress(Observer):
     def _print(self, line: str) -> None:
         """Print without wrapping at 80 columns, which would break a log file, and without markup in a path."""
         self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        _log.info(line, extra=FILE_ONLY)
 
 
 def _bar(console: Console) -> Progress:
@@ -120,6 +131,14 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     """Return the table with a run's score and costs. Keys are those of `summary.json`."""
     ranks = summary["world_size"]
     table = Table(title=f"{summary['sync']} · {summary['reducer']} · {ranks} rank{'s' * (ranks != 1)}")
+    row = _row(summary)
+    for name in row:
+        table.add_column(name, justify="right")
+    table.add_row(*row.values())
+    return table
+
+
+def _row(summary: Mapping[str, Any]) -> dict[str, str]:
     row = {
         f"test {summary['metric_name']}": _or_dash(summary["test_metric"], "{:.4f}".format),
         "training time": _or_dash(summary["train_s"], human_seconds),
@@ -129,10 +148,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     if summary.get("target") is not None:
         reached_s = summary.get("time_to_target_s")
         row[f"time to {summary['target']:g}"] = "not reached" if reached_s is None else human_seconds(reached_s)
-    for name in row:
-        table.add_column(name, justify="right")
-    table.add_row(*row.values())
-    return table
+    return row
 
 
 def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:

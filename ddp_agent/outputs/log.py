@@ -1,6 +1,7 @@
 """The log of a run: the console and `train.log`, without secrets."""
 
 import logging
+import logging.handlers
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -8,12 +9,16 @@ from typing import TextIO
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.outputs.run_files import RunFiles
 
+FILE_ONLY = {"file_only": True}
+"""`extra` of a record that is not for the console, or that is there already."""
+
 
 class _Console(logging.StreamHandler[TextIO]):
     """Handler that looks `sys.stdout` up at each record: a live progress bar replaces it for a while."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(lambda record: not getattr(record, "file_only", False))
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
@@ -22,6 +27,28 @@ class _Console(logging.StreamHandler[TextIO]):
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         return prefix + scrubbed(record.getMessage())
+
+
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """Handler that loses lines where the disk is full, and says so once. A file that was moved away is made again."""
+
+    def __init__(self, path: Path, *, delay: bool) -> None:
+        super().__init__(path, encoding="utf-8", delay=delay, errors="backslashreplace")
+        self.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening it again
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Print the first error. The default prints a traceback for each record."""
+        if not self._failed:
+            self._failed = True
+            reason = getattr(sys.exception(), "strerror", None) or sys.exception()
+            print(f"warning: {self.baseFilename}: {reason}; the run goes on, its log lacks lines", file=sys.stderr)
 
 
 class _File(logging.Formatter):
@@ -36,8 +63,7 @@ def setup_logging(run_dir: Path, rank: int) -> None:
 
     That file is created by the first of them.
     """
-    file = logging.FileHandler(RunFiles(run_dir).log(rank), encoding="utf-8", delay=rank != 0)
-    file.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file = _LogFile(RunFiles(run_dir).log(rank), delay=rank != 0)
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
         handlers=[file, _Console()] if rank == 0 else [file],

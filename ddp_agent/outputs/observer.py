@@ -1,12 +1,15 @@
 """The interface of everything that looks at a run: metrics file, TensorBoard, console, previews, traces."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
 
 Values = Mapping[str, float | Tensor | None]
 """Measurements by name, with the unit in the name."""
@@ -53,6 +56,7 @@ class Observer:
 
     Rank 0 has a list of observers, other ranks an empty one (with `profile_steps` the trace alone). `begin` comes
     first, `close` last, also after a failure. A subclass that fails must lose its own output only: training continues.
+    `Expendable` sees to that for those that have no care of their own.
     """
 
     def begin(self, start: Start) -> None:
@@ -78,6 +82,44 @@ class Observer:
 
     def close(self) -> None:
         """Release everything: nothing more will come. May be called twice."""
+
+
+class Expendable(Observer):
+    """Observer whose first exception ends `observer` alone. The log says so; `name` is its subject."""
+
+    def __init__(self, observer: Observer, name: str) -> None:
+        self._observer, self._name = observer, name
+
+    def begin(self, start: Start) -> None:
+        self._try(lambda observer: observer.begin(start))
+
+    def stepped(self, step: int) -> None:
+        self._try(lambda observer: observer.stepped(step))
+
+    def logged(self, step: int, values: Values) -> None:
+        self._try(lambda observer: observer.logged(step, values))
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self._try(lambda observer: observer.evaluated(evaluation))
+
+    def checkpointed(self, step: int) -> None:
+        self._try(lambda observer: observer.checkpointed(step))
+
+    def finished(self, result: Result) -> None:
+        self._try(lambda observer: observer.finished(result))
+
+    def failed(self, error: BaseException) -> None:
+        self._try(lambda observer: observer.failed(error))
+
+    def close(self) -> None:
+        self._try(lambda observer: observer.close())
+
+    def _try(self, call: Callable[[Observer], None]) -> None:
+        try:
+            call(self._observer)
+        except Exception as error:
+            self._observer = Observer()
+            _log.warning("%s: %s: %s; training goes on without", self._name, type(error).__name__, error)
 
 
 def stamped(values: Mapping[str, float | None]) -> Values:

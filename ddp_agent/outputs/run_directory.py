@@ -1,10 +1,10 @@
 """The folder of a run: a lock against a second writer, the summary and the status."""
 
+import errno
 import fcntl
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,9 +15,11 @@ from typing import Any, Literal, Self
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import to_json, write_atomically
-from ddp_agent.outputs.run_files import RunFiles
+from ddp_agent.outputs.run_files import RunFiles, this_machine
 
 State = Literal["running", "finished", "preempted", "failed"]
+
+LOCK_TRIES, LOCK_RETRY_S = 5, 0.05
 
 _log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -30,6 +32,15 @@ def _drop_inherited_locks() -> None:
         with suppress(OSError):
             os.close(descriptor)
     _locks_held.clear()
+
+
+def _lock_exclusively(lock: int) -> None:
+    """Lock a file. Raise BlockingIOError if a run holds it: a reader of its state does so for microseconds only."""
+    for _ in range(LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOCK_RETRY_S)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 os.register_at_fork(after_in_child=_drop_inherited_locks)
@@ -64,19 +75,7 @@ class RunDirectory(RunFiles):
 
         An OSError is logged and not raised, because this is called while a run is dying.
         """
-        status = {
-            "status": state,
-            "reason": reason and scrubbed(reason),
-            "rank": self.rank if rank is None else rank,
-            "step": step,
-            "unix_s": round(time.time(), 3),
-        }
-        try:
-            with self._one_rank_at_a_time():
-                if state == "running" or self.read_status().get("status") != "failed":
-                    write_atomically(self.status, to_json(status, indent=2) + "\n")
-        except OSError as error:
-            _log.warning("%s could not be written (%s); it would say: %s", self.status, error.strerror, status)
+        _write_status(self, state, reason, self.rank if rank is None else rank, step)
 
     def close(self) -> None:
         """Release the lock. The end of the process releases it, too."""
@@ -119,10 +118,10 @@ class RunDirectory(RunFiles):
                     path.unlink()
 
     def _lock_out_others(self) -> None:
-        self._lock = lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        self._lock = lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         _locks_held.add(lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_exclusively(lock)
         except BlockingIOError:
             holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
             self.close()
@@ -133,20 +132,69 @@ class RunDirectory(RunFiles):
         except OSError as error:  # some network file systems have no locks
             _log.warning("%s cannot be locked (%s): a second run in it will not be refused", self.path, error.strerror)
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        host, boot = this_machine()
+        os.pwrite(lock, f"pid {os.getpid()} {host}, boot {boot}".encode(), 0)
 
     def reason(self) -> str | None:
         """Return why the attempt before this one ended; None if it left no reason."""
         reason = self.read_status().get("reason")
         return reason if isinstance(reason, str) else None
 
-    @contextmanager
-    def _one_rank_at_a_time(self) -> Iterator[None]:
-        """Lock the status: one of several ranks that fail together must be the first. Rank 0 holds the run's lock."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+
+def conclude(run_dir: Path, reason: str, rank: int | None = None, *, earlier: Mapping[str, Any] | None = None) -> None:
+    """Write that a run failed if its processes ended without a word. For the process that started them.
+
+    `earlier`: the status before they were started; if it is still there, they never claimed the directory. Does nothing
+    if the run has ended with a status of its own, or if a process holds the directory.
+    """
+    files = RunFiles(run_dir)
+    status = files.read_status()
+    ended = status.get("status", "running") != "running" or status == earlier
+    if run_dir.is_dir() and not ended and not files.is_held():
+        _write_status(files, "failed", reason, rank, status.get("step"))
+
+
+def _write_status(files: RunFiles, state: State, reason: str | None, rank: int | None, step: int | None) -> None:
+    status = {
+        "status": state,
+        "reason": reason and scrubbed(reason),
+        "rank": rank,
+        "step": step,
+        "unix_s": round(time.time(), 3),
+    }
+    text = to_json(status, indent=2) + "\n"
+    try:
+        with _one_rank_at_a_time(files.path):
+            if state == "running" or files.read_status().get("status") != "failed":
+                try:
+                    write_atomically(files.status, text)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    _overwrite(files.status, text)
+    except OSError as error:
+        _log.warning("%s could not be written (%s); it would say: %s", files.status, error.strerror, status)
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Write `text` over an existing file: on a full disk the blocks that it has are all there is."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        content = text.encode()
+        if os.pwrite(descriptor, content, 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_rank_at_a_time(path: Path) -> Iterator[None]:
+    """Lock the status: one of several ranks that fail together must be the first. Rank 0 holds the run's lock."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ddp_agent.outputs.streams import run_command
 from ddp_agent.plan import arguments as types
 from ddp_agent.plan.as_json import as_json
 from ddp_agent.plan.as_text import print_outcome
@@ -130,4 +131,4 @@ def _check_ranks(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ddp_agent.config.untrusted import plain
+from ddp_agent.outputs.streams import run_command
 from ddp_agent.report.comparison.comparability import check_comparable
 from ddp_agent.report.comparison.compare import compare
 from ddp_agent.report.comparison.result import Result
@@ -92,4 +93,4 @@ def contents(result: Result) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,23 @@ def test_torchrun_is_told_of_the_ranks_of_this_node(
     worlds: list[int] = []
     relaunch.run(configs, lambda context: worlds.append(context.world_size), ["t.py"], [], ["nproc_per_node=3"])
     said = [re.sub(r"port=\d+", "port=PORT", word) for word in told[0]]
-    assert said == [*expected, f"--signals-to-handle={relaunch.SIGNALS}", "--nproc_per_node=3", "t.py"]
+    assert said == [*expected, f"--signals-to-handle={','.join(relaunch.SIGNALS)}", "--nproc_per_node=3", "t.py"]
     assert worlds == [3 * int(environment.get(relaunch.NODES, 1))]
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(
+    configs: Configs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.main", told.append)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        relaunch.run(configs, accept, ["t.py"], [], ["nproc_per_node=2"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    (handled,) = [word for word in told[0] if word.startswith("--signals-to-handle=")]
+    assert "SIGHUP" not in handled and "SIGTERM" in handled
+    assert capsys.readouterr().out == "starting 2 ranks …\n"
 
 
 @pytest.mark.parametrize("wrong", ["1:4", "0", "two"])
