@@ -147,9 +147,8 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
         conclude(context.run_dir, f"rank {rank} ended with {_ending(first.exitcode)}", rank, earlier=earlier)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as stopped:  # the ranks have ended; the status says whether everything was saved
-        conclude(
-            context.run_dir, f"{signal.Signals(stopped.sigval).name}: stopped before it could save", earlier=earlier
-        )
+        name = signal.Signals(stopped.sigval).name
+        conclude(context.run_dir, f"{name}: stopped before it could save", earlier=earlier)
         ended = {"preempted": PREEMPTED, "failed": PEER_FAILED}
         state = files.read_status()
         return ended.get(state.get("status", "") if state != earlier else "", 128 + stopped.sigval)

@@ -213,7 +213,7 @@ def test_a_run_without_a_console_finishes_and_says_so(tmp_path: Path) -> None:
     typed = ["max_steps=40", "log_every=1", "model.hidden=[8]", "device=cpu", f"hydra.run.dir='{tmp_path / 'run'}'"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "TERM": "dumb", "COLUMNS": "0"}
     with reader_gone() as out, full() as err:
-        command = [sys.executable, root / "train.py", *typed]
+        command = [sys.executable, str(root / "train.py"), *typed]
         done = subprocess.run(command, stdout=out, stderr=err, env=environment, timeout=120, check=False)
     assert done.returncode == 0
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
