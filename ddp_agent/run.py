@@ -123,6 +123,7 @@ class Run:
         replica = Replica.read()
         if options.on_rank_loss == "stop" or replica is None:
             topology = Topology.create(options.ranks_per_node)
+            topology.world.ledger.progress = ranks.failure_detector.progress
             return topology, ReplicaGroup(topology.world)
 
         def report(change: Change) -> None:
@@ -250,10 +251,11 @@ class Run:
             **shard_summary(self.shard_stats),
         ).to_dict()
         if self.ranks.rank == 0:
-            directory.write_summary(summary)
-            values = hparams(settings, self.replica_group.slots)
-            result = Result(summary=summary, hparams=values, run_dir=directory.path, sample=sample)
-            for observer in observers:
-                observer.finished(result)
-            directory.write_status("finished", step=session.step)
+            with self.ranks.failure_detector.progress.writing(directory.path):
+                directory.write_summary(summary)
+                values = hparams(settings, self.replica_group.slots)
+                result = Result(summary=summary, hparams=values, run_dir=directory.path, sample=sample)
+                for observer in observers:
+                    observer.finished(result)
+                directory.write_status("finished", step=session.step)
         return summary

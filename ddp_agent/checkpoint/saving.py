@@ -56,7 +56,7 @@ def save(
     if keep < 1:
         raise ValueError(f"keep: found {keep}, expected at least 1, the checkpoint just saved")
     path = directory / directory_of(step)
-    with comm.uncounted():
+    with comm.uncounted(), comm.ledger.progress.writing(path):
         _, error = attempt(_verify, path, fingerprint, comm)
         if first_problem(comm, error) is None:
             return path

@@ -49,7 +49,8 @@ class Writer:
     def wait(self) -> None:
         """Return when the last checkpoint is written. Raises CheckpointError, on all ranks, if that failed."""
         if self._thread:
-            self._thread.join()
+            with self.comm.ledger.progress.following(self._own_comm.ledger.progress):
+                self._thread.join()
             self._thread = None
         if self._error:
             error, self._error = self._error, None

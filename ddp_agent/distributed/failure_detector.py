@@ -10,26 +10,33 @@ after the latest step that was promised: no rank is further by then, and a rank 
 waits for.
 
 Failing. A rank reports its failure before it closes its connections, so the first report in the store is the cause and
-everything that peers see later is an echo. A rank that dies or hangs reports nothing, but its heartbeats end.
+everything that peers see later is an echo. A rank that dies reports nothing, but its heartbeats end. Those of a rank
+whose main thread hangs go on: they say where that thread is, and the rank that the others wait for is named.
+
+Patience. A rank that is slow is not dead. Long activities have a limit of their own. While the run is asked to stop, a
+rank that is silent has the launcher's grace period to come back.
 """
 
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 
-from ddp_agent.distributed.c10d import HashStore, Store
-from ddp_agent.distributed.failure_report import Failure
-from ddp_agent.distributed.heartbeat import Heartbeats
-from ddp_agent.distributed.stop_signals import SignalListener
+from ddp_agent.distributed.c10d import HashStore
+from ddp_agent.distributed.failure_report import Failure, parse_step
+from ddp_agent.distributed.heartbeat import SILENCE_S, Heartbeats
+from ddp_agent.distributed.progress import Progress
+from ddp_agent.distributed.run_secret import SignedStore
+from ddp_agent.distributed.standstill import AwakeClock
+from ddp_agent.distributed.stop_signals import SignalListener, parse_request
 
 POLL_S = 0.5
 HURRY_S = 0.1  # instead of POLL_S while the ranks stop or fail
-SILENCE_S = 3.0  # without a heartbeat a rank counts as lost while a failure is searched; else `timeout_s`
 PATIENCE_S = 4.5  # for the cause of a collective's failure to be found
 GRACE_S = 3.0  # for the loop to reach a step's end after a peer failed; it may be blocked and never get there
 LINGER_S = 2.0  # so that torchrun sees the rank that failed first before its echoes
@@ -58,7 +65,7 @@ class FailureDetector:
 
     def __init__(
         self,
-        store: Store,
+        store: SignedStore,
         *,
         rank: int,
         world_size: int,
@@ -66,10 +73,11 @@ class FailureDetector:
         on_failure: Callable[[Failure], None] = lambda failure: None,
     ) -> None:
         self.rank, self.timeout_s = rank, timeout_s
+        self.progress = Progress()  # of the main thread
         self.failure: Failure | None = None
         self.stop_request = ""
         self._on_failure = on_failure
-        self._store = store
+        self._store, self._world_size = store, world_size
         self._heartbeats = Heartbeats(store, rank, world_size)
         self._signals = SignalListener()
         self._changed = threading.Condition()
@@ -80,7 +88,9 @@ class FailureDetector:
         self._own: Failure | None = None
         self._failed_s = 0.0  # when `failure` became known
         self._grace_s = GRACE_S  # from then on, until a main thread that is stuck is ended
-        self._answered_s = time.monotonic()  # the store's last answer
+        self._clock = AwakeClock()  # of the thread that does not speak to the store
+        self._answered_s = 0.0  # the store's last answer
+        self._asked_s: float | None = None  # when this rank heard that the run is asked to stop
         self._wake = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"failure detector {target.__name__}", daemon=True)
@@ -90,12 +100,12 @@ class FailureDetector:
     @classmethod
     def alone(cls) -> "FailureDetector":
         """Return the detector of a rank without peers, which is never started: signals do what they do anyway."""
-        return cls(HashStore(), rank=0, world_size=1, timeout_s=float("inf"))
+        return cls(SignedStore(HashStore(), "alone"), rank=0, world_size=1, timeout_s=float("inf"))
 
     def start(self) -> None:
         """Start listening, after all ranks have made theirs. From now on a signal asks all ranks to stop."""
         self._signals.start()
-        self._answered_s = time.monotonic()
+        self._clock = AwakeClock()
         for thread in self._threads:
             thread.start()
 
@@ -121,12 +131,15 @@ class FailureDetector:
         """Return True when training ends before `step`, on all ranks. Raises PeerFailedError when a rank has failed."""
         with self._changed:
             if self.failure or (self._promise is not None and step > self._promise):
+                self.progress.wait()
                 self._changed.wait_for(lambda: self.failure or self._stop_step is not None)
+                self.progress.resume()
                 if self.failure:
                     raise self.failure.as_error()
                 if self._stop_step is not None and step > self._stop_step:
                     return True
             self._begun = step
+            self.progress.begin(step)
             return False
 
     def fail(self, text: str, code: int, *, echo: bool) -> Failure:
@@ -140,7 +153,7 @@ class FailureDetector:
         with self._changed:
             if self._state is State.TRAINING and echo:
                 self._state = State.SEARCHING
-            self._grace_s = GRACE_S + 2 * PATIENCE_S
+            self._grace_s = max(self._grace_s, GRACE_S + 2 * PATIENCE_S)
         if echo:
             self._wait_for_failure()
         with self._changed:
@@ -150,7 +163,7 @@ class FailureDetector:
         self._wait_for_failure()
         cut_off = echo and self._unanswered_s() >= SILENCE_S
         if cut_off:
-            own = Failure.lost(self.rank, self._begun, f"{text}, and {self._no_answer()}")
+            own = self._cut_off(f"{text}, and {self._no_answer()}")
         failure = self._learn(own)
         self._on_failure(failure)
         return failure
@@ -174,6 +187,8 @@ class FailureDetector:
         with self._changed:
             if self.failure is None:
                 self.failure, self._failed_s = failure, time.monotonic()
+                if failure.unreported and failure.rank == self.rank != failure.noticed_by:
+                    self._grace_s = 0.0  # this rank hangs: its end lets the others leave their collectives
                 if self._state is not State.CLOSED:
                     self._state = State.FAILED
                 self._changed.notify_all()
@@ -185,12 +200,12 @@ class FailureDetector:
         try:
             while self._state is not State.CLOSED:
                 self._exchange()
-                self._answered_s = time.monotonic()
+                self._answered_s = self._clock.seconds
                 calm = self._state is State.TRAINING and not self.stop_request
                 self._wake.wait(POLL_S if calm else HURRY_S)
                 self._wake.clear()
         except RuntimeError as error:
-            self._learn(Failure.lost(self.rank, self._begun, f"torchrun's store is gone: {error}"))
+            self._learn(self._cut_off(f"torchrun's store is gone: {error}"))
 
     def _exchange(self) -> None:
         """Hold one round with the store."""
@@ -199,49 +214,51 @@ class FailureDetector:
             state, own = self._state, self._own
         if state is State.FAILED:
             return
-        if self._store.check(["failed"]):
-            self._learn(Failure.from_json(self._store.get("failed")))
+        if failure := self._store.get("failed", self._parse_failure):
+            self._learn(failure)
         elif state is State.REPORTING and own:
             self._report(own)
         else:
+            self._heartbeats.look()
             self._follow_stop_request()
             self._search_lost_rank(searching=state is State.SEARCHING)
 
     def _send_heartbeat(self) -> None:
         with self._changed:
-            begun, promise = self._begun, self._promise
-        self._heartbeats.send(begun, promise)
+            promise = self._promise
+        self._heartbeats.send(self.progress.report(), promise)
 
     def _follow_stop_request(self) -> None:
         if self._signals.received and not self.stop_request:
-            self._store.compare_set("asked", "", f"{signal.Signals(self._signals.received).name} on rank {self.rank}")
-        if not self.stop_request and self._store.check(["asked"]):
+            asked = f"{signal.Signals(self._signals.received).name} on rank {self.rank}"
+            self._store.first("asked", asked, parse_request)
+        if not self.stop_request and (request := self._store.get("asked", parse_request)):
             with self._changed:
                 self._promise = self._begun + 1  # the loop may be about to begin that one, but none beyond
             self._send_heartbeat()
-            self.stop_request = self._store.get("asked").decode()
+            self.stop_request, self._asked_s = request, self._clock.seconds
         if self.stop_request and self._stop_step is None:
             if self.rank == 0 and (step := self._heartbeats.latest_promise()):
                 self._store.set("stop", str(step))
-            if self._store.check(["stop"]):
-                step = int(self._store.get("stop"))
+            if (stop := self._store.get("stop", parse_step)) is not None:
                 with self._changed:
-                    self._stop_step = step
+                    self._stop_step = stop
                     self._changed.notify_all()
 
     def _search_lost_rank(self, *, searching: bool) -> None:
         if searching:
-            self._store.set("searching", "")
-        suspicious = bool(self.stop_request) or self._store.check(["searching"])
-        lost = self._heartbeats.silent(SILENCE_S if suspicious else self.timeout_s)
-        if not lost and suspicious:
-            lost = self._heartbeats.dead()
-        if lost:
+            self._store.set("searching", "yes")
+        search = bool(self._store.get("searching", str))
+        asked_for_s = None if self._asked_s is None else self._clock.seconds - self._asked_s
+        if lost := self._heartbeats.lost(self.timeout_s, search=search, asked_for_s=asked_for_s):
             self._report(lost)
 
     def _report(self, failure: Failure) -> None:
         """Send a report. The first one in the store ends the run on all ranks."""
-        self._learn(Failure.from_json(self._store.compare_set("failed", "", failure.to_json())))
+        self._learn(self._store.first("failed", failure.to_json(), self._parse_failure))
+
+    def _parse_failure(self, text: str) -> Failure:
+        return Failure.from_json(text, self._world_size)
 
     # The thread that does not speak to the store.
 
@@ -249,13 +266,17 @@ class FailureDetector:
         while self._state is not State.CLOSED:
             if self._signals.wait(POLL_S):
                 self._wake.set()
+            self._clock.tick()
             if self._unanswered_s() > self.timeout_s:
-                self._learn(Failure.lost(self.rank, self._begun, self._no_answer()))
+                self._learn(self._cut_off(self._no_answer()))
             if self.failure and time.monotonic() >= self._failed_s + self._grace_s:
                 self._end(self.failure)
 
+    def _cut_off(self, text: str) -> Failure:
+        return Failure.lost(self.rank, self._begun, text, noticed_by=self.rank)
+
     def _unanswered_s(self) -> float:
-        return time.monotonic() - self._answered_s
+        return self._clock.seconds - self._answered_s
 
     def _no_answer(self) -> str:
         return f"torchrun's store has not answered for {self._unanswered_s():.0f} s: is the link down?"
@@ -268,7 +289,9 @@ class FailureDetector:
         if self._state is State.CLOSED:
             return
         with suppress(Exception):
-            if failure.unreported:
-                _log.error("rank %d: %s", failure.rank, failure.text)
             self._on_failure(failure)
+        with suppress(Exception):
+            if failure.unreported and failure.noticed_by == self.rank:
+                _log.error("rank %d: %s", failure.rank, failure.text, extra={"file_only": True})
+                print(f"rank {failure.rank}: {failure.text}", file=sys.stderr, flush=True)
         os._exit(failure.code)

@@ -1,7 +1,7 @@
 """The failure that ends a run, and the decision which error a rank raises for it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -9,6 +9,10 @@ import torch.distributed as dist
 
 from ddp_agent.distributed.ledger import CommError
 from ddp_agent.errors import NonFiniteError, PeerFailedError, RefusedError
+
+STEPS = range(2**53)
+MOST_LETTERS = 5000  # of a report's text
+CODES = range(1, 256)  # of a failure. 0 would end a run as if it had finished
 
 
 @dataclass(frozen=True)
@@ -20,24 +24,52 @@ class Failure:
     code: int
     text: str
     unreported: bool = False  # that rank cannot report to the user itself: it is dead, hangs or is cut off
+    noticed_by: int = -1  # the rank that reports it to the user then
 
     @classmethod
-    def lost(cls, rank: int, step: int, text: str) -> "Failure":
+    def lost(cls, rank: int, step: int, text: str, *, noticed_by: int) -> "Failure":
         """Return the failure of a rank that cannot report it itself."""
-        return cls(rank, step, PeerFailedError.exit_code, text, unreported=True)
+        return cls(rank, step, PeerFailedError.exit_code, text, unreported=True, noticed_by=noticed_by)
 
     def to_json(self) -> str:
-        """Return the failure as a JSON object."""
-        return json.dumps(asdict(self))
+        """Return the failure as a JSON object. A text that is too long loses its middle."""
+        text = self.text
+        if len(text) > MOST_LETTERS:
+            text = f"{text[: MOST_LETTERS // 2]} … {text[3 - MOST_LETTERS // 2 :]}"
+        return json.dumps(asdict(self) | {"text": text})
 
     @classmethod
-    def from_json(cls, text: bytes) -> "Failure":
-        """Return the failure whose `to_json` is `text`."""
-        return cls(**json.loads(text))
+    def from_json(cls, text: str, world_size: int) -> "Failure":
+        """Return the failure whose `to_json` is `text`. Raise ValueError for what no rank would have reported."""
+        found = json.loads(text)
+        if not isinstance(found, dict) or found.keys() != {it.name for it in fields(cls)}:
+            raise ValueError("found no failure report")
+        failure = cls(**found)
+        in_range(failure.rank, range(world_size), "rank")
+        in_range(failure.step, STEPS, "step")
+        in_range(failure.code, CODES, "exit code of a failure")
+        if not isinstance(failure.text, str) or len(failure.text) > MOST_LETTERS:
+            raise ValueError("text: expected a string")
+        in_range(failure.noticed_by, range(-1, world_size), "noticed_by")
+        if not isinstance(failure.unreported, bool):
+            raise ValueError("unreported: expected true or false")
+        return failure
 
     def as_error(self) -> PeerFailedError:
         """Return the error that another rank raises for this failure."""
         return PeerFailedError(self.rank, self.text, self.code, self.step)
+
+
+def in_range(value: object, allowed: range, name: str) -> int:
+    """Return an integer of the range. Raise ValueError for anything else, True and 1.0 included."""
+    if type(value) is not int or value not in allowed:
+        raise ValueError(f"{name}: found {str(value)[:50]!r}, expected an integer from {allowed[0]} to {allowed[-1]}")
+    return value
+
+
+def parse_step(text: str) -> int:
+    """Return the number of a step. Raise ValueError for anything else."""
+    return in_range(int(text), STEPS, "step")
 
 
 class ErrorKind(Enum):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_agent.distributed.progress import Progress
 from ddp_agent.distributed.regions import region
 
 # Between two straggler reports a group keeps at most 65,536 records (10 MB). Later collectives are not attributed.
@@ -109,11 +110,15 @@ class Wait:
 
 @dataclass(eq=False)
 class Ledger:
-    """Counters, their switch and their clock. All groups of a world share one."""
+    """Counters, their switch and their clock. All groups of a world share one.
+
+    `progress`: where collectives and waits are noted, for the failure detector.
+    """
 
     timer: Timer = field(default_factory=Timer)
     stats: CommStats = field(default_factory=CommStats)
     counting: bool = True
+    progress: Progress = field(default_factory=Progress, repr=False)
     _waits: dict[Hashable, list[Wait]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     @contextmanager
@@ -137,6 +142,7 @@ class Ledger:
 
         `group`: under which key `take_waits` finds the record. None: it is not kept.
         """
+        self.progress.launch()
         if not self.counting:
             return None
         payload = tensor.numel() * tensor.element_size()
@@ -177,12 +183,14 @@ class Blocked:
 
     def __enter__(self) -> None:
         self._region.__enter__()
+        self._ledger.progress.wait()
         self._began = self._ledger.timer.now() if self._ledger.counting else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._region.__exit__(kind, error, trace)
+        self._ledger.progress.resume()
         if isinstance(error, RuntimeError):
             raise CommError(str(error)) from error
         ledger = self._ledger

@@ -26,12 +26,17 @@ from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.failure_report import ECHOES, VERDICTS, Failure, kind_of, origin_of
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
+from ddp_agent.distributed.run_secret import SignedStore, prefix
+from ddp_agent.distributed.standstill import long_s
 from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError
 
 # Ranks of one run may start this far apart: imports from a cold network disk take minutes.
 ARRIVAL_TIMEOUT_S = 600.0
 POLL_S = 0.01
 LEAVE_TIMEOUT_S = 30.0
+# A collective fails later than the failure detector's last limit, which knows the rank that is waited for. torch knows
+# only who waits: gloo's error names the rank that raised it, and NCCL's watchdog ends that rank's process.
+COLLECTIVE_MARGIN_S = 60.0
 
 log = logging.getLogger(__name__)
 _starts: Counter[str] = Counter()
@@ -95,7 +100,7 @@ def connect() -> Rendezvous:
         timeout=timedelta(seconds=ARRIVAL_TIMEOUT_S),
         wait_for_workers=False,
     )
-    return Rendezvous(PrefixStore("ddp_agent", store), environment)
+    return Rendezvous(PrefixStore(prefix("ddp_agent"), store), environment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,7 @@ class Runtime:
 
     def stop(self) -> None:
         """End the group when all ranks have called this: a rank that leaves early closes connections in use."""
+        self.failure_detector.progress.leave()
         if self.store is not None:
             with suppress(dist.DistError):  # a peer that never comes: leave without it
                 if self.store.add("leaving", 1) == self.world_size:
@@ -165,14 +171,16 @@ def start(
 ) -> Runtime:
     """Start the default process group: NCCL when every rank has a GPU of its own, else gloo.
 
-    A rank that is alone gets a group too, since DistributedDataParallel needs one. `device`: auto, cpu or cuda. A
-    collective fails after `timeout_s`. `on_failure` is called on each rank that fails, with the failure that ends the
-    run. Raises ConfigError when `device` asks for a GPU that is not there.
+    A rank that is alone gets a group too, since DistributedDataParallel needs one. `device`: auto, cpu or cuda. A rank
+    that is silent, or stands still while others wait for it, is lost after `timeout_s`. `on_failure` is called on each
+    rank that fails, with the failure that ends the run. Raises ConfigError when `device` asks for a GPU that is not
+    there.
     """
     rendezvous = connect()
     environment = rendezvous.environment
     _starts[job] += 1  # every rank starts the same groups in the same order
-    store = PrefixStore(f"group/{rendezvous.attempt}/{job}/{_starts[job]}", rendezvous.store)
+    name = f"group/{rendezvous.attempt}/{job}/{_starts[job]}"
+    store = PrefixStore(name, rendezvous.store)
     chosen = _device(device, environment)
     backend = _backend(chosen, environment, store)
     if environment.single_node:
@@ -180,7 +188,8 @@ def start(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     detector = FailureDetector(
-        PrefixStore("failures", store.clone()),  # a connection of its own: the main thread may wait on the other
+        # A connection of its own: the main thread may wait on the other.
+        SignedStore(rendezvous.store.clone(), f"{name}/failures"),
         rank=environment.rank,
         world_size=environment.world_size,
         timeout_s=timeout_s,
@@ -191,7 +200,7 @@ def start(
         store=store,
         rank=environment.rank,
         world_size=environment.world_size,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timedelta(seconds=long_s(timeout_s) + COLLECTIVE_MARGIN_S),
         device_id=chosen if backend == "nccl" else None,
     )
     detector.start()

@@ -1,14 +1,35 @@
 """Signals that ask a run to stop, read from a pipe: handlers cannot run while the main thread is in a collective."""
 
 import os
+import re
 import select
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers'
+
+_GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+_GRACE_S = 30.0  # torchrun's default
+
+
+def grace_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Return the seconds that torchrun waits for ranks which it asked to stop, before it kills them."""
+    try:
+        seconds = float(environment.get(_GRACE, _GRACE_S))
+    except ValueError:
+        return _GRACE_S
+    return seconds if 0 < seconds < float("inf") else _GRACE_S
+
+
+def parse_request(text: str) -> str:
+    """Return a request to stop, such as "SIGTERM on rank 1". Raise ValueError for anything else."""
+    if not re.fullmatch(r"SIG[A-Z0-9]{2,10} on rank \d{1,7}", text):
+        raise ValueError(f"found {text[:50]!r}, expected a signal and a rank")
+    return text
 
 
 class SignalListener:

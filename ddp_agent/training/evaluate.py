@@ -64,6 +64,7 @@ class Evaluator:
         counts = torch.zeros(self._classes**2, dtype=torch.int64, device=self._device)
         with inference(model):
             for batch, (inputs, target) in zip(mine, self._batches(mine), strict=True):
+                self._comm.ledger.progress.move()
                 inputs = task.data.transformed(inputs)  # not under autocast
                 with autocast():
                     output = model(inputs).float()

@@ -1,6 +1,7 @@
 """The results of a finished run: its summary, the consensus model, and what the model makes."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -102,7 +103,8 @@ def export_model(session: Session, settings: Settings, directory: RunDirectory, 
     """
     setup = session.setup
     described = _description(session, settings)
-    with setup.sync.eval_weights():
+    writing = setup.failure_detector.progress.writing(directory.path) if is_writer else nullcontext()
+    with writing, setup.sync.eval_weights():
         if setup.sync.buffers == "recalibrate":
             recalibrate(session)
         if is_writer:

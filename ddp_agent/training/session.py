@@ -140,7 +140,7 @@ class Session:
         self.setup = setup
         options, task, sync, device = setup.options, setup.task, setup.sync, setup.device
         link = Link.from_environment()
-        self.clock = Clock(*([link] if link else []), *setup.meters)
+        self.clock = Clock(*([link] if link else []), setup.failure_detector.progress, *setup.meters)
         slot, slots = setup.replica_group.slot, setup.replica_group.slots
         share = share_of(options, slot, slots)
         order = setup.slicing.order(SampleAttributes.of(task.data), options.seed, slot, slots)

@@ -29,6 +29,8 @@ from ddp_agent.training.checkpoints import Checkpoints
 from ddp_agent.training.evaluate import Scorer, Scores
 from ddp_agent.training.session import Session
 
+RECORDS = "its records"  # metrics and TensorBoard, in words for a message
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -127,8 +129,10 @@ class Trainer:
         session, options = self.session, self.session.setup.options
         if session.ema:
             session.ema.update(session.setup.module)
-        for observer in self.observers:
-            observer.stepped(step)
+        if self.observers:
+            with session.setup.failure_detector.progress.writing(RECORDS):
+                for observer in self.observers:
+                    observer.stepped(step)
         if step % options.log_every == 0 and step > session.state.position.logged_step:
             self._log_progress(step)
         if step % (options.eval_every or session.batches.steps_per_epoch) == 0 and step < last:
@@ -159,8 +163,9 @@ class Trainer:
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         record = stamped(values)
-        for observer in self.observers:
-            observer.logged(step, record)
+        with self.session.setup.failure_detector.progress.writing(RECORDS):
+            for observer in self.observers:
+                observer.logged(step, record)
 
     def evaluate(self, step: int) -> Scores:
         """Return the consensus model's scores after `step`. A collective."""

@@ -15,6 +15,7 @@ from ddp_agent.distributed.c10d import HashStore
 from ddp_agent.distributed.failure_detector import FailureDetector, State
 from ddp_agent.distributed.failure_report import Failure
 from ddp_agent.distributed.heartbeat import Heartbeats, namespace
+from ddp_agent.distributed.run_secret import SignedStore
 from ddp_agent.distributed.stop_signals import SIGNALS
 from ddp_agent.errors import PeerFailedError
 
@@ -39,7 +40,7 @@ def reported() -> list[Failure]:
 
 @pytest.fixture
 def detectors(reported: list[Failure]) -> Iterator[list[FailureDetector]]:
-    store = HashStore()
+    store = SignedStore(HashStore(), "failures")
     made = [
         FailureDetector(store, rank=rank, world_size=3, timeout_s=60, on_failure=reported.append) for rank in range(3)
     ]
@@ -136,7 +137,7 @@ def test_an_echo_without_a_cause_is_the_cause(detectors: list[FailureDetector]) 
 
 
 def test_a_silent_rank_is_named_with_the_step_it_was_in() -> None:
-    store = HashStore()
+    store = SignedStore(HashStore(), "failures")
     ranks = [FailureDetector(store, rank=rank, world_size=2, timeout_s=0.3) for rank in range(2)]
     ranks[1].stops_before(7)
     ranks[1]._send_heartbeat()
@@ -153,7 +154,7 @@ def test_a_silent_rank_is_named_with_the_step_it_was_in() -> None:
 
 
 def test_a_process_that_is_gone_is_seen_at_once() -> None:
-    store = HashStore()
+    store = SignedStore(HashStore(), "failures")
     for rank in range(2):
         Heartbeats(store, rank, 2)
     assert Heartbeats(store, 0, 2).dead() is None
@@ -191,7 +192,7 @@ def test_after_the_run_signals_do_what_they_did(detectors: list[FailureDetector]
     if asked == "this rank":
         os.kill(os.getpid(), signal.SIGTERM)
     if asked == "another":
-        detectors[0]._store.compare_set("asked", "", "SIGUSR1 on rank 1")
+        detectors[0]._store.set("asked", "SIGUSR1 on rank 1")
     while asked != "nobody" and not detectors[0].stop_request:
         time.sleep(0.01)
     detectors[0].close()

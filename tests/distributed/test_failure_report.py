@@ -122,4 +122,4 @@ def test_the_origin_of_a_failure() -> None:
 
 
 def test_a_failure_survives_the_store() -> None:
-    assert Failure.from_json(DEAD.to_json().encode()) == DEAD
+    assert Failure.from_json(DEAD.to_json(), world_size=2) == DEAD

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ddp_agent.checkpoint import manifest, saving
-from ddp_agent.distributed import process_group_comm
+from ddp_agent.data.sample_order import SampleOrder
+from ddp_agent.distributed import process_group_comm, standstill
 from ddp_agent.elastic import membership
 from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training import session, trainer
@@ -23,6 +24,7 @@ from ddp_agent.training import session, trainer
 # What is called when a run gets there. The method of a class runs after the fault; in "averaging" it has begun.
 POINTS: dict[str, tuple[Any, str]] = {
     "step": (session.Session, "set_lr"),
+    "data": (SampleOrder, "take"),
     "forward": (session.Forward, "_loss"),
     "averaging": (process_group_comm.ProcessGroupComm, "start_all_reduce_"),
     "half a file": (saving.HashedFile, "write"),
@@ -85,6 +87,21 @@ def _hold(*_: Any) -> None:
         assert time.monotonic() < deadline
 
 
+def _stall(*_: Any) -> None:
+    """All threads of this process stand still for 4.5 s, as on a machine that swaps."""
+    rank = os.getpid()
+    if os.fork() == 0:
+        time.sleep(4.5)
+        os.kill(rank, signal.SIGCONT)
+        os._exit(0)
+    os.kill(rank, signal.SIGSTOP)
+
+
+def _impatient(*_: Any) -> None:
+    """Long activities may take twice `timeout_s`, without a minimum."""
+    standstill.LONG, standstill.LONG_S = 2, 0.0
+
+
 ACTIONS: dict[str, Callable[..., None]] = {
     "raise": _raise,
     "nan": _nan,
@@ -95,6 +112,10 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "signal": _signal,
     "hold": _hold,
     "doze": lambda *_: time.sleep(1.5),
+    "pause": lambda *_: time.sleep(5),
+    "sleep": lambda *_: time.sleep(600),
+    "stall": _stall,
+    "be impatient": _impatient,
 }
 REPEATED = ("slow", "nan")
 
