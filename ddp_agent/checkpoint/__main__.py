@@ -2,10 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddp_agent.checkpoint.folder import best, delete, manifest_of, metric_of, named_as_checkpoints, surplus, unfinished
+from ddp_agent.checkpoint.folder import (
+    best,
+    delete,
+    manifest_of,
+    metric_of,
+    named_as_checkpoints,
+    remove,
+    surplus,
+    unfinished,
+)
+from ddp_agent.config.untrusted import plain
 from ddp_agent.errors import CheckpointError, RefusedError
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
@@ -21,7 +31,7 @@ def main(typed: Sequence[str]) -> int:
             raise CheckpointError(f"{folder}: holds no checkpoint")
         code: int = arguments.command(folder, arguments)
     except RefusedError as refusal:
-        print(refusal, file=sys.stderr)
+        print(*map(plain, str(refusal).split("\n")), sep="\n", file=sys.stderr)
         return refusal.exit_code
     return code
 
@@ -56,7 +66,7 @@ def _list(folder: Path, _: argparse.Namespace) -> int:
         manifest = manifest_of(path)
         size = sum(file.size_bytes for file in manifest.files.values())
         metric = metric_of(manifest)
-        scored = "" if metric is None else f"{manifest.details.get('metric_name')} {metric:.4f}"
+        scored = "" if metric is None else f"{plain(manifest.details.get('metric_name'), 40)} {metric:.4f}"
         mark = " (best)" if path == best_path else ""
         print(f"{path.name}  {manifest.world_size} ranks  {size / 1e6:.1f} MB  {scored}{mark}".rstrip())
     return _report(folder, damaged)
@@ -74,10 +84,22 @@ def _prune(folder: Path, arguments: argparse.Namespace) -> int:
         sound, damaged = _examine(folder)
         if not sound:
             raise CheckpointError("\n  ".join([f"{folder}: no checkpoint is complete, nothing is deleted", *damaged]))
-        for path in [*surplus(sound, keep=arguments.keep, keep_best=arguments.keep_best), *unfinished(folder)]:
-            delete(path)
-            print(f"{path.name}: deleted")
-        return _report(folder, damaged)
+        superfluous = surplus(sound, keep=arguments.keep, keep_best=arguments.keep_best)
+        deleted = [_deleted(path, delete) for path in superfluous]
+        for path in unfinished(folder):
+            _deleted(path, remove)
+        return _report(folder, damaged) if all(deleted) else CheckpointError.exit_code
+
+
+def _deleted(path: Path, how: Callable[[Path], None]) -> bool:
+    """Delete `path` and say so. Return False if the system refuses that, which is said as well."""
+    try:
+        how(path)
+    except OSError as error:
+        print(f"{path.name}: could not be deleted ({error.strerror})", file=sys.stderr)
+        return False
+    print(f"{path.name}: deleted")
+    return True
 
 
 def _examine(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list[str]]:
@@ -88,7 +110,7 @@ def _examine(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list
         try:
             manifest = manifest_of(path)
             for name, file in manifest.files.items() if read_files else ():
-                file.check(path / name)
+                file.check(path / name, below=folder)
             sound[manifest.step] = path
         except CheckpointError as error:
             damaged.append(str(error))
@@ -100,7 +122,7 @@ def _examine(folder: Path, *, read_files: bool = True) -> tuple[list[Path], list
 def _report(folder: Path, damaged: list[str]) -> int:
     """Print damaged and unfinished checkpoints. Return the exit code."""
     for line in damaged:
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)
     for path in unfinished(folder):
         print(f"{path.name}: unfinished; a resumed run or `prune` deletes it")
     return CheckpointError.exit_code if damaged else 0

@@ -1,7 +1,13 @@
-"""The final model as two files, which load without the run's configuration: weights and a description."""
+"""The final model as two files, which load without the run's configuration: weights and a description.
+
+One rename decides which model the two files hold, that of the description: it names the sha256 of its weights. These
+wait beside it under a name with that hash, and get their own name afterwards. Killed anywhere, the run leaves an export
+that loads: the earlier one, or this one.
+"""
 
 import functools
-import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +19,16 @@ from torch import Tensor, nn
 
 from ddp_agent.checkpoint.manifest import File
 from ddp_agent.config.registry import build, is_own
+from ddp_agent.config.untrusted import plain, read_json
 from ddp_agent.errors import CheckpointError, ConfigError
 from ddp_agent.models.common.meta_build import build_on_meta
 from ddp_agent.models.common.multi_task import with_heads
-from ddp_agent.outputs.files import replacing, to_json, write_atomically
+from ddp_agent.outputs.files import fsync, replacing, to_json, write_atomically
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+_LIMIT_BYTES = 16 << 20
 _GIVEN_BY_THE_DATA = ("input_shape", "outputs")  # offered to every model, as in a run
 
 
@@ -36,12 +44,28 @@ def save(run_dir: Path, model: nn.Module, *, description: Mapping[str, Any]) -> 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with replacing(run_dir / f".{WEIGHTS}") as temporary:
             save_file(tensors, temporary)
-        about = {**description, "format": FORMAT, "weights": vars(File.of(path))}
-        write_atomically(run_dir / DESCRIPTION, to_json(about, indent=2) + "\n")
+        weights = File.of(run_dir / f".{WEIGHTS}")
+        waiting = _waiting(run_dir, weights)
+        os.replace(run_dir / f".{WEIGHTS}", waiting)
+        about = {**description, "format": FORMAT, "weights": vars(weights)}
+        try:
+            write_atomically(run_dir / DESCRIPTION, to_json(about, indent=2) + "\n")
+        except OSError:
+            waiting.unlink()
+            raise
+        os.replace(waiting, path)
+        fsync(run_dir)
+        for stale in run_dir.glob(f".{WEIGHTS}.*"):  # of runs that were killed
+            stale.unlink()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} was not saved: {error}") from error
+
+
+def _waiting(run_dir: Path, weights: File) -> Path:
+    """Return the name of a description's weights until the description has its name."""
+    return run_dir / f".{WEIGHTS}.{weights.sha256[:16]}"
 
 
 def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Module:
@@ -52,7 +76,7 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
     """
     run_dir = Path(run_dir)
     about = _read_description(run_dir / DESCRIPTION)
-    tensors = _read_tensors(run_dir / WEIGHTS, about["weights"])
+    tensors = _read_tensors(run_dir, about)
     try:
         construct = functools.partial(
             _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
@@ -61,7 +85,7 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
             _check_layout(_in_dtype_of(build_on_meta(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
     except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {error}") from error
+        raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {plain(error, 500)}") from error
     _fill(_in_dtype_of(model, tensors), tensors, run_dir / WEIGHTS)
     return model.eval()
 
@@ -84,30 +108,34 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_bytes())
+        about = read_json(path, _LIMIT_BYTES, below=path.parent)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}, expected the description of a model") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
     expected = {"format": int, "name": str, "arguments": dict, "weights": dict}
     for key, kind in expected.items():
         value = about.get(key) if isinstance(about, dict) else None
         if not isinstance(value, kind):
-            raise CheckpointError(f"{path}: {key}: found {value!r}, expected {kind.__name__}")
+            raise CheckpointError(f"{path}: {key}: found {plain(repr(value), 80)}, expected {kind.__name__}")
     if about["format"] != FORMAT:
         raise CheckpointError(f"{path}: format: found {about['format']}, expected {FORMAT}")
     assert isinstance(about, dict)
     return about
 
 
-def _read_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_tensors(run_dir: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = run_dir / WEIGHTS
     try:
-        File(**weights).check(path)
+        weights = File(**about["weights"])
+        if not re.fullmatch("[0-9a-f]{64}", weights.sha256):
+            raise TypeError("its sha256 is none")
+        if os.path.lexists(waiting := _waiting(run_dir, weights)):  # the run was killed between two renames
+            path = waiting
+        weights.check(path, below=run_dir)
         return load_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}, expected a model's weights") from error
     except (SafetensorError, TypeError) as error:
-        raise CheckpointError(f"{path}: not what {DESCRIPTION} describes ({error})") from error
+        raise CheckpointError(f"{path}: not what {DESCRIPTION} describes ({plain(error, 200)})") from error
 
 
 def _rebuild(

@@ -4,11 +4,14 @@ import logging
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ddp_agent.checkpoint.manifest import Manifest
+from ddp_agent.config.untrusted import kind_of, number
 from ddp_agent.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -38,15 +41,34 @@ def newest(directory: Path) -> list[Path]:
 
 
 def named_as_checkpoints(directory: Path) -> list[Path]:
-    """Return the folders whose names are those of checkpoints, damaged ones included."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in paths if _CHECKPOINT.fullmatch(path.name))
+    """Return what is named as a checkpoint, damaged ones and things of another kind included."""
+    return _named(directory, _CHECKPOINT)
 
 
 def unfinished(directory: Path) -> list[Path]:
     """Return the scratch folders of attempts that died while they wrote or deleted a checkpoint."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted(path for path in paths if _SCRATCH.fullmatch(path.name))
+    return _named(directory, _SCRATCH)
+
+
+def _named(directory: Path, pattern: re.Pattern[str]) -> list[Path]:
+    check_is_own(directory)
+    try:
+        return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror}") from error
+
+
+def check_is_own(directory: Path) -> None:
+    """Raise CheckpointError if the folder of checkpoints is a link: it may be another run's, whose files are kept."""
+    with suppress(OSError):
+        mode = directory.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            raise CheckpointError(
+                f"{directory}: is {kind_of(mode)}, expected a folder of this run's own; for another disk, link the "
+                "whole run directory"
+            )
 
 
 def manifest_of(path: Path) -> Manifest:
@@ -66,8 +88,7 @@ def manifest_of_run(path: Path, fingerprint: Mapping[str, Any], world_size: int 
 
 def metric_of(manifest: Manifest) -> float | None:
     """Return the test metric of the saved model; None if it was not evaluated at this step."""
-    metric = manifest.details.get("metric")
-    return float(metric) if isinstance(metric, int | float) else None
+    return number(manifest.details.get("metric"))
 
 
 def best(paths: Sequence[Path]) -> Path | None:
@@ -90,4 +111,12 @@ def delete(path: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that no half of one ever has a checkpoint's name."""
     scratch = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     path.rename(scratch)
-    shutil.rmtree(scratch)
+    remove(scratch)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with its content, or whatever else has this name. No link is followed."""
+    if stat.S_ISDIR(path.lstat().st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()

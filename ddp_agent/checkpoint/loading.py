@@ -1,17 +1,14 @@
 """Loading of a checkpoint, on all ranks or on none."""
 
 import logging
-import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
+from ddp_agent.checkpoint import plain_state
 from ddp_agent.checkpoint.folder import file_of, manifest_of_run, newest
 from ddp_agent.checkpoint.manifest import Manifest
+from ddp_agent.checkpoint.plain_state import NotPlainError
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import attempt, broadcast_text, first_problem, on_all, on_rank_0
 from ddp_agent.errors import CheckpointError
@@ -50,26 +47,13 @@ def load(
 def _read(path: Path, manifest: Manifest) -> dict[str, Any]:
     if path.name not in manifest.files:
         raise CheckpointError(f"{path}: the manifest beside it names no such file")
-    manifest.files[path.name].check(path)
-    _check_sizes(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own text advises to switch the restriction off
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it names {named[1]}, which is code" if named else "it is not in torch's format"
-        raise CheckpointError(f"{path}: refused by torch's loader for plain data, {found}") from error
+        with manifest.files[path.name].opened(path, below=path.parent.parent) as file:
+            state = plain_state.read(file)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except NotPlainError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a dict")
     return state
-
-
-def _check_sizes(path: Path) -> None:
-    """Refuse compressed content, which torch.save never writes: torch's loader allocates what a file claims to hold."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise CheckpointError(f"{path}: found no file of torch.save ({error})") from error
-    claimed, size_bytes = sum(member.file_size for member in members), path.stat().st_size
-    if claimed > size_bytes:
-        raise CheckpointError(f"{path}: found {claimed:,} bytes packed into {size_bytes:,}, expected them uncompressed")

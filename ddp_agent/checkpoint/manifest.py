@@ -5,17 +5,24 @@ It also has a hash of itself, so that a damaged manifest is distinguished from o
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.untrusted import open_regular, plain, read_json_object
 from ddp_agent.errors import CheckpointError
 from ddp_agent.outputs.files import write_atomically
 
 FORMAT = 1
 NAME = "manifest.json"
+UNLIMITED = 1 << 62  # bytes: a file is as large as its manifest says
+_LIMIT_BYTES = 16 << 20  # 100,000 ranks
+_LISTED = 20  # differences that are named
 _FILE = re.compile(r"rank-\d{4,}\.pt")
 
 
@@ -28,18 +35,32 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> "File":
-        """Read the file at `path`."""
-        with open(path, "rb") as file:
-            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        """Read the file at `path`, which is no link."""
+        with open_regular(path, UNLIMITED, below=path.parent) as file:
+            return cls._read(file)
 
-    def check(self, path: Path) -> None:
+    @classmethod
+    def _read(cls, file: BufferedReader) -> "File":
+        return cls(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def check(self, path: Path, *, below: Path | None = None) -> None:
         """Raise CheckpointError unless the file at `path`, which is read whole, has this size and hash."""
-        size_bytes = path.stat().st_size
-        if size_bytes != self.size_bytes:
-            raise CheckpointError(f"{path}: found {size_bytes} bytes, expected {self.size_bytes}")
-        actual = File.of(path)
-        if actual != self:
-            raise CheckpointError(f"{path}: damaged, found sha256 {actual.sha256}, expected {self.sha256}")
+        with self.opened(path, below=below):
+            pass
+
+    @contextmanager
+    def opened(self, path: Path, *, below: Path | None = None) -> Iterator[BufferedReader]:
+        """Yield the file at `path` after it was checked. No link below the folder `below` (its own) is followed."""
+        with open_regular(path, UNLIMITED, below=below or path.parent) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes != self.size_bytes:
+                raise CheckpointError(f"{path}: found {size_bytes} bytes, expected {self.size_bytes}")
+            actual = self._read(file)
+            if actual != self:
+                expected = plain(self.sha256, 64)
+                raise CheckpointError(f"{path}: damaged, found sha256 {actual.sha256}, expected {expected}")
+            file.seek(0)
+            yield file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +87,17 @@ class Manifest:
         """Read `manifest.json`. Raises CheckpointError with the path and the problem."""
         path = directory / NAME
         try:
-            return cls._parse(path, path.read_bytes())
+            return cls._parse(path, read_json_object(path, _LIMIT_BYTES, below=directory.parent))
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: not the manifest of a checkpoint") from error
 
     @classmethod
-    def _parse(cls, path: Path, text: bytes) -> "Manifest":
-        content = json.loads(text)
+    def _parse(cls, path: Path, content: dict[str, Any]) -> "Manifest":
         if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: found format {content['format']!r}, expected {FORMAT}")
+            found = plain(repr(content["format"]), 80)
+            raise CheckpointError(f"{path}: found format {found}, expected {FORMAT}")
         if content.pop("sha256") != _sha256(content):
             raise CheckpointError(f"{path}: damaged, its content does not have the sha256 that it names")
         del content["format"]
@@ -84,7 +105,8 @@ class Manifest:
         for name, entry in content["files"].items():
             _check_types(entry, {"size_bytes": int, "sha256": str})
             if not _FILE.fullmatch(name):
-                raise CheckpointError(f"{path}: names the file {name!r}, expected rank-0000.pt and so on")
+                found = plain(repr(name), 80)
+                raise CheckpointError(f"{path}: names the file {found}, expected rank-0000.pt and so on")
         content["files"] = {name: File(**entry) for name, entry in content["files"].items()}
         return cls(**content)
 
@@ -93,26 +115,26 @@ class Manifest:
 
         `world_size` None admits any number of ranks.
         """
-        try:
-            saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
-        except RecursionError as error:
-            raise CheckpointError(f"{path}: found a fingerprint that is nested too deeply") from error
+        saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
         ours = dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
         differing = {
-            key: f"{key}: the checkpoint has {saved.get(key, 'nothing')}, this run {ours.get(key, 'nothing')}"
+            key: f"{plain(key, 80)}: the checkpoint has {plain(saved.get(key, 'nothing'), 200)}, "
+            f"this run {plain(ours.get(key, 'nothing'), 200)}"
             for key in sorted(saved.keys() | ours.keys())
             if saved.get(key) != ours.get(key)
         }
         if differing.keys() == {"world_size"}:
             differing["world_size"] += "; resume_other_ranks=true admits that where all ranks were identical"
         if differing:
-            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *differing.values()]))
+            listed = list(differing.values())
+            more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *listed[:_LISTED], *more]))
 
 
 def _check_types(content: Mapping[str, Any], expected: Mapping[str, type]) -> None:
-    """Raise TypeError for a missing or further key, a value of another type, or a negative number."""
+    """Raise TypeError for a missing or further key, a value of another type, or a number that no size has."""
     types = {key: type(value) for key, value in content.items()}
-    if types != expected or any(isinstance(value, int) and value < 0 for value in content.values()):
+    if types != expected or any(isinstance(value, int) and not 0 <= value < 2**63 for value in content.values()):
         raise TypeError(f"found {types}, expected {expected}")
 
 

@@ -10,30 +10,30 @@ import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ddp_agent.checkpoint.folder import (
+    check_is_own,
     delete,
     directory_of,
     file_of,
     manifest_of,
     manifest_of_run,
     newest,
+    remove,
     surplus,
     unfinished,
 )
 from ddp_agent.checkpoint.manifest import File, Manifest
+from ddp_agent.checkpoint.plain_state import PLAIN
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.error_propagation import attempt, broadcast_text, first_problem, on_all, on_rank_0
 from ddp_agent.errors import CheckpointError
 from ddp_agent.outputs.files import fsync
 
 _log = logging.getLogger(__name__)
-_PLAIN = (Tensor, nn.Parameter, str, bool, int, float, NoneType)
 
 
 def save(
@@ -94,15 +94,25 @@ def _gather(comm: Comm, file: File) -> dict[str, File]:
 
 
 def _prepare(path: Path, scratch: Path, fingerprint: Mapping[str, Any], world_size: int) -> None:
+    check_is_own(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if leftovers := unfinished(path.parent):
-        for leftover in leftovers:
-            shutil.rmtree(leftover)
-        names = ", ".join(leftover.name for leftover in leftovers)
-        _log.warning("removed unfinished checkpoints of a dead attempt in %s: %s", path.parent, names)
-    if path.exists():
+    _remove_leftovers(path.parent)
+    if os.path.lexists(path):
         _set_aside(path, fingerprint, world_size)
     scratch.mkdir()
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove unfinished checkpoints. One that cannot be removed stays: it is in nobody's way."""
+    removed = []
+    for leftover in unfinished(directory):
+        try:
+            remove(leftover)
+            removed.append(leftover.name)
+        except OSError as error:
+            _log.warning("%s: left over from a dead attempt, could not be removed (%s)", leftover, error.strerror)
+    if removed:
+        _log.warning("removed unfinished checkpoints of a dead attempt in %s: %s", directory, ", ".join(removed))
 
 
 def _set_aside(path: Path, fingerprint: Mapping[str, Any], world_size: int) -> None:
@@ -164,7 +174,7 @@ def _check_plain(value: Any, where: str) -> None:
     elif kind in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
-    elif kind not in _PLAIN:
+    elif kind not in PLAIN:
         raise CheckpointError(
             f"{where}: found {kind.__module__}.{kind.__qualname__}, "
             "expected a tensor, number, string, None, or a dict, list or tuple of these"
@@ -192,4 +202,4 @@ def _prune(path: Path, keep: int, keep_best: bool) -> None:
 
 def _verify(path: Path, fingerprint: Mapping[str, Any], comm: Comm) -> None:
     name = file_of(comm.rank)
-    manifest_of_run(path, fingerprint, comm.size).files[name].check(path / name)
+    manifest_of_run(path, fingerprint, comm.size).files[name].check(path / name, below=path.parent)

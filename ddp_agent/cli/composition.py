@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ddp_agent.cli import trust
 from ddp_agent.cli.explanation import explain, in_one_line
 from ddp_agent.config.help_text import class_in
 from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides
+from ddp_agent.config.untrusted import read_text
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -199,11 +201,16 @@ def unresolved(overrides: Any) -> list[str]:
     return list(plain)
 
 
+_LIMIT_BYTES = 16 << 20
+
+
 def redact_saved(run_dir: Path, sweep_dir: Path) -> None:
     """Write the files that Hydra saved for a sweep's job again, without the secrets that were typed."""
-    for file in [*(run_dir / ".hydra").glob("*.yaml"), sweep_dir / "multirun.yaml"]:
+    places = [(run_dir, run_dir / ".hydra" / f"{name}.yaml") for name in ("config", "hydra", "overrides")]
+    for below, file in [*places, (sweep_dir, sweep_dir / "multirun.yaml")]:
         with suppress(OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
-            saved = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            text = read_text(file, _LIMIT_BYTES, below=below)
+            saved = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
             if (clean := redacted(saved)) != saved:
                 write_atomically(file, OmegaConf.to_yaml(clean))
 

@@ -39,6 +39,7 @@ from ddp_agent.cli.composition import (
 )
 from ddp_agent.cli.explanation import explain
 from ddp_agent.config.redaction import redacted_override, scrubbed
+from ddp_agent.config.untrusted import number, plain, read_json_object, walk
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment, without_torchrun
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import write_atomically
@@ -47,6 +48,7 @@ from ddp_agent.outputs.run_files import RunFiles
 GRACE_S = 60.0  # for a job that was asked to stop: its ranks save, and torchrun waits for them
 _FAILURES = "DDP_AGENT_FAILURES"  # a file, since joblib's and submitit's jobs run in other processes
 JOB_FILE = "job.json"  # the overrides of a job: only the same job may resume in its directory
+_LIMIT_BYTES = 64 << 20
 _LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
 
 
@@ -132,18 +134,20 @@ def _refuse_several_tasks(name: str) -> None:
 def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int:
     """Return how often this job was started in its directory. Raise JobFailedError for another job's directory."""
     try:
-        job = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
+        job = read_json_object(run_dir / JOB_FILE, _LIMIT_BYTES, below=run_dir)
         earlier, attempts = list(job["overrides"]), int(job["attempts"])
         if not all(isinstance(override, str) for override in earlier):
-            raise ValueError(f"overrides: found {earlier}, expected strings")
+            raise ValueError(f"overrides: found {plain(repr(earlier), 200)}, expected strings")
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise JobFailedError(_report(f"{name} not started: {run_dir / JOB_FILE}: {error.strerror}")) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise JobFailedError(_report(f"{name} not started: {run_dir / JOB_FILE} cannot be read ({error})")) from error
     if earlier != list(overrides):
         raise JobFailedError(
             _report(
-                f"{name} not started: {run_dir} holds a job of another sweep ({shlex.join(earlier)}); "
+                f"{name} not started: {run_dir} holds a job of another sweep ({plain(shlex.join(earlier), 300)}); "
                 "choose another hydra.sweep.dir, or type that sweep's command"
             )
         )
@@ -173,6 +177,17 @@ def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
         raise ConfigError(explain(error, error.override)) from error
     if problems:
         raise ConfigError(problems)
+    with suppress(OmegaConfBaseException):  # of a directory that only Hydra can name, which is new
+        _refuse_obstacles(Path(str(first.cfg.hydra.sweep.dir)))
+
+
+def _refuse_obstacles(sweep_dir: Path) -> None:
+    """Raise ConfigError if Hydra, which writes into the directories of jobs, would follow a link or wait for a FIFO."""
+    for folder, _, _ in walk(sweep_dir):
+        if obstacle := RunFiles(folder).obstacle():
+            raise ConfigError(
+                f"hydra.sweep.dir={sweep_dir}: {folder}: {obstacle}; remove it, or choose a new directory"
+            )
 
 
 def _first_job(overrides: Sequence[str]) -> list[str]:
@@ -204,8 +219,8 @@ def _run(command: Sequence[str], run_dir: Path, cwd: str, attempts: int) -> int:
 
 def _reason(run_dir: Path, code: int) -> str:
     status = RunFiles(run_dir).read_status()
-    reason = status.get("reason") or f"exit code {code}"
-    return f"preempted, {reason}" if status.get("status") == "preempted" else str(reason)
+    reason = plain(status.get("reason") or f"exit code {code}", 1000)
+    return f"preempted, {reason}" if status.get("status") == "preempted" else reason
 
 
 def _report(failure: str) -> str:
@@ -228,9 +243,11 @@ def _summarise(failures: Path, first: JobFailedError) -> int:
 
 
 def _objective(run_dir: Path) -> float | None:
-    summary = json.loads(RunFiles(run_dir).summary.read_text(encoding="utf-8"))
-    best = summary["best_metric"]
-    return None if best is None else float(best)
+    summary = RunFiles(run_dir).summary
+    try:
+        return number(read_json_object(summary, _LIMIT_BYTES, below=run_dir).get("best_metric"))
+    except OSError as error:
+        raise JobFailedError(_report(f"{summary}: {error.strerror}, expected the results of a finished run")) from error
 
 
 @contextmanager

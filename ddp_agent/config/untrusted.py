@@ -13,14 +13,15 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_DEPTH = 100  # of nested values and of nested folders
 MAX_ENTRIES = 1_000_000  # names that one walk visits
 LONGEST_LINE = 1 << 20  # bytes; a record of a run has less than 10 kB
 _SPARSE_FROM = 1 << 30  # bytes; a larger file that is almost all holes is refused, however much may be read
-_TOO_DEEP = f"found values nested too deeply, expected at most {MAX_DEPTH} levels"
+_TOO_DEEP = f"not JSON as runs write it (values are nested more than {MAX_DEPTH} levels deep)"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFLNK: "a link",
@@ -44,7 +45,7 @@ class UnusableFileError(OSError):
 # Files and folders.
 
 
-def open_regular(path: Path, limit_bytes: int, *, below: Path | None = None) -> BinaryIO:
+def open_regular(path: Path, limit_bytes: int, *, below: Path | None = None) -> BufferedReader:
     """Open a regular file of at most `limit_bytes` for reading.
 
     `below` is a folder above `path`: no link in it is followed. Without `below`, links are followed to a regular file.
@@ -193,7 +194,7 @@ def json_value(text: str) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"found no JSON ({error})") from error
+        raise ValueError(f"not JSON ({error})") from error
     _check_depth(value)
     return value
 
@@ -212,7 +213,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"found the key {plain(repr(twice), 80)} twice")
+        raise ValueError(f"not JSON as runs write it (the key {plain(repr(twice), 80)} is there twice)")
     return found
 
 

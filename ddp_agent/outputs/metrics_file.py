@@ -1,30 +1,36 @@
 """`metrics.jsonl`: one flat JSON object per logged step."""
 
 import errno
-import json
 import os
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.untrusted import json_value, lines
+from ddp_agent.errors import DataError
 from ddp_agent.outputs.files import to_json, write_atomically
 
 Record = dict[str, Any]
+_LIMIT_BYTES = 4 << 30  # 10 million records
 
 
 def read_metrics(path: Path, last_step: int) -> list[Record]:
-    """Return the records up to `last_step`. Lines that were cut short, or that no run wrote, are skipped."""
-    if not path.exists():
-        return []
+    """Return the records up to `last_step`. Lines that were cut short, or that no run wrote, are skipped.
+
+    Raises DataError for a file that is there and cannot be read: the run that continues would write over it.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if _is_record(record) and record["step"] <= last_step:
-            records.append(record)
+    try:
+        for line in lines(path, _LIMIT_BYTES, below=path.parent):
+            with suppress(ValueError):
+                record = json_value(line)
+                if _is_record(record) and record["step"] <= last_step:
+                    records.append(record)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; repair it, or remove it to continue without its records") from error
     return records
 
 
@@ -32,14 +38,10 @@ def _is_record(value: Any) -> bool:
     """Return whether `value` has only numbers and nulls, and a step, times and bytes that a graph's axes can show."""
     if not isinstance(value, dict) or type(value.get("step")) is not int:
         return False
-    if not all(number is None or (type(number) in (int, float) and _fits_a_float(number)) for number in value.values()):
+    if not all(number is None or type(number) in (int, float) for number in value.values()):
         return False
     axes = [value["step"], value.get("unix_s"), value.get("train_s", 0.0), value.get("payload_bytes", 0)]
     return all(number is not None and 0 <= number < 1e15 for number in axes)
-
-
-def _fits_a_float(number: float) -> bool:
-    return abs(number) <= sys.float_info.max
 
 
 class MetricsFile:

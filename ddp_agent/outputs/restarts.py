@@ -4,17 +4,18 @@ torchrun restarts ranks as often as `--max-restarts` allows. A crash at the same
 restarts, so a run that got no further in a few attempts gives up.
 """
 
-import json
 import logging
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.untrusted import read_json
 from ddp_agent.outputs.files import to_json, write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
+_LIMIT_BYTES = 1 << 20
 FUTILE = 3  # attempts that began at the same step
 
 
@@ -48,7 +49,7 @@ def stop_torchrun() -> None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        attempts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        attempts = read_json(path, _LIMIT_BYTES, below=path.parent)
+    except OSError:
         return []
     return [one for one in attempts if isinstance(one, dict)] if isinstance(attempts, list) else []

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ddp_agent.config.redaction import scrubbed
+from ddp_agent.config.untrusted import plain, walk
 from ddp_agent.errors import ConfigError
 from ddp_agent.outputs.files import to_json, write_atomically
 from ddp_agent.outputs.run_files import RunFiles, this_machine
@@ -95,6 +96,8 @@ class RunDirectory(RunFiles):
     def _claim(self, restart: bool) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if obstacle := self.obstacle():
+                raise ConfigError(f"hydra.run.dir={self.path}: {obstacle}; remove it, or choose a new directory")
             self._lock_out_others()
         except OSError as error:
             self.close()
@@ -112,18 +115,19 @@ class RunDirectory(RunFiles):
 
     def _remove_unfinished(self) -> None:
         """Delete the temporary files of processes that were killed. Saving deletes those of checkpoints."""
-        for path in self.path.rglob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                with suppress(OSError):
-                    path.unlink()
+        for folder, _, files in walk(self.path):
+            for name in files:
+                if _TEMPORARY.fullmatch(name):
+                    with suppress(OSError):
+                        (folder / name).unlink()
 
     def _lock_out_others(self) -> None:
-        self._lock = lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        self._lock = lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         _locks_held.add(lock)
         try:
             _lock_exclusively(lock)
         except BlockingIOError:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+            holder = plain(os.pread(lock, 200, 0).decode(errors="replace").strip())
             self.close()
             raise ConfigError(
                 f"hydra.run.dir={self.path}: in use by another run ({holder}); "
@@ -138,7 +142,7 @@ class RunDirectory(RunFiles):
     def reason(self) -> str | None:
         """Return why the attempt before this one ended; None if it left no reason."""
         reason = self.read_status().get("reason")
-        return reason if isinstance(reason, str) else None
+        return plain(reason, 1000) if isinstance(reason, str) else None
 
 
 def conclude(run_dir: Path, reason: str, rank: int | None = None, *, earlier: Mapping[str, Any] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Paths of a run's files, and what they say about the state of the run."""
 
 import fcntl
-import json
 import os
+import re
 import socket
 import stat
 from contextlib import suppress
@@ -10,7 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.untrusted import kind_of, open_regular, plain, read_json_object
+
 _HOLDER_BYTES = 400
+_LIMIT_BYTES = 1 << 20
+_FOLDERS = ("checkpoints", "tensorboard", ".hydra", "ema")
+_FILES = re.compile(
+    r"\.lock|(status|summary|attempts|job|model)\.json|metrics\.jsonl|model\.safetensors|sample\.txt"
+    r"|((config|hydra|overrides)|multirun)\.yaml|train(\.rank\d+)?\.log|trace\.rank\d+\.json\.gz"
+)
 
 
 class RunFiles:
@@ -66,10 +74,25 @@ class RunFiles:
     def read_status(self) -> dict[str, Any]:
         """Return the content of `status`. It is empty if the file is missing or damaged."""
         try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            return read_json_object(self.status, _LIMIT_BYTES, below=self.path)
+        except OSError:
             return {}
-        return status if isinstance(status, dict) else {}
+
+    def obstacle(self) -> str | None:
+        """Return which name of a run's file or folder stands for something else; None if there is none.
+
+        A run that wrote through a link would change another run's files, and one that opened a FIFO would wait forever.
+        """
+        try:
+            entries = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in os.scandir(self.path)}
+        except FileNotFoundError:
+            return None
+        for name, mode in sorted(entries.items()):
+            if name in _FOLDERS and not stat.S_ISDIR(mode):
+                return f"{name} in it is {kind_of(mode)}, expected a folder of the run's own"
+            if _FILES.fullmatch(name) and not stat.S_ISREG(mode):
+                return f"{name} in it is {kind_of(mode)}, expected a file of the run's own"
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return the content of `status`. A run that says "running" and that no process runs has "died".
@@ -88,34 +111,21 @@ class RunFiles:
     def is_held(self) -> bool | None:
         """Return whether a process holds the lock; None if that process may be on a machine that shares no locks."""
         try:
-            lock = os.open(self.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open_regular(self.lock, _LIMIT_BYTES, below=self.path) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
-        except OSError:
-            return None
-        try:
-            if not stat.S_ISREG(os.fstat(lock).st_mode):
-                return None
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks
+        except OSError:  # a file system without locks, or no lock of a run
             return None
-        finally:
-            os.close(lock)
         here = this_machine()
         return False if any(mark and mark in self._holder() for mark in here) else None
 
     def _holder(self) -> str:
         """Return the words that the run's process wrote into the lock."""
-        with suppress(OSError):
-            lock = os.open(self.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if stat.S_ISREG(os.fstat(lock).st_mode):
-                    text = os.pread(lock, _HOLDER_BYTES, 0).decode(errors="replace")
-                    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-            finally:
-                os.close(lock)
+        with suppress(OSError), open_regular(self.lock, _LIMIT_BYTES, below=self.path) as lock:
+            return plain(lock.read(_HOLDER_BYTES).decode(errors="replace"))
         return ""
 
     def _last_sign(self) -> str:

@@ -1,5 +1,6 @@
 """The mirror of `metrics.jsonl` in TensorBoard, without any care for errors: see `tracking.TensorBoard`."""
 
+import logging
 import re
 import time
 from collections.abc import Container, Iterator, Mapping
@@ -13,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ddp_agent.config.redaction import redacted
+from ddp_agent.config.untrusted import open_regular, plain
 from ddp_agent.models.common.layer_table import layer_table
 from ddp_agent.outputs.files import to_json
 from ddp_agent.outputs.metrics_file import Record, read_metrics
 from ddp_agent.outputs.run_files import RunFiles
+
+log = logging.getLogger(__name__)
+
+_LIMIT_BYTES = 64 << 30
 
 # With 4,096 values and 30 bins (as many as TensorBoard draws) the histograms of ResNet-50's 161 parameters cost about
 # 0.2 s and 0.2 MB per evaluation, whatever the size of the parameters.
@@ -49,7 +55,7 @@ class History:
     def read(cls, run: Path, last_step: int) -> Self:
         """Return the history of a run directory."""
         files = RunFiles(run)
-        event_files = files.tensorboard.glob("events.out.tfevents.*")
+        event_files = [file for file in files.tensorboard.glob("events.out.tfevents.*") if _is_regular(file, run)]
         return cls(read_metrics(files.metrics, last_step), max(event_files, default=None), last_step)
 
     def drawn_events(self) -> Iterator[Any]:
@@ -60,6 +66,16 @@ class History:
         for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
             if event.step <= self.last_step and any(_is_drawn(value, event.step) for value in event.summary.value):
                 yield event
+
+
+def _is_regular(file: Path, run: Path) -> bool:
+    """Return whether TensorBoard's reader may open `file`: it would wait for a FIFO, and follow a link."""
+    try:
+        open_regular(file, _LIMIT_BYTES, below=run).close()
+    except OSError as error:
+        log.warning("%s: %s; its pictures are not shown again", plain(file), error.strerror)
+        return False
+    return True
 
 
 def _is_drawn(value: Any, step: int) -> bool:

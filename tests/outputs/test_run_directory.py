@@ -114,7 +114,8 @@ def test_closing_in_a_forked_child_closes_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("leftover", ["metrics.jsonl", "checkpoints/step-00000010"])
 def test_a_fresh_start_leaves_an_existing_run_alone(tmp_path: Path, leftover: str) -> None:
-    (tmp_path / leftover).mkdir(parents=True)
+    (tmp_path / leftover).parent.mkdir(exist_ok=True)
+    (tmp_path / leftover).touch()
     with pytest.raises(ConfigError, match=r"holds a run already.*resume="):
         RunDirectory(tmp_path)
     with RunDirectory(tmp_path, restart=True) as run:  # also shows that the refusal let go of the lock
