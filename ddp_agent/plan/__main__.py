@@ -1,8 +1,8 @@
 """python -m ddp_agent.plan RUNS… --rate 100mbit --latency 20ms --ranks 4,64: predict another link, and advise.
 
 Fits compute, latency, bandwidth and stragglers from finished runs, predicts every mode that they measured, and
-recommends one within a stated loss of quality, where the runs support that. Also prints the errors of the model on runs
-that it was not fitted on.
+recommends one within a stated loss of quality. Prints the answer, what it rests on, and one table; --explain shows the
+fit, the assumptions, the parts of a step, and the errors of the model on runs that it was not fitted on.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(typed: Sequence[str] | None = None) -> int:
         return 2
     for run in unusable:
         console.print(f"not used: {run.path}: {why_not(run)}", soft_wrap=True, markup=False, highlight=False)
-    print_outcome(outcome, console)
+    print_outcome(outcome, console, explain=arguments.explain)
     if arguments.json:
         try:
             arguments.json.write_text(json.dumps(as_json(outcome), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="independent runs: their compute per step is used for their number of ranks",
     )  # fmt: skip
     model("--holdout", type=Path, nargs="+", default=[], metavar="DIR", help="runs to test the model on")
+    parser.add_argument("--explain", action="store_true", help="also print the fit, the assumptions and the errors")
     parser.add_argument("--json", type=types.new_file, metavar="FILE", help="also write all numbers there")
     return parser
 

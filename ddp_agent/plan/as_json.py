@@ -5,6 +5,7 @@ from operator import attrgetter
 from typing import Any
 
 from ddp_agent.plan.advice import seconds_to
+from ddp_agent.plan.answer import answer
 from ddp_agent.plan.as_text import assumed, fitted, recommendation
 from ddp_agent.plan.outcome import Outcome
 from ddp_agent.plan.predict import Prediction
@@ -18,7 +19,10 @@ _PREDICTION = {
     "waiting_s": "waiting_s", "exposed_share": "exposed_share", "samples_per_s": "samples_per_s", "at_least": "bound",
     "wire_bytes_per_step": "wire_bytes", "all_reduce": "algorithm",
 }  # fmt: skip
-_ADVICE = {"ranks": "ranks", "speedup": "speedup", "loss": "loss", "seeds": "seeds", "fastest": "fastest.label"}
+_ADVICE = {
+    "ranks": "ranks", "speedup": "speedup", "loss": "loss", "seeds": "seeds", "fastest": "fastest.label",
+    "quality_from_ranks": "rests_on",
+}  # fmt: skip
 _CHECK = {
     "setting": "measured.label", "ranks": "measured.ranks", "link_rate_bits_per_s": "measured.rate_bits_per_s",
     "measured_samples_per_s": "measured.samples_per_s", "predicted_samples_per_s": "predicted_samples_per_s",
@@ -33,13 +37,19 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     settings, runs = len({each.setting.key for each in measured}), sum(len(each.runs) for each in measured)
     counts = {"settings": settings, "runs": runs}
     return {
+        "answer": answer(outcome),
         "fitted": {**_select(model.costs, _COSTS), **counts, "said": fitted(model, measured)},
         "assumed": assumed(model, question.link),
         "link": vars(question.link),
         "target": question.target,
         "predictions": [_prediction(each, outcome) for predictions in outcome.predictions for each in predictions],
         "advice": [
-            {**_select(each, _ADVICE), "setting": each.mode and each.mode.label, "said": recommendation(each, question)}
+            {
+                **_select(each, _ADVICE),
+                "setting": each.mode.label if each.mode and each.rests_on == each.ranks else None,
+                "likely": each.mode and each.mode.label,
+                "said": recommendation(each, question),
+            }
             for each in outcome.advice
         ],
         "checked": [
@@ -56,6 +66,7 @@ def _prediction(prediction: Prediction, outcome: Outcome) -> dict[str, Any]:
     quality, target = outcome.qualities.of(prediction), outcome.question.target
     return {
         **_select(prediction, _PREDICTION),
+        "doubted_for_error": outcome.doubts(prediction),
         "time_to_target_s": seconds_to(target, prediction, quality) if quality and target is not None else None,
         "test_metric": quality.metric if quality else None,
         "seeds": quality.seeds if quality else 0,

@@ -1,4 +1,4 @@
-"""A plan as text: the fitted costs, the assumptions, predictions, recommendations, and the model's errors."""
+"""A plan as text: the answer and one table; with --explain also fit, assumptions, all predictions and errors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, median
@@ -9,20 +9,29 @@ from rich.table import Table
 
 from ddp_agent.outputs.units import human_seconds
 from ddp_agent.plan.advice import Advice, seconds_to
+from ddp_agent.plan.answer import answer, table_rows
 from ddp_agent.plan.collectives import UNEVEN
 from ddp_agent.plan.fit import Costs, Link, spread_s
 from ddp_agent.plan.measured import Measured
 from ddp_agent.plan.outcome import Outcome, Question
 from ddp_agent.plan.predict import Model, Prediction
 from ddp_agent.plan.validation import Check
+from ddp_agent.plan.words import network, where
 from ddp_agent.report.formatting import counted, duration, rate
 
 NO_DATA = "no data"
 
 
-def print_outcome(outcome: Outcome, console: Console) -> None:
-    """Print everything, in 140 columns where the console has as many."""
+def print_outcome(outcome: Outcome, console: Console, *, explain: bool) -> None:
+    """Print the answer and a table, and with `explain` everything, in 140 columns where the console has as many."""
     question, measured = outcome.question, outcome.measured
+    _print_list(console, "Answer", answer(outcome))
+    rows = table_rows(outcome)
+    console.print(_table(f"Predicted at {network(question.link, measured)}", rows, left=["setting"]))
+    if not explain:
+        console.print("--explain shows the fit, the assumptions, the parts of a step and the errors.", markup=False)
+        return
+    console.print()
     _print_list(console, "Fitted", fitted(outcome.model, measured))
     _print_list(console, "Assumed", assumed(outcome.model, question.link))
     for predictions in outcome.predictions:
@@ -49,7 +58,7 @@ def fitted(model: Model, measured: Sequence[Measured]) -> list[str]:
     spreads = [spread for each in measured if (spread := spread_s(each)) is not None]
     hidden = "is hidden behind compute, taken as if it were not" if costs.nothing_blocks else "blocks"
     lines = [
-        f"{counted(settings, 'setting')}, {counted(runs, 'run')}: {', '.join(_where(*link) for link in links)}",
+        f"{counted(settings, 'setting')}, {counted(runs, 'run')}: {', '.join(where(*link) for link in links)}",
         f"latency and bandwidth from {counted(len(costs.fitted), 'measurement')} whose communication {hidden}",
         f"a message takes {duration(costs.message_s)}, besides --latency; {_bandwidth(costs, measured)}",
     ]
@@ -112,10 +121,10 @@ def assumed(model: Model, link: Link) -> list[str]:
 
 def _predictions(outcome: Outcome, predictions: Sequence[Prediction]) -> Table:
     """Tabulate predictions, the fastest first. "≥" marks a lower bound (see `Overlap.all_hidden`)."""
-    ranks, network = counted(predictions[0].ranks, "rank"), _network(outcome.question.link, outcome.measured)
+    ranks, link = counted(predictions[0].ranks, "rank"), network(outcome.question.link, outcome.measured)
     rows = [
         {
-            "setting": each.label,
+            "setting": each.label + (" (its own check is off)" if outcome.doubts(each) else ""),
             "ms/step": _milliseconds(each.step_s),
             "local": _milliseconds(each.local_s),
             "moving": _milliseconds(each.moving_s),
@@ -128,7 +137,7 @@ def _predictions(outcome: Outcome, predictions: Sequence[Prediction]) -> Table:
         }
         for each in sorted(predictions, key=lambda each: -each.samples_per_s)
     ]
-    return _table(f"{ranks}, {network}", rows, left=["setting"])
+    return _table(f"{ranks}, {link}", rows, left=["setting"])
 
 
 def _quality(outcome: Outcome, prediction: Prediction) -> dict[str, str]:
@@ -145,28 +154,21 @@ def _quality(outcome: Outcome, prediction: Prediction) -> dict[str, str]:
     return times | {outcome.measured[0].runs[0].metric.replace("_", " "): metric}
 
 
-def _network(link: Link, measured: Iterable[Measured]) -> str:
-    rates = {link.rate_bits_per_s} if link.rate_bits_per_s else {each.rate_bits_per_s for each in measured}
-    text = ", ".join(sorted(map(rate, rates)))
-    text += f" and {duration(link.latency_s)} more per message" if link.latency_s else ""
-    if link.node_rate_bits_per_s:
-        text += f", nodes of {counted(link.ranks_per_node, 'rank')} at {rate(link.node_rate_bits_per_s)}"
-    return text
-
-
 def recommendation(advice: Advice, question: Question) -> str:
     """State which setting to use, or why the runs do not support one."""
     ranks, fastest = counted(advice.ranks, "rank"), f"by time alone {advice.fastest.label} is the fastest"
     if advice.mode is None:
-        return f"{ranks}: {NO_DATA} to recommend by ({advice.why_not}); {fastest}"
+        return f"{ranks}: {NO_DATA} to recommend by ({advice.why_not}){'' if advice.doubted else f'; {fastest}'}"
     baseline = advice.baseline.label if advice.baseline else ""
     faster = "" if advice.speedup is None else f", {advice.speedup:.3g} times as fast as {baseline}"
     faster = ", the baseline itself" if advice.mode.label == baseline else faster
     speed = f"{advice.mode.samples_per_s:,.0f} samples/s"
-    if question.target is not None:
+    if question.target is not None and advice.rests_on == advice.ranks:
         speed = f"{question.target:g} after {human_seconds(advice.seconds or 0.0)}"
     loss = f"loss {max(0.0, advice.loss or 0.0):.4f} of at most {question.loss:g}"
     seeds = "one seed: its spread is not known" if advice.seeds == 1 else f"means of {advice.seeds} seeds"
+    if advice.rests_on != advice.ranks:
+        seeds += f", on {counted(advice.rests_on or 0, 'rank')}; not measured on {ranks}"
     other = "" if advice.fastest.label == advice.mode.label else f"; {fastest}"
     return f"{ranks}: {advice.mode.label}, {speed}{faster}; {loss} ({seeds}){other}"
 
@@ -177,8 +179,8 @@ def _errors(checks: Sequence[Check]) -> Table:
     rows = [
         {
             "setting": each.measured.label,
-            "predicted from": _where(each.base.ranks, each.base.rate_bits_per_s) if each.base else "other settings",
-            "measured on": _where(each.measured.ranks, each.measured.rate_bits_per_s),
+            "predicted from": where(each.base.ranks, each.base.rate_bits_per_s) if each.base else "other settings",
+            "measured on": where(each.measured.ranks, each.measured.rate_bits_per_s),
             "samples/s": f"{each.measured.samples_per_s:,.0f} ({each.predicted_samples_per_s:,.0f})",
             "error": f"{each.error:+.1%}",
             "local, ms": f"{_milliseconds(each.measured.local_s)} ({_milliseconds(each.local_s)})",
@@ -198,10 +200,6 @@ def _table(title: str, rows: Sequence[Mapping[str, str]], *, left: Sequence[str]
     for row in rows:
         table.add_row(*map(escape, row.values()))
     return table
-
-
-def _where(ranks: int, bits_per_s: float | None) -> str:
-    return f"{counted(ranks, 'rank')} at {rate(bits_per_s)}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,14 +1,14 @@
 """A whole plan: predictions and advice for each number of ranks."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ddp_agent.plan.advice import Advice, Qualities, advise
 from ddp_agent.plan.fit import Link
 from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Model, Prediction, nearest
-from ddp_agent.plan.validation import Check
+from ddp_agent.plan.validation import Check, doubtful
 from ddp_agent.report.formatting import rate
 from ddp_agent.report.runs.run import ReportError
 
@@ -39,6 +39,15 @@ class Outcome:
     advice: Sequence[Advice]
     checks: Sequence[Check]
 
+    @property
+    def doubtful(self) -> dict[str, float]:
+        """The settings that are not predicted elsewhere, with the error of the model's own check."""
+        return {check.measured.label: check.error for check in doubtful(self.checks).values()}
+
+    def doubts(self, prediction: Prediction) -> float | None:
+        """Return the error for which a prediction is not believed, or None. Measured places need no belief."""
+        return _doubts(doubtful(self.checks), prediction, self.question.link)
+
 
 def plan(model: Model, measured: Sequence[Measured], question: Question, checks: Sequence[Check]) -> Outcome:
     """Answer the question. Raises ReportError for an unknown baseline, or if it is not clear which link is meant."""
@@ -56,11 +65,28 @@ def plan(model: Model, measured: Sequence[Measured], question: Question, checks:
         [prediction for group in by_setting.values() for prediction in _predict(model, group, ranks, question)]
         for ranks in question.ranks
     ]
+    doubted = doubtful(checks)
     advice = [
-        advise(each, qualities, baseline=question.baseline, loss=question.loss, target=question.target)
+        advise(
+            each,
+            qualities,
+            baseline=question.baseline,
+            loss=question.loss,
+            target=question.target,
+            doubtful=lambda prediction: _doubts(doubted, prediction, question.link),
+        )
         for each in predictions
     ]
     return Outcome(model, measured, question, qualities, predictions, advice, checks)
+
+
+def _doubts(doubted: Mapping[Key, Check], prediction: Prediction, link: Link) -> float | None:
+    base = prediction.base
+    there = prediction.ranks == base.ranks and prediction.period is None and link.node_rate_bits_per_s is None
+    if there and not link.latency_s and link.rate_bits_per_s in (None, base.rate_bits_per_s):
+        return None
+    check = doubted.get(base.setting.key)
+    return check.error if check else None
 
 
 def _predict(model: Model, group: Sequence[Measured], ranks: int, question: Question) -> list[Prediction]:

@@ -6,10 +6,12 @@ from statistics import mean, median
 
 from ddp_agent.plan.collectives import Algorithm
 from ddp_agent.plan.fit import Link, fit, lateness, link_of, spread_s
-from ddp_agent.plan.measured import Measured
+from ddp_agent.plan.measured import Key, Measured
 from ddp_agent.plan.predict import Model, exposed_s, nearest
 from ddp_agent.plan.traffic import loads
 from ddp_agent.report.runs.run import ReportError
+
+DOUBTFUL = 0.30  # a setting whose own check is off by more is not predicted for other links, ranks or periods
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class Check:
     def error(self) -> float:
         """The relative error of the speed, positive where the prediction is too fast."""
         return self.predicted_samples_per_s / self.measured.samples_per_s - 1
+
+
+def doubtful(checks: Sequence[Check]) -> dict[Key, Check]:
+    """Return the worst check of each setting for which the model must not be believed.
+
+    A prediction that is too slow since it cannot know what backward hides is no reason: the setting's own runs tell.
+    """
+    worst: dict[Key, Check] = {}
+    for check in sorted(checks, key=lambda each: abs(each.error)):
+        hides = check.base is None and any(load.cover != "nothing" for load in loads(check.measured))
+        if abs(check.error) > DOUBTFUL and not (hides and check.error < 0):
+            worst[check.measured.setting.key] = check
+    return worst
 
 
 def check_holdout(model: Model, fitted: Sequence[Measured], holdout: Sequence[Measured], link: Link) -> list[Check]:

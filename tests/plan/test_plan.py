@@ -155,7 +155,7 @@ def test_where_most_is_sent_in_the_beginning_a_longer_run_is_another_setting(tmp
 
 def test_it_is_a_command(tmp_path: Path) -> None:
     runs = sweep(tmp_path / "runs", WORLD)
-    command = [sys.executable, "-m", "ddp_agent.plan", str(runs), "--ranks", "2,4", "--rate", "100mbit"]
+    command = [sys.executable, "-m", "ddp_agent.plan", str(runs), "--ranks", "2,4", "--rate", "100mbit", "--explain"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 140

@@ -22,7 +22,7 @@ def measured(*directories: Path) -> list[Measured]:
 
 def plan(tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
     file = tmp_path / "plan.json"
-    assert main([*map(str, arguments), "--json", str(file)]) == 0
+    assert main([*map(str, arguments), "--explain", "--json", str(file)]) == 0
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
