@@ -8,12 +8,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import hydra
-from hydra._internal.utils import get_args_parser  # the flags are Hydra's, and its sweep parses them again
+from hydra._internal.utils import get_args_parser  # the flags are Hydra's
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, VERSION_BASE, Check, Configs, Work
+from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, Work
+from ddp_agent.cli.explanation import explain
 from ddp_agent.cli.program import Program
 from ddp_agent.config import help_text
 from ddp_agent.config.redaction import remember_overrides, scrubbed
@@ -124,14 +125,25 @@ def _configs(flags: argparse.Namespace, conf: Path, config_name: str, relative_t
 
 
 def _show(typed: _CommandLine) -> int:
-    configs, program = typed.configs, typed.program
-    if typed.flags.help:
+    """Print what Hydra's own flags ask for. Nothing is started."""
+    flags, configs, program = typed.flags, typed.configs, typed.program
+    if flags.help:
         return help_text.show(configs.folder, program.typed, program.under_torchrun)
-
-    def never_called(cfg: Any) -> None:
-        raise AssertionError
-
-    hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(never_called)()
+    asked = {"--cfg": "cfg", "--info": "info", "--shell-completion": "shell_completion", "-m": "multirun"}
+    if len(several := [flag for flag, attribute in asked.items() if getattr(flags, attribute)]) > 1:
+        raise ConfigError(f"found {' and '.join(several)}, expected one of them")
+    try:
+        with configs.hydra(typed.overrides) as instance:
+            if flags.hydra_help:
+                instance.hydra_help(config_name=configs.name, args_parser=get_args_parser(), args=flags)
+            elif flags.cfg:
+                instance.show_cfg(configs.name, typed.overrides, flags.cfg, flags.package, flags.resolve)
+            elif flags.shell_completion:
+                instance.shell_completion(configs.name, typed.overrides)
+            else:
+                instance.show_info(flags.info, config_name=configs.name, overrides=typed.overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
     return 0
 
 

@@ -1,8 +1,8 @@
 """Composition of a configuration with Hydra, with one line per wrong override or key."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import StringIO
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
@@ -19,6 +21,7 @@ from yaml import YAMLError
 
 from ddp_agent.cli import trust
 from ddp_agent.cli.explanation import explain, in_one_line
+from ddp_agent.cli.loader import Loader
 from ddp_agent.config.help_text import class_in
 from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides
 from ddp_agent.config.untrusted import read_text
@@ -76,26 +79,41 @@ class Configs:
 
         Raises ConfigError when the files themselves are wrong.
         """
+        with self.hydra(overrides) as instance:
+            loader = instance.config_loader
+            try:
+                return Composed(self._compose(overrides), loader)
+            except ConfigError:
+                raise
+            except Exception:  # Hydra, OmegaConf and their parsers raise many kinds for what a user can type
+                return self._compose_valid(overrides, loader)
+
+    @contextmanager
+    def hydra(self, overrides: Sequence[str]) -> Iterator[Any]:
+        """Yield Hydra, set up for these files. It refuses what a file must not do. Raises ConfigError as well."""
         remember_overrides(overrides)
         if refused := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
             raise ConfigError(refused)
         with hydra.initialize_config_dir(str(self.folder), job_name="train", version_base=VERSION_BASE):
-            try:
-                return Composed(self._compose(overrides))
-            except Exception:  # Hydra, OmegaConf and their parsers raise many kinds for what a user can type
-                return self._compose_valid(overrides)
+            instance: Any = GlobalHydra.instance().hydra
+            path = instance.config_loader.get_search_path()
+            if self.extra_folder:
+                path.prepend("command-line", f"file://{self.extra_folder}", SearchPathQuery(provider="schema"))
+            instance.config_loader = Loader(path)
+            yield instance
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        search = [f"hydra.searchpath=['file://{self.extra_folder}']"] if self.extra_folder else []
-        return hydra.compose(self.name, overrides=[*search, *overrides], return_hydra_config=True)
+        return hydra.compose(self.name, overrides=list(overrides), return_hydra_config=True)
 
-    def _compose_valid(self, overrides: Sequence[str]) -> "Composed":
+    def _compose_valid(self, overrides: Sequence[str], loader: Loader) -> "Composed":
         """Compose one override at a time (0.1 s each), so that all problems are reported together.
 
         Groups come first, as Hydra applies them.
         """
         try:
             cfg = self._compose([])
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(in_one_line(error)) from error
         accepted: list[str] = []
@@ -105,10 +123,12 @@ class Configs:
             try:
                 cfg = self._compose([*accepted, override])
                 accepted.append(override)
+            except ConfigError as error:
+                problems += error.problems
             except Exception as error:
                 problems.append(explain(error, override, cfg))
                 groups_chosen &= not isinstance(error, MissingConfigException | YAMLError)
-        return Composed(cfg, tuple(problems), groups_chosen)
+        return Composed(cfg, loader, tuple(problems), groups_chosen)
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,7 @@ class Composed:
     """Configuration as Hydra composed it, with a line in `problems` for each override that was refused."""
 
     cfg: DictConfig
+    loader: Loader
     problems: tuple[str, ...] = ()
     groups_chosen: bool = True
 
@@ -135,7 +156,7 @@ class Composed:
                 if not problems:
                     raise
                 problems.append(str(refusal))
-        if problems := problems or trust.directory_problems(self.cfg.hydra):
+        if problems := problems or self.loader.directory_problems(self.cfg):
             raise ConfigError(problems)
         return context
 
@@ -144,8 +165,6 @@ class Composed:
             raise ConfigError("hydra.mode: found MULTIRUN in a config file; type -m as well")
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
         remember(OmegaConf.to_container(self.without_hydra(), resolve=False))
-        if code := trust.code_problems(self.cfg.hydra):
-            raise ConfigError(code)
         try:
             resolved = OmegaConf.to_container(self.without_hydra(), resolve=True, throw_on_missing=True)
             run_dir = Path(os.environ.get(RUN_DIR) or str(self.cfg.hydra.run.dir))

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
@@ -28,11 +27,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ddp_agent.cli import trust
 from ddp_agent.cli.composition import (
     RUN_DIR,
     RUN_TIME,
-    VERSION_BASE,
     Configs,
     redact_saved,
     unresolved,
@@ -90,18 +87,21 @@ def run(configs: Configs, command: Sequence[str], overrides: Sequence[str]) -> i
     with tempfile.TemporaryDirectory(prefix="ddp_agent-sweep-") as folder, _stoppable():
         failures = Path(folder, "failures")
         os.environ[_FAILURES] = str(failures)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing a traceback and leaving
         deferred = _deferred_to_jobs(overrides)
-        sys.argv[1:] = [deferred.get(typed, typed) for typed in sys.argv[1:]]
+        typed = [*(deferred.get(override, override) for override in overrides), *_multirun(overrides)]
         try:
-            hydra.main(version_base=VERSION_BASE, config_path=str(configs.folder), config_name=configs.name)(
-                Job(tuple(command))
-            )()
+            with configs.hydra(overrides) as instance:
+                instance.multirun(config_name=configs.name, task_function=Job(tuple(command)), overrides=typed)
         except JobFailedError as failed:
             return _summarise(failures, failed)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
         return 0
+
+
+def _multirun(overrides: Sequence[str]) -> list[str]:
+    """Return the override that -m stands for, unless it was typed."""
+    return [] if any(override.startswith("hydra.mode=") for override in overrides) else ["hydra.mode=MULTIRUN"]
 
 
 def _deferred_to_jobs(overrides: Sequence[str]) -> dict[str, str]:
@@ -172,7 +172,7 @@ def _refuse_misspelt(configs: Configs, overrides: Sequence[str]) -> None:
     """Compose one job beforehand and raise ConfigError: Hydra would explain only the first wrong key, and badly."""
     try:
         first = configs.compose(_first_job(overrides))
-        problems = [*first.problems, *trust.hydra_problems(first.cfg.hydra)]
+        problems = [*first.problems, *first.loader.directory_problems(first.cfg)]
     except OverrideParseException as error:
         raise ConfigError(explain(error, error.override)) from error
     if problems:

@@ -1,29 +1,83 @@
-"""Checks that a configuration of unknown origin names no code, stays small, and writes below the current directory.
+"""Rules for configuration files of unknown origin: an allow-list of the keys that a file may set.
 
-Hydra builds launchers, sweepers, callbacks and log handlers that a configuration names, and a user may choose any file
-of the folder. So every file is checked. The composed configuration is checked again with its interpolations resolved,
-since `${oc.create:…}` makes nodes from text.
+Hydra's node starts programs and sets environment variables. Other keys say which code is trusted. A file may set only
+the keys of `FILE_MAY_SET` in Hydra's node, and no key of `ONLY_TYPED`. Whoever types a command may set every key.
 """
 
-import functools
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+
+from ddp_agent.config.redaction import redacted
+from ddp_agent.config.untrusted import UnusableFileError, read_bytes, walk
 
 TARGET = "_target_"
 DEEPEST = 50
-_CODE = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")  # parts of `hydra` that name classes
-_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-_DIRECTORIES = {"run.dir": "the current one", "sweep.dir": "the current one", "sweep.subdir": "the sweep's"}
+LARGEST_BYTES = 1_000_000  # of a file; reading it takes a second
+ONLY_TYPED: Mapping[str, Any] = {"trusted_packages": [], "resume": None}
+"""Root keys that count only on the command line, with the value that a file may give: packages whose code runs, and a
+run directory whose checkpoints are continued and replaced."""
+
+_MOST_LINES = 8  # of the problems of one file
+_WORD = re.compile(r"[\w.,:@%+-]{1,100}")  # no space, quote or line break: a launcher writes it into a script
+_SEPARATOR = re.compile(r"[=,_+.-]{1,3}")
+_SWEPT_KEY = re.compile(r"\+{0,2}([A-Za-z_]\w*)(/\w+)*(\.\w+)*")  # as typed before the =
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where there is one: ten times as fast
+_Fits = Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _is_word(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, str) and _WORD.fullmatch(value) is not None)
+
+
+def _is_words(value: Any) -> bool:
+    return all(map(_is_word, value)) if isinstance(value, list) else _is_word(value)
+
+
+def _is_separator(value: Any) -> bool:
+    return isinstance(value, str) and _SEPARATOR.fullmatch(value) is not None
+
+
+FILE_MAY_SET: Mapping[str, _Fits] = {
+    "mode": _is_word,
+    **dict.fromkeys(("run.dir", "sweep.dir", "sweep.subdir"), _is_text),  # compared with the current directory later
+    "job.name": _is_word,
+    "job.chdir": lambda value: value in (False, None),
+    "job.config.override_dirname.exclude_keys": _is_words,
+    **dict.fromkeys(("job.config.override_dirname.kv_sep", "job.config.override_dirname.item_sep"), _is_separator),
+    **dict.fromkeys(
+        (
+            *("launcher.n_jobs", "launcher.timeout_min", "launcher.array_parallelism", "launcher.mem_gb"),
+            *("launcher.nodes", "launcher.tasks_per_node", "launcher.cpus_per_task", "launcher.gpus_per_node"),
+            *("launcher.max_num_timeout", "launcher.signal_delay_s"),
+            *("sweeper.n_trials", "sweeper.n_jobs", "sweeper.max_batch_size", "sweeper.max_failure_rate"),
+            *("sweeper.sampler.seed", "sweeper.sampler.n_startup_trials"),
+        ),
+        _is_number,
+    ),
+    **dict.fromkeys(("launcher.partition", "launcher.qos", "launcher.account", "launcher.constraint"), _is_word),
+    **dict.fromkeys(("sweeper.study_name", "sweeper.direction"), _is_words),
+}
+"""Keys of Hydra's node that a file may set, and the values that fit. `sweeper.params.<key>` is checked by its key."""
+
+# Configs of Hydra itself, and those of installed plugins, that a file may choose.
+_OWN_CHOICES = (
+    *("hydra/config", "hydra/output/default", "hydra/help/default", "hydra/hydra_help/default", "hydra/env/default"),
+    *(f"hydra/{log}_logging/{name}" for log in ("job", "hydra") for name in ("default", "none", "disabled", "stdout")),
+)
+_PLUGINS = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler")
 
 
 def file_problems(folders: Iterable[Path]) -> list[str]:
@@ -31,15 +85,22 @@ def file_problems(folders: Iterable[Path]) -> list[str]:
 
     A file that is no YAML passes: it is refused when it is chosen.
     """
-    files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
-    return [f"{file}: {problem}" for file in files if (problem := _problem_of(file))]
+    problems = []
+    for folder in folders:
+        try:
+            files = [here / name for here, _, names in walk(folder) for name in names if name.endswith(".yaml")]
+        except UnusableFileError as error:
+            problems.append(str(error))
+            continue
+        problems += [f"{file}: {problem}" for file in sorted(files) if (problem := text_problem(file))]
+    return problems
 
 
-def _problem_of(file: Path) -> str:
-    """Return why a file must not be used, or an empty string."""
+def text_problem(file: Path) -> str:
+    """Return why the text of a file must not be used, or an empty string."""
     depth = 0
     try:
-        for event in yaml.parse(file.read_bytes(), _Loader):
+        for event in yaml.parse(read_bytes(file, LARGEST_BYTES), _Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 return f"found values nested more than {DEEPEST} deep"
@@ -47,92 +108,72 @@ def _problem_of(file: Path) -> str:
                 return f"found the alias *{event.anchor}, expected an interpolation ${{…}}"
             if isinstance(event, yaml.ScalarEvent) and TARGET in event.value:
                 return f"found {TARGET}, but objects are named by `name:` here"
+    except UnusableFileError as error:
+        return str(error.strerror)
     except (yaml.YAMLError, OSError, ValueError):
         return ""
     return ""
 
 
-def hydra_problems(hydra: DictConfig) -> list[str]:
-    """Return one line per problem of the composed node `hydra`."""
-    return [*code_problems(hydra), *directory_problems(hydra)]
+def content_problems(content: Any, typed: Collection[str]) -> list[str]:
+    """Return one line per key that a file must not set. `content` is unresolved, and placed where Hydra merges it.
+
+    A key that is `typed` as well passes: the typed value replaces the file's.
+    """
+    if not isinstance(content, Mapping):
+        return []
+    lines = [
+        _refusal(key, content[key], "which a file must not set")
+        for key, harmless in ONLY_TYPED.items()
+        if key in content and content[key] != harmless and key not in typed
+    ]
+    for path, value in _leaves(content["hydra"]) if "hydra" in content else ():
+        if not _may_set(path, value) and ".".join(("hydra", *path)) not in typed:
+            known = ".".join(path) in FILE_MAY_SET
+            why = "expected a plain word or number where a file sets it" if known else "which a file must not set"
+            lines.append(_refusal(".".join(("hydra", *path)), value, why))
+    return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more keys"]
 
 
-def code_problems(hydra: DictConfig) -> list[str]:
-    """Return one line per place of the node `hydra` that names code other than Hydra's own plugins."""
-    problems = [line for part in _CODE for line in _code(_resolved(hydra, part), f"hydra.{part}")]
-    if OmegaConf.select(hydra, "sweeper.custom_search_space") is not None:
-        problems.append("hydra.sweeper.custom_search_space: it names a function, but configurations name no code here")
-    return problems
-
-
-def _resolved(hydra: DictConfig, part: str) -> Any:
-    node = OmegaConf.select(hydra, part)
-    if not OmegaConf.is_config(node):
-        return node
-    try:
-        return OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException:  # for example ${hydra.job.num}, before there is a job
-        return OmegaConf.to_container(node, resolve=False)
-
-
-def _code(node: Any, path: str) -> Iterator[str]:
+def _leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if _names_code(str(key), value):
-                yield f"{path}.{key}: found {value!r}, which would be run; only Hydra's own plugins are named so"
-            yield from _code(value, f"{path}.{key}")
-    elif isinstance(node, list | tuple):
-        for index, item in enumerate(node):
-            yield from _code(item, f"{path}[{index}]")
-    elif isinstance(node, str) and node.startswith(("ext://", "cfg://")) and node not in _STREAMS:
-        yield f"{path}: found {node!r}, expected {' or '.join(_STREAMS)}"
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield path, node
 
 
-def _names_code(key: str, value: Any) -> bool:
-    if key == TARGET:
-        return value not in _plugins()
-    return key == "()" or (key == "class" and not str(value).startswith("logging."))
+def _may_set(path: tuple[str, ...], value: Any) -> bool:
+    if path[:2] == ("sweeper", "params"):
+        return len(path) == 3 and _may_sweep(path[2]) and not isinstance(value, list)
+    fits = FILE_MAY_SET.get(".".join(path)) if all("." not in part for part in path) else None
+    return fits is not None and fits(value)
 
 
-@functools.cache
-def _plugins() -> frozenset[str]:
-    """Return the classes that the configurations of Hydra and of its installed plugins name."""
-    Plugins.instance()
-    return frozenset(_targets(ConfigStore.instance().repo["hydra"]))
+def _may_sweep(key: str) -> bool:
+    """Return True for a key whose values a file may choose. Hydra passes it to jobs as if it had been typed."""
+    match = _SWEPT_KEY.fullmatch(key)
+    return match is not None and match[1] not in {"hydra", *ONLY_TYPED}
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        for value in node.values():
-            yield from _targets(getattr(value, "node", value))
-    elif OmegaConf.is_config(node):
-        plain: Any = OmegaConf.to_container(node, resolve=False)
-        yield from _targets(plain)
-    if isinstance(node, dict) and isinstance(node.get(TARGET), str):
-        yield node[TARGET]
+def _refusal(key: str, value: Any, why: str) -> str:
+    shown = redacted({key: value})[key]
+    return f"{key}: found {shown!r}, {why}; type it if it is yours: {key.removeprefix('hydra.sweeper.params.')}=…"
 
 
-def directory_problems(hydra: DictConfig) -> list[str]:
-    """Return one line per directory outside of the current one that was not typed: a file must not choose it."""
-    overrides: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)  # as typed
-    typed = " ".join(map(str, overrides))
-    return [
-        f"hydra.{key}: found {_text(hydra, key)}, expected a directory below {where}"
-        for key, where in _DIRECTORIES.items()
-        if f"hydra.{key}=" not in typed and not _inside(_text(hydra, key))
-    ]
+def choice_problem(config: str, package: str, typed: Collection[str]) -> str:
+    """Return why an installed config must not be chosen by a file, or an empty string.
+
+    `config` is its path (group/name), `package` is the node that it fills.
+    """
+    group = config.rpartition("/")[0]
+    if group in typed or (config != "hydra" and not config.startswith("hydra/") and not _is_hydras(package)):
+        return ""
+    expected = {"hydra/output": "hydra"}.get(group, group.replace("/", "."))
+    if package == expected and (config in _OWN_CHOICES or group in _PLUGINS):
+        return ""
+    return f"{group}: found {config.rpartition('/')[2]!r} at {package or 'the root'}, which a file must not choose"
 
 
-def _text(hydra: DictConfig, key: str) -> str:
-    try:
-        return str(OmegaConf.select(hydra, key))
-    except OmegaConfBaseException:
-        section, _, name = key.partition(".")
-        plain: Any = OmegaConf.to_container(hydra[section], resolve=False)
-        return str(plain[name])
-
-
-def _inside(directory: str) -> bool:
-    """Return True by the directory's name alone: a folder of outputs may be a link to a larger disk."""
-    path = os.path.normpath(directory)
-    return not os.path.isabs(path) and path.partition(os.sep)[0] != os.pardir
+def _is_hydras(package: str) -> bool:
+    return package == "hydra" or package.startswith("hydra.")

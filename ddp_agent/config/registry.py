@@ -122,15 +122,24 @@ def is_own(name: str) -> bool:
 
 
 def _trusted(group: str, name: str, trusted_packages: Sequence[str]) -> type:
+    """Return a public class that the trusted package defines itself. What the package imports is not trusted."""
     module, _, attribute = name.partition(":")
-    if module.split(".")[0] not in trusted_packages:
-        raise ConfigError(f"{group}.name: found {name!r}, but trusted_packages does not list {module.split('.')[0]!r}")
+    package = module.partition(".")[0]
+    if package not in trusted_packages:
+        raise ConfigError(f"{group}.name: found {name!r}, but trusted_packages does not list {package!r}")
+    if not all(part.isidentifier() and not part.startswith("_") for part in (*module.split("."), attribute)):
+        raise ConfigError(f"{group}.name: found {name!r}, expected module:Class of public names")
     try:
         target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{group}.name: found {name!r}, which cannot be imported: {error}") from error
     if not isinstance(target, type):
         raise ConfigError(f"{group}.name: found {name!r}, expected a class")
+    if target.__module__.partition(".")[0] != package:
+        raise ConfigError(
+            f"{group}.name: found {name!r}, which is {target.__module__}:{target.__qualname__}; expected a class that "
+            f"{package} itself defines"
+        )
     return target
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,9 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package of someone else's, which leaves a mark when it is imported."""
     (tmp_path / "foreign_pieces").mkdir()
     (tmp_path / "foreign_pieces" / "__init__.py").write_text("")
-    (tmp_path / "foreign_pieces" / "nets.py").write_text(PIECE + "function = print\n")
+    (tmp_path / "foreign_pieces" / "nets.py").write_text(
+        PIECE + "function = print\nfrom subprocess import Popen\n_Hidden = Tiny\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     yield "foreign_pieces.nets"
     for name in [name for name in sys.modules if name.startswith("foreign_pieces")]:
@@ -201,6 +204,12 @@ def test_another_package_is_only_reached_when_it_is_trusted(foreign: str) -> Non
         (":Missing", "which cannot be imported: module 'foreign_pieces.nets' has no attribute 'Missing'"),
         (":function", "expected a class"),
         ("x:Tiny", "which cannot be imported: No module named 'foreign_pieces.netsx'"),
+        (":Popen", "which is subprocess:Popen; expected a class that foreign_pieces itself defines"),
+        (":_Hidden", "expected module:Class of public names"),
+        ("._hidden:Tiny", "expected module:Class of public names"),
+        (":__class__", "expected module:Class of public names"),
+        (":Tiny.__init__", "expected module:Class of public names"),
+        (":Tiny:Tiny", "expected module:Class of public names"),
     ],
 )
 def test_a_trusted_name_that_leads_nowhere(foreign: str, name: str, reason: str) -> None:
@@ -208,6 +217,30 @@ def test_a_trusted_name_that_leads_nowhere(foreign: str, name: str, reason: str)
     assert refusal("model", {"name": found}, trusted_packages=["foreign_pieces"]) == [
         f"model.name: found {found!r}, {reason}"
     ]
+
+
+def reachable(package: str) -> Iterator[tuple[str, object]]:
+    """Every attribute of every module of a package that is loaded, by the name that a configuration would use."""
+    for name, loaded in sorted(sys.modules.items()):
+        if name.partition(".")[0] == package and loaded is not None:
+            for attribute, value in vars(loaded).items():
+                yield f"{name}:{attribute}", value
+
+
+@pytest.mark.parametrize("group", sorted(PLACES))
+def test_a_configuration_reaches_the_classes_of_its_group_and_no_other_attribute(group: str) -> None:
+    """Of everything that the interpreter holds: modules, functions, classes, private names, builtins."""
+    packages = ("builtins", "os", "posix", "subprocess", "importlib", "ddp_agent", "torch")
+    attributes = dict(pair for package in packages for pair in reachable(package))
+    names = {*attributes, *(name.partition(":")[2] for name in attributes), "", ":", "os:", ":abort", "a.b:c", "../x"}
+    assert {"os:abort", "subprocess:Popen", "builtins:eval", "torch.hub:load"} <= names
+    found = set()
+    for name in names:
+        with suppress(ConfigError):
+            found.add(locate(group, name))
+    assert found == {locate(group, name) for name in definitions(group) if name in names}
+    assert all(piece.__module__.startswith("ddp_agent.") for piece in found)
+    assert found or group in ("model", "dataset"), "nothing was reached, so nothing was tried"
 
 
 def test_definitions_skip_what_is_abstract_or_private() -> None:
