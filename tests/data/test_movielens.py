@@ -63,8 +63,8 @@ def test_the_bad_line_is_named(tmp_path: Path, given: list[Row], message: str) -
     [
         ("ratings.csv", b"", "found a first line of '', expected userId,movieId,rating,timestamp"),
         ("ratings.csv", b"movieId,title\r\n1,Heat\r\n", "found a first line of 'movieId,title', expected userId"),
-        ("ratings.csv", b"\xff\xfe\r\n", "found .*can't decode.* expected a whole file"),
-        ("ratings.csv.gz", b"userId", "found Not a gzipped file"),
+        ("ratings.csv", b"\xff\xfd\r\n", "found .*can't decode.* expected a whole file"),
+        ("ratings.csv.gz", b"userId", "found a first line of 'userId', expected userId,movieId,rating"),
         (
             "ratings.csv.gz",
             gzip.compress(b"userId,movieId,rating,timestamp\n" * 99, mtime=0)[:-20],

@@ -142,7 +142,7 @@ def test_a_streamed_file_that_cannot_be_read_is_named_when_it_is_hit(tmp_path: P
         ("testing_list.txt", "cat/../../b/x.wav\n", r"line 1: found 'cat/../../b/x.wav', expected <word>/<name>.wav"),
         ("testing_list.txt", "file,class\n", r"line 1: found 'file,class', expected <word>/<name>.wav"),
         ("validation_list.txt", None, r"found .*No such file.*, expected lines of <word>/<name>.wav"),
-        ("validation_list.txt", b"\xff\xfe", r"found .*can't decode.*, expected lines of"),
+        ("validation_list.txt", b"\xff\xfd", r"found .*can't decode.*, expected lines of"),
     ],
 )
 def test_a_list_that_is_damaged_or_foreign_is_named(

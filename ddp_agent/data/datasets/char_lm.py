@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddp_agent.config.fields import NonNegativeInt, PositiveInt, check_fields
+from ddp_agent.config.memory import machine_bytes
 from ddp_agent.data.readers.archive import stays_inside
 from ddp_agent.data.readers.download import Published, located
+from ddp_agent.data.readers.files import read_text
 from ddp_agent.data.task import Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
 TESTED = 10  # the last tenth of the characters
 NOT_SCORED = -100
+TOKEN_BYTES = 20  # of memory per character, while a text becomes numbers
 SEED = 0  # of the sample text
 SHAKESPEARE = Published(
     "input.txt",
@@ -85,10 +88,7 @@ class CharLM:
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8")  # line ends are kept
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: found {error}, expected a text in UTF-8") from error
+    text = read_text(path, "a text in UTF-8", machine_bytes() // TOKEN_BYTES)  # line ends are kept
     if not text:
         raise DataError(f"{path}: found an empty file, expected a text")
     if len(set(text)) < 2:

@@ -1,7 +1,6 @@
 """Intent classification of sentences: CLINC150 (Larson et al. 2019) and BANKING77 (Casanueva et al. 2020)."""
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,17 @@ from typing import Annotated, Literal, get_args
 import torch
 
 from ddp_agent.config.fields import PositiveInt, Range, check_fields
+from ddp_agent.config.untrusted import json_value
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
 from ddp_agent.data.readers.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.data.readers.download import Published, located
+from ddp_agent.data.readers.files import lines, opened_text, read_text
 from ddp_agent.data.readers.tokens import Features, encode, words
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import ConfigError, DataError
 
+MOST_BYTES = 1 << 30
 CorpusName = Literal["clinc150", "banking77"]
 TaskName = Literal["intent", "domain"]
 Sentence = tuple[str, str]
@@ -94,14 +96,13 @@ class _Corpus:
 def _read_clinc150(folder: Path) -> Parts:
     """Return the sentences in scope. Those out of scope are in other parts of the file."""
     path = folder / "data_full.json"
+    expected = 'JSON like {"train": [["what time is it", "time"], …], "test": […]}'
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_value(read_text(path, expected, MOST_BYTES))
         return {f"{path}: {part}": [_pair(entry) for entry in content[part]] for part in ("train", "test")}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        problem = f"no part {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(
-            f'{path}: found {problem}, expected JSON like {{"train": [["what time is it", "time"], …], "test": […]}}'
-        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"no part {error}" if isinstance(error, KeyError) else str(error).removeprefix("found ")
+        raise DataError(f"{path}: found {problem}, expected {expected}") from error
 
 
 def _pair(entry: object) -> Sentence:
@@ -117,14 +118,15 @@ def _read_banking77(folder: Path) -> Parts:
 
 
 def _read_csv(path: Path) -> list[Sentence]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
+    expected = "lines of text,category under those two words"
+    with opened_text(path, expected, MOST_BYTES) as file:
+        try:
+            header, *rows = csv.reader(lines(file), strict=True)
             if header != ["text", "category"]:
                 raise ValueError(f"the first line {','.join(header)[:80]}")
-            return [(text, category) for text, category in rows]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: found {error}, expected lines of text,category under those two words") from error
+            return [(text, category) for text, category in filter(None, rows)]
+        except ValueError as error:
+            raise DataError(f"{path}: found {error}, expected {expected}") from error
 
 
 def _check(parts: Parts) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ddp_agent.data.readers.files import opened
 from ddp_agent.errors import DataError
 
 # Raised by tarfile for damage and for compressions that it cannot read.
@@ -21,7 +22,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int) -> None:
     """
     left = most_bytes
     try:
-        with tarfile.open(archive) as tar:
+        with opened(archive, "a whole tar file") as packed, tarfile.open(fileobj=packed) as tar:
             for member in tar:
                 _check(archive, member, left)
                 target = folder / member.name

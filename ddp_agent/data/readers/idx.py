@@ -3,15 +3,14 @@
 torchvision's reader takes no gzipped files and reports damage by `assert`.
 """
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import IO, Literal
 
 import torch
 from torch import Tensor
 
+from ddp_agent.data.readers.files import opened, unpacked
 from ddp_agent.errors import DataError
 
 CHUNK_BYTES = 1 << 20
@@ -23,23 +22,13 @@ def read_idx(path: Path, kind: Literal["images", "labels"]) -> Tensor:
 
     Raises DataError for any other content.
     """
-    try:
-        with path.open("rb") as raw:
-            file = _unpacked(raw)
-            shape = _read_shape(file, path, kind)
-            data = _read(file, path, math.prod(shape), f"{kind} of shape {shape}")
-            if file.read(1):  # this read also makes gzip compare its checksum
-                raise DataError(f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: found unreadable data ({error}), expected an IDX file of {kind}") from error
+    with opened(path, f"an IDX file of {kind}") as raw:
+        file = unpacked(raw)
+        shape = _read_shape(file, path, kind)
+        data = _read(file, path, math.prod(shape), f"{kind} of shape {shape}")
+        if file.read(1):  # this read also makes gzip compare its checksum
+            raise DataError(f"{path}: found more than the {len(data):,} bytes expected for {kind} of shape {shape}")
     return torch.frombuffer(data, dtype=torch.uint8).view(shape)
-
-
-def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    """Return the unpacked stream. The first bytes decide if a file is gzipped, since names may be wrong."""
-    gzipped = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    return gzip.GzipFile(fileobj=raw) if gzipped else raw  # type: ignore[return-value]
 
 
 def _read_shape(file: IO[bytes], path: Path, kind: str) -> tuple[int, ...]:

@@ -12,9 +12,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from ddp_agent.data.readers.files import opened
 from ddp_agent.errors import DataError
 
 MOST_PIXELS = 1 << 26  # 200 MB as RGB
+MOST_BYTES = 1 << 30
 # Pillow would recognise many more formats by their content, such as EPS, for which it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
@@ -36,6 +38,9 @@ def read_picture(file: Path | IO[bytes], name: str) -> Any:
     """
     from PIL import Image
 
+    if isinstance(file, Path):
+        with opened(file, "a picture", MOST_BYTES) as opened_file:
+            return read_picture(opened_file, name)
     try:
         with _opened(file) as image:
             if not image.width or not image.height:
@@ -50,7 +55,7 @@ def read_picture(file: Path | IO[bytes], name: str) -> Any:
         raise DataError(f"{name}: found no readable image ({error}), {EXPECTED}") from error
 
 
-def _opened(file: Path | IO[bytes]) -> Any:
+def _opened(file: IO[bytes]) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ddp_agent.data.readers.files import opened
 from ddp_agent.data.readers.wav import Recording
 from ddp_agent.data.readers.word_folders import PartName
 from ddp_agent.errors import DataError
@@ -43,9 +44,7 @@ def read_npz(path: Path, wanted: Mapping[str, Kind]) -> Arrays:
     Raises DataError for any other content. No pickle is read.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("no zip file" if path.is_file() else "no such file")
-        with zipfile.ZipFile(path) as archive:
+        with opened(path, f"an .npz file with {', '.join(wanted)}") as file, zipfile.ZipFile(file) as archive:
             if absent := [name for name in wanted if f"{name}.npy" not in archive.namelist()]:
                 raise ValueError(f"no array {', '.join(absent)}")
             return {name: _array(path, archive, name, *kind) for name, kind in wanted.items()}

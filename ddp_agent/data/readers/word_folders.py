@@ -12,11 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ddp_agent.data.readers.archive import stays_inside
+from ddp_agent.data.readers.files import lines, opened, opened_text, read_text
 from ddp_agent.data.readers.folders import Walk, shown
 from ddp_agent.data.readers.wav import Recording, read_wav
 from ddp_agent.errors import DataError
 
 PartName = Literal["train", "validation", "test"]
+WAV_BYTES = 1 << 28  # half an hour of 48 kHz stereo
+LIST_BYTES = 1 << 28
 SUFFIXES = frozenset({".wav"})
 LISTS: dict[PartName, str] = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 TABLES: dict[PartName, str] = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
@@ -32,11 +35,9 @@ class WavClip:
 
     def recording(self) -> Recording:
         """Return the samples. Raise DataError for a file that cannot be read."""
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.path}: found {error}, expected a WAV file") from error
-        return read_wav(data, str(self.path))
+        name = shown(str(self.path))
+        with opened(self.path, "a WAV file", WAV_BYTES) as file:
+            return read_wav(file.read(), name)
 
 
 Parts = dict[PartName, list[WavClip]]
@@ -68,25 +69,23 @@ def _tabled(root: Path) -> Parts:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: found {error}, expected lines of <word>/<name>.wav") from error
-    yield from ((number, line) for number, line in enumerate(lines, start=1) if line)
+    text = read_text(path, "lines of <word>/<name>.wav", LIST_BYTES)
+    yield from ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
+    expected = "lines of dataset/<word>/<name>.wav,<word>"
+    with opened_text(path, expected, LIST_BYTES) as file:
+        try:
+            reader = csv.reader(lines(file), strict=True)
             if (header := next(reader, [])) != ["file", "class"]:
                 raise ValueError(f"a first line of {','.join(header)[:80]!r}")
-            for name, word in reader:
+            for name, word in filter(None, reader):
                 if PurePosixPath(name).parent.name != word:
                     raise ValueError(f"{name} of class {word} in line {reader.line_num}")
                 yield reader.line_num, name
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: found {error}, expected lines of dataset/<word>/<name>.wav,<word>") from error
+        except ValueError as error:
+            raise DataError(f"{path}: found {error}, expected {expected}") from error
 
 
 def _clips(path: Path, names: Iterable[tuple[int, str]]) -> Iterator[WavClip]:

@@ -2,10 +2,10 @@
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ddp_agent.data.readers.files import opened
 from ddp_agent.data.readers.folders import is_hidden
 from ddp_agent.errors import DataError
 
@@ -19,12 +19,12 @@ def members(path: Path, folder: str) -> Iterator[tuple[str, bytes]]:
     twice.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path, "a whole zip file") as file, zipfile.ZipFile(file) as archive:
             for name, member in sorted(_inside(archive, folder, path).items()):
                 if member.file_size > LARGEST_BYTES:
                     raise DataError(f"{path}: {name}: found {member.file_size:,} bytes, expected a small file")
                 yield name, archive.read(member)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: encrypted, unknown
+    except (zipfile.BadZipFile, RuntimeError) as error:  # the last: encrypted, unknown
         raise DataError(f"{path}: found {error}, expected a whole zip file") from error
 
 
