@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -100,8 +101,9 @@ def _tensor(column: "array[int]") -> Tensor:
 
 def _numbered(column: "array[int]") -> tuple[Tensor, Tensor]:
     """Return the sorted ids of a column, and the place of each of its values among them."""
-    ids = _tensor(column).unique()
-    return ids, torch.searchsorted(ids, _tensor(column))
+    values = numpy.frombuffer(column, "i8")
+    ids = numpy.unique(values)  # torch's takes four times the memory
+    return torch.from_numpy(ids), torch.from_numpy(numpy.searchsorted(ids, values))
 
 
 _NUMBER = re.compile(r"\s*([+-]?[0-9]{1,19})(?:\.0*)?\s*", re.ASCII)
@@ -109,6 +111,8 @@ _NUMBER = re.compile(r"\s*([+-]?[0-9]{1,19})(?:\.0*)?\s*", re.ASCII)
 
 def _whole(text: str) -> int:
     """Return a whole number, which programs also write as 7.0. Raise ValueError for any other text."""
+    if len(text) < 19 and text.isascii() and text.isdecimal():  # almost every number, and three times as fast
+        return int(text)
     if (match := _NUMBER.fullmatch(text)) is None:
         raise ValueError("no whole number")
     return int(match[1])
@@ -187,11 +191,12 @@ def _places(first: Sequence[str], columns: Sequence[str]) -> list[int] | None:
 
 
 def _refuse_repetitions(path: Path, ratings: Ratings) -> None:
-    key = ratings.user * len(ratings.film_ids) + ratings.film
-    keys, counts = key.unique(return_counts=True)
-    if len(keys) == len(key):
+    key = (ratings.user * len(ratings.film_ids)).add_(ratings.film).numpy()
+    key.sort()
+    again = key[1:][key[1:] == key[:-1]]
+    if not len(again):
         return
-    user, film = divmod(int(keys[counts > 1][0]), len(ratings.film_ids))
+    user, film = divmod(int(again[0]), len(ratings.film_ids))
     raise DataError(
         f"{path}: found more than one rating of film {ratings.film_ids[film]} by user {ratings.user_ids[user]}, "
         "expected one"
