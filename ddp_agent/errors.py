@@ -33,6 +33,16 @@ class CheckpointError(RefusedError):
     exit_code = 3
 
 
+class LostDirectoryError(RefusedError):
+    """A run directory that was deleted, moved or replaced while the run was in it."""
+
+    exit_code = 3
+
+    def __init__(self, text: str, step: int | None = None) -> None:
+        super().__init__(text)
+        self.step = step
+
+
 class CutOffError(RefusedError):
     """A replica that cannot reach the coordinator, or for which the others do not come. Alone it must not continue."""
 

@@ -28,6 +28,7 @@ from ddp_agent.elastic.rounds import OvertakenError
 from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError
 from ddp_agent.outputs import restarts
 from ddp_agent.outputs.console import ConsoleProgress
+from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.log import FILE_ONLY, setup_logging
 from ddp_agent.outputs.observer import Expendable, Observer, Result, Start
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -62,9 +63,10 @@ def run(context: "LaunchContext", directory: RunDirectory) -> None:
         directory.write_status("failed", failure.text, failure.rank, failure.step)
 
     with process_group.start(options.device, options.timeout_s, on_failure=on_failure) as ranks:
-        setup_logging(directory.path, ranks.rank)
         try:
-            Run(settings, task, model, directory, ranks).train()
+            with disk_errors_explained():
+                setup_logging(directory.path, ranks.rank)
+                Run(settings, task, model, directory, ranks).train()
         except OverError:
             reason = "the other replicas finished the run while this one was away"
             log.warning(reason)
@@ -161,7 +163,9 @@ class Run:
             try:
                 for observer in observers:
                     observer.begin(start)
-                outcome = self._fit(Trainer(session, observers, Checkpoints(session, writer)), joined)
+                checkpoints = Checkpoints(session, writer, self.directory)
+                outcome = self._fit(Trainer(session, observers, checkpoints), joined)
+                checkpoints.require_directory()
                 sample = self.replica_group.run_collective(
                     session.state,
                     lambda: export_model(session, self.settings, self.directory, is_writer=self.ranks.rank == 0),
@@ -257,5 +261,5 @@ class Run:
                 result = Result(summary=summary, hparams=values, run_dir=directory.path, sample=sample)
                 for observer in observers:
                     observer.finished(result)
-                directory.write_status("finished", step=session.step)
+                directory.write_finished(session.step)
         return summary

@@ -29,10 +29,12 @@ from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.distributed.process_group import Rendezvous, connect
-from ddp_agent.errors import ConfigError, NoProgressError, PreemptedError, RefusedError
-from ddp_agent.outputs.log import FILE_ONLY
+from ddp_agent.errors import ConfigError, LostDirectoryError, NoProgressError, PreemptedError, RefusedError
+from ddp_agent.outputs.files import disk_errors_explained
+from ddp_agent.outputs.log import log_to_file
 from ddp_agent.outputs.restarts import stop_torchrun
-from ddp_agent.outputs.run_directory import RunDirectory, State
+from ddp_agent.outputs.run_directory import RunDirectory
+from ddp_agent.outputs.run_status import State
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +52,11 @@ def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) ->
         os.environ[RUN_TIME] = rendezvous.agree("run_time", run_time())
         composed = configs.compose(overrides)
         context = composed.checked(check, lambda cfg: _world_size(cfg, rendezvous.environment), rendezvous.attempt)
-        with _claimed(rendezvous, composed, context) as directory:
+        with disk_errors_explained(), _claimed(rendezvous, composed, context) as directory:
             return _work(work, context, directory)
     except RefusedError as refusal:
         print_once(rendezvous, str(refusal), refusal.rank)
-        if isinstance(refusal, NoProgressError) and rendezvous.environment.local_rank == 0:
+        if isinstance(refusal, NoProgressError | LostDirectoryError) and rendezvous.environment.local_rank == 0:
             stop_torchrun()
         return refusal.exit_code
 
@@ -106,8 +108,7 @@ def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None)
     """
     rank, store = rendezvous.environment.rank, rendezvous.store
     message, named = scrubbed(message), rank or None if of_rank is None else of_rank
-    if logging.getLogger().handlers:  # else there is no train.log yet
-        _log.error(message, extra=FILE_ONLY)
+    log_to_file(_log, message)
     text = message if named is None else f"rank {named}: {message}"
     if not _store_answers(store):
         print(text, file=sys.stderr, flush=True)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.errors import ConfigError, RefusedError
-from ddp_agent.outputs.run_directory import RunDirectory, conclude
+from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
+from ddp_agent.outputs.run_status import conclude
 
 if TYPE_CHECKING:
     from ddp_agent.distributed.c10d import TCPStore

@@ -1,13 +1,23 @@
-"""JSON and atomic file writes."""
+"""JSON, atomic file writes, and the words for a disk that refuses them."""
 
+import errno
 import json
+import logging
 import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ddp_agent.errors import DataError
+from ddp_agent.outputs.log import log_to_file
+
+_log = logging.getLogger(__name__)
+
+# Errors of a disk, even where the error does not name the file; others come from sockets and processes, too.
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG}
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -49,10 +59,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask
         fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        fsync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # the temporary name would mean nothing to anybody
         raise
-    fsync(path.parent)
 
 
 def fsync(path: Path) -> None:
@@ -62,3 +75,16 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def disk_errors_explained() -> Iterator[None]:
+    """Raise DataError for an OSError about a file. The log file keeps the traceback."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or (error.filename is None and error.errno not in _OF_A_DISK):
+            raise
+        text = f"{error.filename or 'a file of this run'}: {error.strerror}"
+        log_to_file(_log, text, traceback=True)
+        raise DataError(text) from error

@@ -2,7 +2,9 @@
 
 import logging
 import logging.handlers
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -30,9 +32,13 @@ class _Console(logging.StreamHandler[TextIO]):
 
 
 class _LogFile(logging.handlers.WatchedFileHandler):
-    """Handler that loses lines where the disk is full, and says so once. A file that was moved away is made again."""
+    """Handler that loses lines where the disk is full, and says so once.
+
+    A file that was moved away is made again, but not in another folder that took the place of the run's.
+    """
 
     def __init__(self, path: Path, *, delay: bool) -> None:
+        self._folder = path.parent.stat()
         super().__init__(path, encoding="utf-8", delay=delay, errors="backslashreplace")
         self.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._failed = False
@@ -40,8 +46,14 @@ class _LogFile(logging.handlers.WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # of opening it again
+        except OSError:  # of opening it
             self.handleError(record)
+
+    def reopenIfNeeded(self) -> None:  # noqa: N802 (logging's name)
+        """Open the file again if it is not the one at its path."""
+        with suppress(OSError):
+            if os.path.samestat(self._folder, Path(self.baseFilename).parent.stat()):
+                super().reopenIfNeeded()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Print the first error. The default prints a traceback for each record."""
@@ -56,6 +68,12 @@ class _File(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
+
+
+def log_to_file(logger: logging.Logger, text: str, *, traceback: bool = False) -> None:
+    """Log an error that the console shows anyway, if the log has been set up."""
+    if logging.getLogger().handlers:
+        logger.error(text, exc_info=traceback, extra=FILE_ONLY)
 
 
 def setup_logging(run_dir: Path, rank: int) -> None:

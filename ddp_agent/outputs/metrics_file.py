@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one flat JSON object per logged step."""
 
 import errno
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from ddp_agent.outputs.files import to_json, write_atomically
 
 Record = dict[str, Any]
 _LIMIT_BYTES = 4 << 30  # 10 million records
+
+_log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path, last_step: int) -> list[Record]:
@@ -66,6 +69,8 @@ class MetricsFile:
 
         Raise OSError if it could not be written whole. The next line then takes its place.
         """
+        if (size := os.fstat(self._file.fileno()).st_size) != self._end:
+            self._continue_at(size)
         again = record["step"] == self._last.get("step")
         start = self._last_start if again else self._end
         record = {**self._last, **record} if again else record
@@ -77,8 +82,30 @@ class MetricsFile:
             self._file.truncate(start + len(line))
         self._last, self._last_start, self._end = record, start, start + len(line)
 
+    def is_in_place(self) -> bool:
+        """Return False if somebody deleted, moved or replaced the file. Costs 2 µs."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def move_to(self, path: Path) -> None:
+        """Go on in a new file at `path`, with all lines. Raises OSError if it cannot be written."""
+        written = os.pread(self._file.fileno(), self._end, 0)
+        write_atomically(path, written.decode(errors="replace"))
+        moved = open(path, "r+b", buffering=0)  # noqa: SIM115
+        self._file.close()
+        self.path, self._file = path, moved
+
     def close(self) -> None:
         self._file.close()
+
+    def _continue_at(self, size: int) -> None:
+        """Continue behind the content that somebody else made of the file, instead of leaving a hole in it."""
+        _log.warning("%s: changed by somebody else, from %d to %d bytes", self.path, self._end, size)
+        if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
+            size += os.pwrite(self._file.fileno(), b"\n", size)
+        self._last, self._last_start, self._end = {}, size, size
 
 
 def _line(record: Record) -> bytes:

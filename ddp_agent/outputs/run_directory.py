@@ -1,24 +1,23 @@
 """The folder of a run: a lock against a second writer, the summary and the status."""
 
-import errno
 import fcntl
+import itertools
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from ddp_agent.config.redaction import scrubbed
 from ddp_agent.config.untrusted import plain, walk
-from ddp_agent.errors import ConfigError
+from ddp_agent.errors import ConfigError, LostDirectoryError
 from ddp_agent.outputs.files import to_json, write_atomically
 from ddp_agent.outputs.run_files import RunFiles, this_machine
-
-State = Literal["running", "finished", "preempted", "failed"]
+from ddp_agent.outputs.run_status import State, replace_status, write_status
 
 LOCK_TRIES, LOCK_RETRY_S = 5, 0.05
 
@@ -58,6 +57,7 @@ class RunDirectory(RunFiles):
         super().__init__(path.absolute())
         self.rank = rank
         self._lock: int | None = None
+        self._place = (0, 0)  # device and inode of the folder that was claimed
         if rank == 0:
             self._claim(restart)
 
@@ -66,8 +66,42 @@ class RunDirectory(RunFiles):
         return self.metrics.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write `summary.json`. Raises LostDirectoryError if the folder is not the one that was claimed."""
+        if problem := self.problem():
+            raise LostDirectoryError(problem)
         write_atomically(self.summary, to_json(summary, indent=2) + "\n")
+
+    def write_finished(self, step: int) -> None:
+        """Write that the run finished. Raises OSError, unlike `write_status`: nothing else would say so."""
+        replace_status(self, "finished", None, self.rank, step)
+
+    def problem(self) -> str:
+        """Return on rank 0 what happened to the folder since it was claimed, or an empty text. Costs three `stat`.
+
+        Files that were deleted from the folder are no problem: whoever writes them makes them again.
+        """
+        if self._lock is None:
+            return ""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            return f"{self.path}: {self._whereabouts()} while the run was in it ({error.strerror})"
+        if (found.st_dev, found.st_ino) != self._place:
+            return f"{self.path}: {self._whereabouts()} while the run was in it, and another folder is in its place"
+        return self._lock_again()
+
+    def relocate(self, path: Path | None = None) -> Path:
+        """Go on in a new folder beside the one that was lost. Other ranks than 0 are given its `path`.
+
+        Raises OSError if none can be made.
+        """
+        if path is None:
+            self.close()
+            path = _new_folder_beside(self.path)
+            self.path = path
+            self._claim(restart=False)
+        self.path = path
+        return path
 
     def write_status(
         self, state: State, reason: str | None = None, rank: int | None = None, step: int | None = None
@@ -76,7 +110,10 @@ class RunDirectory(RunFiles):
 
         An OSError is logged and not raised, because this is called while a run is dying.
         """
-        _write_status(self, state, reason, self.rank if rank is None else rank, step)
+        if problem := self.problem():  # the folder in its place may be another run's
+            _log.warning("the status is not written: %s", problem)
+        else:
+            write_status(self, state, reason, self.rank if rank is None else rank, step)
 
     def close(self) -> None:
         """Release the lock. The end of the process releases it, too."""
@@ -111,7 +148,36 @@ class RunDirectory(RunFiles):
                 f"hydra.run.dir={self.path}: holds a run already; choose a new directory, "
                 f"or continue that run with resume={self.path}"
             )
+        found = os.stat(self.path)
+        self._place = (found.st_dev, found.st_ino)
         self._remove_unfinished()
+
+    def _whereabouts(self) -> str:
+        """Return whether the folder was moved or deleted, as far as Linux tells."""
+        where = ""
+        with suppress(OSError):
+            where = os.readlink(f"/proc/self/fd/{self._lock}")
+        if where.endswith(f"/{self.lock.name}") and Path(where).parent != self.path:
+            return f"moved to {Path(where).parent}"
+        return "deleted, moved or unmounted"
+
+    def _lock_again(self) -> str:
+        """Make the lock's file again if somebody deleted it. Return the problem if another run has done so before."""
+        assert self._lock is not None
+        with suppress(FileNotFoundError):
+            return "" if os.path.samestat(os.lstat(self.lock), os.fstat(self._lock)) else self._taken()
+        _log.warning("%s: deleted while the run holds it; made again", self.lock)
+        self.close()
+        try:
+            self._lock_out_others()
+        except ConfigError:
+            return self._taken()
+        except OSError as error:
+            return f"{self.lock}: {error.strerror}"
+        return ""
+
+    def _taken(self) -> str:
+        return f"{self.path}: another run has taken it while this one was in it"
 
     def _remove_unfinished(self) -> None:
         """Delete the temporary files of processes that were killed. Saving deletes those of checkpoints."""
@@ -127,7 +193,7 @@ class RunDirectory(RunFiles):
         try:
             _lock_exclusively(lock)
         except BlockingIOError:
-            holder = plain(os.pread(lock, 200, 0).decode(errors="replace").strip())
+            holder = plain(os.pread(lock, 200, 0).decode(errors="replace").partition(", boot")[0])
             self.close()
             raise ConfigError(
                 f"hydra.run.dir={self.path}: in use by another run ({holder}); "
@@ -145,60 +211,15 @@ class RunDirectory(RunFiles):
         return plain(reason, 1000) if isinstance(reason, str) else None
 
 
-def conclude(run_dir: Path, reason: str, rank: int | None = None, *, earlier: Mapping[str, Any] | None = None) -> None:
-    """Write that a run failed if its processes ended without a word. For the process that started them.
-
-    `earlier`: the status before they were started; if it is still there, they never claimed the directory. Does nothing
-    if the run has ended with a status of its own, or if a process holds the directory.
-    """
-    files = RunFiles(run_dir)
-    status = files.read_status()
-    ended = status.get("status", "running") != "running" or status == earlier
-    if run_dir.is_dir() and not ended and not files.is_held():
-        _write_status(files, "failed", reason, rank, status.get("step"))
-
-
-def _write_status(files: RunFiles, state: State, reason: str | None, rank: int | None, step: int | None) -> None:
-    status = {
-        "status": state,
-        "reason": reason and scrubbed(reason),
-        "rank": rank,
-        "step": step,
-        "unix_s": round(time.time(), 3),
-    }
-    text = to_json(status, indent=2) + "\n"
-    try:
-        with _one_rank_at_a_time(files.path):
-            if state == "running" or files.read_status().get("status") != "failed":
-                try:
-                    write_atomically(files.status, text)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    _overwrite(files.status, text)
-    except OSError as error:
-        _log.warning("%s could not be written (%s); it would say: %s", files.status, error.strerror, status)
-
-
-def _overwrite(path: Path, text: str) -> None:
-    """Write `text` over an existing file: on a full disk the blocks that it has are all there is."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-    try:
-        content = text.encode()
-        if os.pwrite(descriptor, content, 0) < len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.ftruncate(descriptor, len(content))
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _one_rank_at_a_time(path: Path) -> Iterator[None]:
-    """Lock the status: one of several ranks that fail together must be the first. Rank 0 holds the run's lock."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _new_folder_beside(path: Path) -> Path:
+    """Make a folder whose name tells where it comes from; in the folder for temporary files if there is no other."""
+    for number in itertools.count(1):
+        beside = path.with_name(f"{path.name}-rescued{f'-{number}' if number > 1 else ''}")
+        try:
+            beside.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            break
+        return beside
+    return Path(mkdtemp(prefix=f"{path.name[:50]}-rescued-"))

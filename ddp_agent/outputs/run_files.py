@@ -119,8 +119,9 @@ class RunFiles:
             return True
         except OSError:  # a file system without locks, or no lock of a run
             return None
-        here = this_machine()
-        return False if any(mark and mark in self._holder() for mark in here) else None
+        host, boot = this_machine()
+        where, _, its_boot = self._holder().partition(", boot ")
+        return False if where.endswith(f" {host}") or (boot and boot == its_boot) else None
 
     def _holder(self) -> str:
         """Return the words that the run's process wrote into the lock."""

@@ -25,11 +25,13 @@ _log = logging.getLogger(__name__)
 class MetricsLog(Observer):
     """Writes `metrics.jsonl`. On a full disk lines are lost and counted in `lost_lines`; training continues.
 
-    Raises DataError when the file cannot be created.
+    A file that somebody deleted or moved is written again, unless its whole directory was. Raises DataError when the
+    file cannot be created.
     """
 
     def __init__(self, directory: RunDirectory, history: History | None = None) -> None:
         self.lost_lines = 0
+        self._directory = directory
         try:
             self._file = MetricsFile(directory.metrics, history.records if history else [])
         except OSError as error:
@@ -39,6 +41,9 @@ class MetricsLog(Observer):
         """Write a line. Values that are not finite become null."""
         try:
             self._file.put(_record(step, values))
+            if not self._file.is_in_place() and not self._directory.problem():
+                _log.warning("%s: deleted or moved by somebody; written again", self._file.path)
+                self._file.move_to(self._file.path)
         except OSError as error:
             self.lost_lines += 1
             if self.lost_lines == 1:
@@ -46,6 +51,14 @@ class MetricsLog(Observer):
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self.logged(evaluation.step, evaluation.values)
+
+    def failed(self, error: BaseException) -> None:
+        """Write the lines to the directory that the run was given instead of a lost one."""
+        if self._directory.metrics != self._file.path:
+            try:
+                self._file.move_to(self._directory.metrics)
+            except OSError as failure:
+                _log.warning("%s: %s; the metrics are lost", self._directory.metrics, failure.strerror)
 
     def close(self) -> None:
         self._file.close()

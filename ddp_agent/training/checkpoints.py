@@ -1,7 +1,9 @@
 """A run's state is saved here, and loaded when the run continues."""
 
 import logging
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.config.redaction import redacted
 from ddp_agent.data.task import Task
-from ddp_agent.errors import CheckpointError, ConfigError
+from ddp_agent.distributed.error_propagation import broadcast_text, on_rank_0
+from ddp_agent.errors import CheckpointError, ConfigError, LostDirectoryError
+from ddp_agent.outputs.log import setup_logging
+from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.training.evaluate import Scored
 from ddp_agent.training.session import Session
@@ -23,10 +28,13 @@ OPTIONS = ("seed", "global_batch_size", "accumulation_steps", "precision", "clip
 
 
 class Checkpoints:
-    """The checkpoints of a session, handed to `writer`. Without a writer nothing is saved."""
+    """The checkpoints of a session, handed to `writer`. Without a writer nothing is saved.
 
-    def __init__(self, session: Session, writer: Writer | None) -> None:
-        self.writer = writer
+    `directory` holds them. If it is lost, the state is saved in a new one, and the run ends.
+    """
+
+    def __init__(self, session: Session, writer: Writer | None, directory: RunDirectory | None = None) -> None:
+        self.writer, self._directory = writer, directory
         self._session = session
 
     def is_due(self, step: int, scored: Scored | None) -> bool:
@@ -43,6 +51,11 @@ class Checkpoints:
         """
         if self.writer is None:
             return False
+        self.require_directory()
+        self._save(self.writer, scored)
+        return True
+
+    def _save(self, writer: Writer, scored: Scored | None) -> None:
         session, objective = self._session, self._session.setup.task.objective
         session.settle()
         session.state.position.finite_loss(session.setup.topology.world.rank)
@@ -54,8 +67,33 @@ class Checkpoints:
                 "higher_is_better": objective.higher_is_better,
                 "metric": scored.metric if scored is not None and scored.step == session.step else None,
             }
-            self.writer.save(session.step, session.state.state_dict(), details)
-        return True
+            writer.save(session.step, session.state.state_dict(), details)
+
+    def require_directory(self) -> None:
+        """Raise LostDirectoryError, on all ranks, if the run directory is not the one that was claimed. A collective.
+
+        The state is saved in a new directory before.
+        """
+        writer, directory, step = self.writer, self._directory, self._session.step
+        if writer is None or directory is None:
+            return
+        with writer.comm.uncounted():
+            if not (problem := broadcast_text(writer.comm, directory.problem())):
+                return
+            found = on_rank_0(writer.comm, directory.relocate)
+            directory.relocate(Path(broadcast_text(writer.comm, str(found or ""))))
+        setup_logging(directory.path, self._session.setup.topology.world.rank)
+        with suppress(CheckpointError):  # of the directory that is lost
+            writer.wait()
+        writer.directory = directory.checkpoints
+        if step:
+            self._save(writer, None)
+            self.wait()
+        raise LostDirectoryError(
+            f"{problem}. The state after step {step} is saved in {directory.path}; continue with "
+            f"resume={shlex.quote(str(directory.path))}",
+            step,
+        )
 
     def wait(self) -> None:
         """Return when the last checkpoint is on the disk."""

@@ -136,6 +136,7 @@ class Trainer:
         if step % options.log_every == 0 and step > session.state.position.logged_step:
             self._log_progress(step)
         if step % (options.eval_every or session.batches.steps_per_epoch) == 0 and step < last:
+            self.checkpoints.require_directory()
             self.evaluate(step)
         if self.checkpoints.is_due(step, self._scorer.latest) and step < last:  # at the end `_finish` saves
             self._save()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddp_agent.errors import ConfigError
-from ddp_agent.outputs import run_directory
+from ddp_agent.outputs import run_status
 from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
 
@@ -179,7 +179,7 @@ def test_ranks_that_fail_together_leave_one_whole_status(tmp_path: Path, monkeyp
             writes.value += 1
         write_atomically(path, text)
 
-    monkeypatch.setattr(run_directory, "write_atomically", count)
+    monkeypatch.setattr(run_status, "write_atomically", count)
     start = fork.Event()
     ranks = [fork.Process(target=fail, args=(tmp_path, rank, start)) for rank in range(1, 6)]
     for process in ranks:

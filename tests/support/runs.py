@@ -15,6 +15,7 @@ from this_rank import this_rank
 from ddp_agent.cli.composition import Configs
 from ddp_agent.data.task import Task
 from ddp_agent.errors import RefusedError
+from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.run import Run
 from ddp_agent.training.model import create_model
@@ -61,7 +62,7 @@ def run(
         settings = parse(cfg, choices=choices, world_size=ranks)
         task = change(settings.dataset.load())
         check_against_data(settings, task, ranks)
-        with RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
+        with disk_errors_explained(), RunDirectory(Path(path), rank=rank, restart=attempt > 0) as directory:
             dist.barrier()
             return Run(settings, task, create_model(settings, task), directory, runtime).train()
     except RefusedError as refusal:
