@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch.distributed as dist
@@ -64,7 +65,9 @@ def delete_all_that_is_seen(path: Path) -> None:
             shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
-def hurt_run(typed: tuple[Any, ...], path: str, hurt: Callable[[Path], None]) -> dict[str, Any] | str:
+def hurt_run(
+    typed: tuple[dict[str, Any], dict[str, str]], path: str, hurt: Callable[[Path], None]
+) -> dict[str, Any] | str:
     """Train, and call `hurt` on rank 0 before step `AT_STEP`, while no rank writes."""
     original = Session.set_lr
 
@@ -76,11 +79,8 @@ def hurt_run(typed: tuple[Any, ...], path: str, hurt: Callable[[Path], None]) ->
             dist.barrier()
         original(at, step)
 
-    Session.set_lr = hurting  # type: ignore[method-assign]
-    try:
+    with patch.object(Session, "set_lr", hurting):
         return run(*typed, path)
-    finally:
-        Session.set_lr = original  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
