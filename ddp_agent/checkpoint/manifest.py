@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class File:
             yield file
 
 
+class Fingerprint(dict[str, Any]):
+    """The settings that distinguish a run, with the `defaults` of those that another version may not have recorded."""
+
+    def __init__(self, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self.defaults = defaults
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The content of a checkpoint.
@@ -78,7 +86,8 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write `manifest.json` atomically."""
-        content = json.loads(json.dumps(asdict(self) | {"format": FORMAT}, allow_nan=False))
+        files = {name: vars(file) for name, file in self.files.items()}
+        content = json.loads(json.dumps(vars(self) | {"files": files, "format": FORMAT}, allow_nan=False))
         content["sha256"] = _sha256(content)
         write_atomically(directory / NAME, json.dumps(content, indent=2) + "\n")
 
@@ -113,10 +122,11 @@ class Manifest:
     def check_run(self, path: Path, fingerprint: Mapping[str, Any], world_size: int | None) -> None:
         """Raise CheckpointError with every difference if the checkpoint at `path` belongs to another run.
 
-        `world_size` None admits any number of ranks.
+        `world_size` None admits any number of ranks. A setting that one of the two does not have counts as its default.
         """
-        saved = dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
-        ours = dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
+        defaults = dict(_flatten(fingerprint.defaults)) if isinstance(fingerprint, Fingerprint) else {}
+        saved = defaults | dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
+        ours = defaults | dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
         differing = {
             key: f"{plain(key, 80)}: the checkpoint has {plain(saved.get(key, 'nothing'), 200)}, "
             f"this run {plain(ours.get(key, 'nothing'), 200)}"

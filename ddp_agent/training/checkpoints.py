@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ddp_agent.checkpoint.loading import load
+from ddp_agent.checkpoint.manifest import Fingerprint
 from ddp_agent.checkpoint.writer import Writer
+from ddp_agent.config.fields import parameters
+from ddp_agent.config.options import Options
 from ddp_agent.config.redaction import redacted
+from ddp_agent.config.registry import locate
 from ddp_agent.data.task import Task
 from ddp_agent.distributed.error_propagation import broadcast_text, on_rank_0
 from ddp_agent.errors import CheckpointError, ConfigError, LostDirectoryError
@@ -25,6 +29,9 @@ log = logging.getLogger(__name__)
 # A resumed run must have these in common with its checkpoint.
 GROUPS = ("model", "slicing", "sync", "cadence", "reducer", "optimizer", "schedule")
 OPTIONS = ("seed", "global_batch_size", "accumulation_steps", "precision", "clip_norm", "ema_decay")
+
+# Settings that were removed, with the value under which earlier versions did what happens now: {"sync.name": value}.
+RETIRED: dict[str, Any] = {}
 
 
 class Checkpoints:
@@ -102,14 +109,35 @@ class Checkpoints:
                 self.writer.wait()
 
 
-def fingerprint(settings: Settings, task: Task, replicas: int | None) -> dict[str, Any]:
+def fingerprint(settings: Settings, task: Task, replicas: int | None) -> Fingerprint:
     """Return the settings that a checkpoint shares with every run that may continue from it."""
-    return {
+    recorded = {
         **redacted({group: settings.cfg[group] for group in GROUPS}),
         "data_sha256": task.data.sha256,
         **{key: getattr(settings.options, key) for key in OPTIONS},
         **({"replicas": replicas} if replicas is not None else {}),
     }
+    return Fingerprint(recorded, _defaults(settings))
+
+
+def _defaults(settings: Settings) -> dict[str, Any]:
+    """Return what a setting was before a version recorded it: a new argument's default is what happened without it."""
+    of_options = {key: value.default for key, value in parameters(Options).items() if key in OPTIONS}
+    of_groups = {}
+    for group in GROUPS:
+        node = settings.cfg[group]
+        accepted = parameters(locate(group, node["name"], settings.options.trusted_packages))
+        of_groups[group] = {key: value.default for key, value in accepted.items() if _is_recordable(value.default)}
+    return {**of_groups, **{key: value for key, value in of_options.items() if _is_recordable(value)}, **RETIRED}
+
+
+def _is_recordable(default: Any) -> bool:
+    """Return whether a configuration could hold `default`: no object, and no argument without one."""
+    if isinstance(default, Mapping):
+        return all(isinstance(key, str) and _is_recordable(value) for key, value in default.items())
+    if isinstance(default, list | tuple):
+        return all(map(_is_recordable, default))
+    return default is None or isinstance(default, str | int | float)
 
 
 def resume(session: Session, fingerprint: Mapping[str, Any], directory: Path, attempt: int) -> Path | None:
