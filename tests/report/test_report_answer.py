@@ -193,6 +193,15 @@ def test_one_row_is_no_comparison(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_rows_the_answer_names_a_few(tmp_path: Path) -> None:
+    rows = make_sweep(tmp_path, {"allreduce": (0.91, 0.93), **{f"mode{index}": (0.92, 0.92) for index in range(9)}})
+    text = printed(result_of(rows))
+    assert (
+        "Not shown to differ from allreduce in test accuracy: mode0, mode1, mode2, mode3, mode4, mode5 and 3 more."
+        in text
+    )
+
+
 def test_different_machines_are_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "a", device="cpu")
     make_run(tmp_path / "b", device="NVIDIA H200", sync="diloco")

@@ -105,7 +105,10 @@ def test_one_seed_has_no_interval_and_no_verdict_and_says_so(tmp_path: Path) -> 
     assert cells(result, "Quality")["diloco"]["difference to allreduce"] == "+0.0200"
     assert cells(result, "Quality")["diloco"]["verdict"] == "no verdict (one seed)"
     text = printed(result)
-    assert "No verdicts: with one seed, nothing shows what another seed would have changed." in text
+    assert (
+        "There is no verdict yet. With one seed, nothing shows what another seed would have changed between allreduce "
+        "and diloco: run more seeds, such as seed=0,1,2. The best test accuracy of these runs is diloco's, 0.9300."
+    ) in text
     assert "±" not in text and "95 %" not in text
 
 
@@ -120,7 +123,21 @@ def test_equal_differences_are_no_interval_to_judge_by(tmp_path: Path) -> None:
     }
     for job in ("4", "5"):
         shutil.rmtree(tmp_path / job)
-    assert "No verdicts: all 2 differences are equal." in printed(result_of(tmp_path))
+    assert (
+        "There is no verdict yet. a differs from allreduce by the same amount with every seed, so nothing shows how "
+        "large chance is: run more seeds. The best test accuracy of these runs is a's, 0.9300 ± "
+    ) in printed(result_of(tmp_path))
+
+
+def test_each_reason_for_no_verdict_is_a_sentence_with_its_remedy(tmp_path: Path) -> None:
+    values = {"allreduce": {0: 0.91, 1: 0.93}, "a": {0: 0.92, 1: 0.94}, "b": {0: 0.5}, "c": {7: 0.5}, "d": {7: 0.5}}
+    for mode, by_seed in values.items():
+        for seed, value in by_seed.items():
+            make_run(tmp_path / f"{mode}{seed}", sync=mode, seed=seed, test_metric=value)
+    text = printed(result_of(tmp_path))
+    assert "a differs from allreduce by the same amount with every seed" in text
+    assert "With one seed, nothing shows what another seed would have changed between allreduce and b" in text
+    assert "c and d have no seed in common with allreduce: run both with the same seeds." in text
 
 
 def test_seeds_that_one_mode_lacks_are_noted_and_left_out_of_its_difference(tmp_path: Path) -> None:

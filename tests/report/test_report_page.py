@@ -157,6 +157,9 @@ addEventListener("load", () => {
     drawn: [...document.querySelectorAll("figure svg")].map(svg => svg.querySelectorAll("path, use, text").length),
     intervals: [...document.querySelectorAll("svg.interval")].map(box),
     text_px: Math.min(...[...document.querySelectorAll("figure svg text")].map(text => box(text)[1])),
+    verdicts: [...document.querySelectorAll(".verdict")].map(pill => pill.getBoundingClientRect().right),
+    named_cells: [...document.querySelectorAll("td")].map(cell => getComputedStyle(cell, "::before").content),
+    hints: [...document.querySelectorAll(".hint")].filter(hint => box(hint)[1] > 0).length,
     wide_tables: [...document.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth).length,
   };
   const out = document.createElement("pre");
@@ -225,4 +228,13 @@ def test_light_and_dark_and_a_phone(chromium: str, html: str, tmp_path: Path) ->
     assert light["ink"] != dark["ink"]
     assert light["series"] != dark["series"]
     assert not set(light["figure_ink"]) & set(dark["figure_ink"])
-    assert light["wide_tables"] > dark["wide_tables"] == 0
+    assert (light["wide_tables"], dark["wide_tables"]) == (0, 0)
+    assert all(right <= 390 for right in light["verdicts"]) and len(light["verdicts"]) == 4, "rows are folded"
+    assert '"MB sent"' in light["named_cells"] and set(dark["named_cells"]) == {"none"}
+    assert (light["hints"], dark["hints"]) == (0, 0)
+
+
+def test_between_phone_and_desk_a_table_scrolls_and_says_so(chromium: str, html: str, tmp_path: Path) -> None:
+    found = probed(chromium, html, tmp_path, width=760, scheme=1)
+    assert found["content"] <= 760
+    assert found["hints"] >= found["wide_tables"] > 0

@@ -5,7 +5,7 @@ from functools import partial
 
 from ddp_agent.config.untrusted import number
 from ddp_agent.report.comparison.intervals import Estimate, estimate, paired_difference
-from ddp_agent.report.comparison.result import PARTS, Line, Point, Reached, Result, Verdict
+from ddp_agent.report.comparison.result import NO_COMMON_SEED, ONE_SEED, PARTS, Line, Point, Reached, Result, Verdict
 from ddp_agent.report.comparison.rows import Row, choose_baseline
 from ddp_agent.report.runs.run import ReportError, Run
 
@@ -62,9 +62,9 @@ def _line(row: Row, first: Row, target: float | None) -> Line:
 
 def _judge(difference: Estimate | None, higher_is_better: bool) -> tuple[Verdict, str]:
     if difference is None:
-        return "no verdict", "no seed in common"
+        return "no verdict", NO_COMMON_SEED
     if difference.low is None or difference.high is None:
-        return "no verdict", "one seed"
+        return "no verdict", ONE_SEED
     seeds = f"n={difference.n} seeds"
     if difference.low <= 0 <= difference.high:
         return "no difference shown", seeds

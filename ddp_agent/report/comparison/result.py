@@ -11,6 +11,9 @@ from ddp_agent.report.runs.run import Run
 
 Verdict = Literal["baseline", "better", "worse", "no difference shown", "no verdict"]
 
+# Reasons for "no verdict" that the answer explains. Any other: all differences are equal.
+NO_COMMON_SEED, ONE_SEED = "no seed in common", "one seed"
+
 PARTS = ("data", "compute", "moving bytes", "waiting for stragglers", "communication", "evaluation", "checkpoints")
 
 

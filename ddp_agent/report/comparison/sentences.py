@@ -1,8 +1,8 @@
 """The answer in sentences (what the numbers show, and what they do not), and the notes below the tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from ddp_agent.report.comparison.result import Line, Result, Verdict
+from ddp_agent.report.comparison.result import NO_COMMON_SEED, ONE_SEED, Line, Result, Verdict
 from ddp_agent.report.formatting import compact, counted, listed, with_interval
 from ddp_agent.report.runs.facts import environment
 
@@ -20,26 +20,53 @@ def answer(result: Result) -> list[str]:
     else:
         labels = [line.label for line in result.lines if line.verdict == "no difference shown"]
         heading = f"Not shown to differ from {result.baseline.label} in {result.metric_name}"
-        undecided = [f"{heading}: {listed(labels)}."] if labels else []
+        undecided = [f"{heading}: {_few(labels)}."] if labels else []
         findings = [*_judged(result, "better"), *undecided, *_cheapest(result), *_judged(result, "worse")]
     return [*findings, " ".join(_caveats(result))]
+
+
+def _few(names: Sequence[str]) -> str:
+    """Join the first names of many, so that the answer stays an answer. The table has all."""
+    most = 6
+    return listed(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def _single(result: Result) -> str:
     line = result.baseline
     value = with_interval(line.metric, result.metric_decimals)
     seeds = counted(line.metric.n, "seed")
-    return f"{line.label} reaches a {result.metric_name} of {value} ({seeds}); there is nothing to compare it with."
+    return (
+        f"{line.label} reaches a {result.metric_name} of {value} ({seeds}); there is nothing to compare it with. "
+        "Runs of another mode, with the same seeds, would give a comparison."
+    )
 
 
 def _without_verdicts(result: Result) -> str:
     choose = max if result.higher_is_better else min
     best = choose(result.lines, key=lambda line: line.metric.mean)
     value = with_interval(best.metric, result.metric_decimals)
-    reason = listed(sorted({line.reason for line in result.lines if line.verdict == "no verdict"}))
-    if reason == "one seed":
-        reason = "with one seed, nothing shows what another seed would have changed"
-    return f"No verdicts: {reason}. The best {result.metric_name} of these runs is {best.label}'s, {value}."
+    reasons = {line.reason: None for line in result.lines if line.verdict == "no verdict"}
+    text = " ".join(_why(result, reason) for reason in reasons)
+    return f"There is no verdict yet. {text} The best {result.metric_name} of these runs is {best.label}'s, {value}."
+
+
+def _why(result: Result, reason: str) -> str:
+    """Explain in a sentence why lines have no verdict, and what would give one."""
+    lines = [line for line in result.lines if line.verdict == "no verdict" and line.reason == reason]
+    names, baseline = _few([line.label for line in lines]), result.baseline.label
+    if reason == NO_COMMON_SEED:
+        have = "has" if len(lines) == 1 else "have"
+        return f"{names} {have} no seed in common with {baseline}: run both with the same seeds."
+    if reason == ONE_SEED:
+        return (
+            f"With one seed, nothing shows what another seed would have changed between {baseline} and {names}: "
+            "run more seeds, such as seed=0,1,2."
+        )
+    differ = "differs" if len(lines) == 1 else "each differ"
+    return (
+        f"{names} {differ} from {baseline} by the same amount with every seed, so nothing shows how large chance is: "
+        "run more seeds."
+    )
 
 
 def _judged(result: Result, verdict: Verdict) -> list[str]:
@@ -49,7 +76,7 @@ def _judged(result: Result, verdict: Verdict) -> list[str]:
         if line.difference and line.verdict == verdict
     ]
     heading = f"{verdict.capitalize()} than {result.baseline.label} in {result.metric_name}"
-    return [f"{heading}: {listed(differences)}."] if differences else []
+    return [f"{heading}: {_few(differences)}."] if differences else []
 
 
 def _cheapest(result: Result) -> list[str]:
@@ -101,7 +128,7 @@ def _caveats(result: Result) -> list[str]:
         )
     without = [f"{line.label} ({line.reason})" for line in result.lines if line.verdict == "no verdict"]
     if without and result.compared:
-        caveats.append(f"No verdict on {listed(without)}.")
+        caveats.append(f"No verdict on {_few(without)}.")
     if result.failed:
         runs = counted(len(result.failed), "run")
         caveats.append(f"{runs} did not finish or cannot be read: means over the others may be too good.")

@@ -33,16 +33,26 @@ class Cells:
 
 
 def table(title: str, columns: Sequence[Cells]) -> str:
-    """Return a table that scrolls in its own box, which the keyboard reaches. The first column stays in view."""
-    heads = "".join(f'<th scope="col"{column.attribute}>{column.head}</th>' for column in columns)
+    """Return a table. On a narrow screen each row folds into a card, in which every cell has its column's name.
+
+    On a screen in between, the table scrolls in its own box, which the keyboard reaches, and a line says so. The roles
+    are those that a browser takes from elements which the style sheet displays as blocks.
+    """
+    heads = "".join(f'<th scope="col" role="columnheader"{column.attribute}>{column.head}</th>' for column in columns)
     rows = "\n".join(_row(index, columns) for index in range(len(columns[0].cells)))
+    wide = '<p class="hint" aria-hidden="true">The table is wider than the screen: it scrolls sideways. →</p>\n'
+    hint = wide if len(columns) > 2 else ""
     return (
-        f'<div class="scroll" role="region" aria-label="{text(title)}" tabindex="0">\n<table>\n'
-        f"<caption>{text(title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>\n"
+        f'{hint}<div class="scroll" role="region" aria-label="{text(title)}" tabindex="0">\n'
+        f'<table role="table">\n<caption>{text(title)}</caption>\n'
+        f'<thead role="rowgroup"><tr role="row">{heads}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{rows}\n</tbody>\n</table>\n</div>\n'
     )
 
 
 def _row(index: int, columns: Sequence[Cells]) -> str:
     first, *others = columns
-    cells = "".join(f"<td{column.attribute}>{column.cells[index]}</td>" for column in others)
-    return f'<tr><th scope="row">{first.cells[index]}</th>{cells}</tr>'
+    cells = "".join(
+        f'<td role="cell"{column.attribute} data-label="{column.head}">{column.cells[index]}</td>' for column in others
+    )
+    return f'<tr role="row"><th scope="row" role="rowheader">{first.cells[index]}</th>{cells}</tr>'

@@ -116,7 +116,7 @@ def _quality_columns(result: Result, quality: Table) -> list[Cells]:
     if scale := difference_scale(result):
         drawn = [difference(line, scale, higher_is_better=result.higher_is_better) for line in result.lines]
         columns.append(Cells("← worse · better →", drawn))
-    return [*columns, replace(verdicts, cells=pills)]
+    return [*columns, replace(verdicts, cells=pills, kind="judged")]
 
 
 def _pill(line: Line) -> str:
