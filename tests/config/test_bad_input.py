@@ -82,9 +82,10 @@ def test_an_ordinary_run_name_is_kept(name: str) -> None:
 
 
 def test_data_that_needs_a_place_says_so() -> None:
-    assert refusal(dataset="cifar10") == [
-        "dataset: CIFAR10: data_root: found None, expected a path (set data_root=<folder>)"
-    ]
+    (problem,) = refusal(dataset="cifar10")
+    assert problem.startswith(
+        "dataset: CIFAR10: data_root: found None, expected a path (set data_root=<folder>). The data are CIFAR-10"
+    )
     assert refusal("data_root=5", dataset="cifar10") == ["data_root: found 5, expected a path or null"]
     assert refusal("data_root=5", "dataset.augment=1", dataset="cifar10") == [
         "data_root: found 5, expected a path or null",

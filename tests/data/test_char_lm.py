@@ -132,12 +132,14 @@ def test_the_shortest_text_for_a_context_has_one_window(tmp_path: Path) -> None:
 
 
 def test_a_missing_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"tinyshakespeare: found no input.txt.*download=true, or take https://"):
+    with pytest.raises(
+        DataError, match=r"found no input.txt, and no folder tinyshakespeare.*download=true, or take https://"
+    ):
         load(tmp_path)
     with pytest.raises(DataError, match=r"faust.txt: found no such file.*dataset.file"):
         load(tmp_path, file="faust.txt")
     (tmp_path / "texts").mkdir()
-    with pytest.raises(DataError, match=r"texts: found a folder, expected a text"):
+    with pytest.raises(DataError, match=r"texts: is a folder, expected a regular file; it should be a text"):
         load(tmp_path, file="texts")
 
 

@@ -53,7 +53,7 @@ def test_fingerprint_sees_files_and_not_their_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"train": ["cat", "dog"]}, "test: found no such folder, expected .*/test/<class>"),
+        ({"train": ["cat", "dog"]}, r"test: found no such folder \(only train/ in .*\), expected .*/test/<class>"),
         (
             {"train": ["cat", "dog", "eel"], "test": ["cat", "dog"]},
             "test: expected the classes of train/, .* for eel",

@@ -181,10 +181,12 @@ def test_banking77_names_the_bad_file(tmp_path: Path, content: bytes, message: s
 
 
 def test_missing_files_are_named_with_where_they_can_be_had(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"clinc150: found no data_full.json, and not all in .*download=true.*https://"):
+    with pytest.raises(DataError, match=r"found no data_full.json, and no folder clinc150.*download=true.*https://"):
         load(tmp_path)
     (write_banking77(tmp_path / "banking77") / "test.csv").rename(tmp_path / "banking77" / "tests.csv")
-    with pytest.raises(DataError, match=r"banking77: found no test.csv; set .*https://.*/test.csv$"):
+    with pytest.raises(
+        DataError, match=r"banking77: found no test.csv \(only tests.csv, train.csv\)\. .*https://.*/test.csv"
+    ):
         load(tmp_path, corpus="banking77")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ratings_files import Row, load, pairs_of, rows, write
+from ratings_files import Row, found_in, load, pairs_of, rows, write
 from resident import tensors
 
 from ddp_agent.data.datasets.movielens import squared_error
-from ddp_agent.data.readers.ratings import find, read_ratings, read_titles
+from ddp_agent.data.readers.ratings import read_ratings, read_titles
 from ddp_agent.errors import DataError
 
 # Files.
@@ -20,7 +20,7 @@ from ddp_agent.errors import DataError
 def test_ratings_are_numbered_from_zero(tmp_path: Path, place: str) -> None:
     given = [(7, 30, 4.5, 11), (7, 10, 0.5, 12), (2, 30, 5, 13)]
     write((tmp_path / place).parent, given, (tmp_path / place).name)
-    found = read_ratings(find(tmp_path))
+    found = read_ratings(found_in(tmp_path))
     assert found.user.tolist() == [1, 1, 0] and found.user_ids.tolist() == [2, 7]
     assert found.film.tolist() == [1, 0, 1] and found.film_ids.tolist() == [10, 30]
     assert found.stars.tolist() == [4.5, 0.5, 5.0] and found.second.tolist() == [11, 12, 13]
@@ -79,7 +79,7 @@ def test_a_file_that_is_cut_off_or_foreign_is_refused(tmp_path: Path, name: str,
 
 
 def test_a_missing_file_is_named_with_where_it_can_be_had(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found no ratings.csv\[.gz\], also not in ml-latest-small or .*https://files"):
+    with pytest.raises(DataError, match=r"found no ratings.csv, .*, also not in .*\(an empty folder\).*https://files"):
         load(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_the_error_is_a_root_and_predictions_stay_on_the_scale(tmp_path: Path) -
 
 @pytest.mark.data
 def test_the_published_files(data_root: Path) -> None:
-    path = find(data_root)
+    path = found_in(data_root)
     ratings = read_ratings(path)
     assert len(ratings) > 100_000 and ratings.stars.unique().tolist() == [0.5 * step for step in range(1, 11)]
     titles = read_titles(path, ratings.film_ids)

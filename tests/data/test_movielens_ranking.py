@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import RankPool
-from ratings_files import Row, load, pairs_of, rows, write
+from ratings_files import Row, found_in, load, pairs_of, rows, write
 from resident import tensors
 from run_states import same, states, training_state
 from runs import mode, run
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddp_agent.data.datasets.movielens import bpr, hit, last_of_each, ndcg
 from ddp_agent.data.negative_sampling import NegativeSampler
-from ddp_agent.data.readers.ratings import find, read_ratings
+from ddp_agent.data.readers.ratings import read_ratings
 from ddp_agent.data.recommendations import recommendations
 from ddp_agent.errors import DataError
 
@@ -141,7 +141,7 @@ class ByFilm(nn.Module):
 
 def test_recommended_are_the_best_that_were_not_seen(tmp_path: Path) -> None:
     given = [(7, 30, 4.0, 1), (7, 10, 5.0, 2), (9, 20, 3.0, 3), (9, 40, 3.0, 3), (9, 50, 3.0, 3)]
-    ratings = read_ratings(find(write(tmp_path, given)))
+    ratings = read_ratings(found_in(write(tmp_path, given)))
     text = recommendations(ByFilm(), ratings=ratings, titles=("ten", "twenty", "thirty", "forty", "fifty"))
     assert text.split() == [
         *("user", "7", "gave", "5.00", "ten", "4.00", "thirty"),

@@ -187,7 +187,7 @@ def test_a_claim_of_a_huge_file_is_not_unpacked(tmp_path: Path, monkeypatch: pyt
 
 def test_a_missing_file_is_named_with_where_it_can_be_had(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"fsdd: found no fsdd_recordings.zip, .*dataset.download=true.*codeload.github"
+        DataError, match=r"found no fsdd_recordings.zip, and no folder fsdd .*dataset.download=true.*codeload.github"
     ):
         load(tmp_path)
 

@@ -9,6 +9,7 @@ import torch
 from configs import node
 
 from ddp_agent.config.registry import build
+from ddp_agent.data.readers.ratings import find
 from ddp_agent.data.task import Task
 
 HEADER = "userId,movieId,rating,timestamp"
@@ -31,6 +32,12 @@ def write(folder: Path, given: Iterable[Row], name: str = "ratings.csv", header:
     data = "\r\n".join([header, *(",".join(map(str, row)) for row in given), ""]).encode()
     (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     return folder
+
+
+def found_in(data_root: Path) -> Path:
+    path = find(data_root)
+    assert path is not None
+    return path
 
 
 def load(data_root: Path, **values: Any) -> Task:

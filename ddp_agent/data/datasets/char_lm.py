@@ -3,16 +3,19 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddp_agent.config.fields import NonNegativeInt, PositiveInt, check_fields
+from ddp_agent.config.fields import NonNegativeInt, PositiveInt
 from ddp_agent.config.memory import machine_bytes
 from ddp_agent.data.readers.archive import stays_inside
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.files import read_text
+from ddp_agent.data.readers.folders import contents
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
@@ -41,8 +44,16 @@ class CharLM:
     sample: NonNegativeInt
     """Characters of the text that the trained model writes."""
 
+    source: ClassVar = Source(
+        content="a text of yours (dataset.file), or tiny Shakespeare",
+        size="1.1 MB",
+        licence="public domain",
+        url=SHAKESPEARE.url,
+        layout="input.txt or tinyshakespeare/input.txt below data_root",
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task. Raises DataError for a file that is missing, no text, or too short for the context."""
@@ -77,13 +88,24 @@ class CharLM:
 
     def _path(self) -> Path:
         if self.file == SHAKESPEARE.name:
-            return located(self.data_root, "tinyshakespeare", [SHAKESPEARE], download=self.download) / self.file
+            return (
+                located(
+                    self.data_root,
+                    "tinyshakespeare",
+                    [SHAKESPEARE],
+                    download=self.download,
+                    missing=self.source.missing,
+                )
+                / self.file
+            )
         if not stays_inside(self.file):
             raise DataError(f"dataset.file: found {self.file!r}, expected a path below data_root")
         path = self.data_root / self.file
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise DataError(f"{path}: found {found}, expected a text; dataset.file names it, below data_root")
+        if not path.exists():
+            raise DataError(
+                f"{path}: found no such file, expected a text; dataset.file names it, below data_root "
+                f"({contents(self.data_root)})"
+            )
         return path
 
 

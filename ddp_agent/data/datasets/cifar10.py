@@ -2,16 +2,16 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from ddp_agent.config.fields import check_fields
 from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.data.readers.download import Published, in_turn
 from ddp_agent.data.readers.images import normalise
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
@@ -38,8 +38,16 @@ class CIFAR10:
     """Random crops and mirror images, in training only."""
     loss: LossName
 
+    source: ClassVar = Source(
+        content="CIFAR-10, 60,000 colour pictures in ten classes",
+        size="170 MB",
+        licence="no licence stated",
+        url=ARCHIVE.url,
+        layout="cifar-10-batches-py/ below data_root, as the archive has it",
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task. Raises DataError for files that are missing or whose checksum is not the published one."""
@@ -65,13 +73,10 @@ class CIFAR10:
         except (RuntimeError, OSError) as error:
             if not self.download:
                 folder = self.data_root / Files.base_folder
-                found = (
-                    "files that are missing or differ from the published ones" if folder.is_dir() else "no such folder"
-                )
-                raise DataError(
-                    f"{folder}: found {found}, expected the content of {ARCHIVE.name} from {ARCHIVE.url}; "
-                    "unpack it there, or set dataset.download=true"
-                ) from error
+                if not folder.is_dir():
+                    raise self.source.missing(self.data_root, f"folder {folder.name}") from error
+                found = "files that are missing or differ from the published ones"
+                raise DataError(f"{folder}: found {found}. {self.source}") from error
         with in_turn(self.data_root, "cifar10"):
             try:
                 return Files(self.data_root, train=train)  # another rank may have downloaded them by now

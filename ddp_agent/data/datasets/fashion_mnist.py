@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ddp_agent.config.fields import check_fields
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.download import Published, in_turn
 from ddp_agent.data.readers.idx import read_idx
 from ddp_agent.data.readers.images import normalise
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
@@ -40,8 +41,16 @@ class FashionMNIST:
     download: bool
     loss: LossName
 
+    source: ClassVar = Source(
+        content="Fashion-MNIST, 70,000 grey pictures of clothing in ten classes",
+        size="31 MB",
+        licence="MIT",
+        url="https://github.com/zalandoresearch/fashion-mnist (Debian: dataset-fashion-mnist)",
+        layout=f"four IDX files, gzipped or not, in data_root, {TORCHVISION_FOLDER}/ or {DEBIAN_FOLDER}/ below it",
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task. Raises DataError for files that are missing, damaged or of another kind."""
@@ -49,10 +58,8 @@ class FashionMNIST:
             self._download()
         folder = self._folder(all) or self._folder(any)  # the second names the absent file
         if folder is None:
-            raise DataError(
-                f"{self.data_root}: found no {_name('train', 'images')}[.gz], also not in "
-                f"{TORCHVISION_FOLDER} or {DEBIAN_FOLDER}; "
-                "give data_root=<folder of the IDX files>, or dataset.download=true"
+            raise self.source.missing(
+                self.data_root, f"{_name('train', 'images')}[.gz], also not in {TORCHVISION_FOLDER} or {DEBIAN_FOLDER}"
             )
         return classification(
             Data.resident(_read(folder, "train"), _read(folder, "t10k")),

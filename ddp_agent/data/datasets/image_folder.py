@@ -6,21 +6,23 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddp_agent.config.fields import Range, check_fields
+from ddp_agent.config.fields import Range
 from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers.folders import Sample, Walk, contents, shown
 from ddp_agent.data.readers.images import SUFFIXES, read_picture, square
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
 SPLITS = ("train", "test")
+LAYOUT = "data_root/train/<class>/*.png or jpg and data_root/test/<class>/*.png or jpg, with the same classes"
 # ImageNet's values, by convention. Any fixed numbers that bring pixels near mean 0 and variance 1 would do.
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -38,8 +40,17 @@ class ImageFolder:
     workers: Annotated[int, Range(0, 256)]
     loss: LossName
 
+    source: ClassVar = Source(
+        content="pictures of yours",
+        size="any size",
+        licence="your own",
+        url="two or more classes",
+        layout=LAYOUT,
+        downloads=False,
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task.
@@ -88,10 +99,8 @@ class _Split:
     @classmethod
     def walk(cls, folder: Path) -> "_Split":
         if not folder.is_dir():
-            raise DataError(
-                f"{folder}: found no such folder, expected {folder}/<class>/*.png or jpg; in {folder.parent} is "
-                f"{contents(folder.parent)}"
-            )
+            found = contents(folder.parent)
+            raise DataError(f"{folder}: found no such folder ({found} in {folder.parent}), expected {LAYOUT}")
         walk = Walk(SUFFIXES)
         return cls(folder, walk, {name: walk.samples(path) for name, path in walk.classes(folder).items()})
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import torch
 
-from ddp_agent.config.fields import PositiveInt, Range, check_fields
+from ddp_agent.config.fields import PositiveInt, Range
 from ddp_agent.config.untrusted import json_value
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
@@ -16,6 +16,7 @@ from ddp_agent.data.readers.clinc150 import DOMAIN_OF, DOMAINS
 from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.files import lines, opened_text, read_text
 from ddp_agent.data.readers.tokens import Features, encode, words
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import ConfigError, DataError
 
@@ -45,8 +46,13 @@ class Intents:
     tasks: tuple[TaskName, ...]
     """The labels to predict: the intent, its domain (one of CLINC150's ten), or both."""
 
+    @property
+    def source(self) -> Source:
+        """The origin of the corpus."""
+        return CORPORA[self.corpus if self.corpus in CORPORA else "clinc150"].source
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
         check_tasks(self.tasks, get_args(TaskName))
         if "domain" in self.tasks and self.corpus != "clinc150":
             raise ValueError(f"tasks: found domain, which {self.corpus} does not have; expected [intent]")
@@ -54,7 +60,9 @@ class Intents:
     def load(self) -> Task:
         """Return the task. Raises DataError for files that are missing, damaged or of another kind."""
         corpus = CORPORA[self.corpus]
-        parts = corpus.read(located(self.data_root, self.corpus, corpus.files, download=self.download))
+        parts = corpus.read(
+            located(self.data_root, self.corpus, corpus.files, download=self.download, missing=self.source.missing)
+        )
         intents = _check(parts)
         labels: dict[str, Labels] = {task: _labels(task, parts, intents) for task in self.tasks}
         train, test = (self._tokens(sentences) for sentences in parts.values())
@@ -89,6 +97,7 @@ def _labels(task: TaskName, parts: Parts, intents: tuple[str, ...]) -> Labels:
 
 @dataclass(frozen=True)
 class _Corpus:
+    source: Source
     files: tuple[Published, ...]
     read: Callable[[Path], Parts]
 
@@ -154,6 +163,13 @@ _BANKING = (
 )
 CORPORA: dict[CorpusName, _Corpus] = {
     "clinc150": _Corpus(
+        source=Source(
+            content="CLINC150, 23,700 questions of 150 intents",
+            size="2.5 MB",
+            licence="CC BY 3.0",
+            url=f"{_CLINC}/data_full.json",
+            layout="clinc150/data_full.json below data_root",
+        ),
         files=(
             Published(
                 "data_full.json",
@@ -164,6 +180,13 @@ CORPORA: dict[CorpusName, _Corpus] = {
         read=_read_clinc150,
     ),
     "banking77": _Corpus(
+        source=Source(
+            content="BANKING77, 13,083 questions of bank customers with 77 intents",
+            size="1.1 MB",
+            licence="CC BY 4.0",
+            url=f"{_BANKING}/train.csv and {_BANKING}/test.csv",
+            layout="banking77/ below data_root",
+        ),
         files=(
             Published(
                 "train.csv",

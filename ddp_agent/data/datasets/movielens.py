@@ -3,16 +3,17 @@
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddp_agent.config.fields import PositiveInt, check_fields
+from ddp_agent.config.fields import PositiveInt
 from ddp_agent.data.negative_sampling import NegativeSampler
-from ddp_agent.data.readers.ratings import HIGHEST, LOWEST, Ratings, find, read_ratings, read_titles
+from ddp_agent.data.readers.ratings import HIGHEST, LOWEST, NAMES, Ratings, find, read_ratings, read_titles
 from ddp_agent.data.recommendations import recommendations
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Criterion, Data, DataRoot, Objective, Presentation, Task, fingerprint
 from ddp_agent.errors import DataError
 
@@ -35,8 +36,17 @@ class MovieLens:
     negatives: PositiveInt
     """Unseen films per seen film, drawn anew in every step."""
 
+    source: ClassVar = Source(
+        content="ratings of films, such as MovieLens",
+        size="1 MB for ml-latest-small, whose content and figures change from time to time",
+        licence="not for commercial use",
+        url="https://files.grouplens.org/datasets/movielens/ml-latest-small.zip or any other release",
+        layout="ratings.csv, ratings.dat or u.data in data_root or in the release's folder below it",
+        downloads=False,
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task. Inputs are rows [user, film, …]; a model returns one number per film.
@@ -44,6 +54,8 @@ class MovieLens:
         Raises DataError for a file that is missing, damaged, of another kind, or too small.
         """
         path = find(self.data_root)
+        if path is None:
+            raise self.source.missing(self.data_root, f"{', '.join(NAMES)}, also not in ml-*/")
         ratings = read_ratings(path)
         show = functools.partial(recommendations, ratings=ratings, titles=read_titles(path, ratings.film_ids))
         try:

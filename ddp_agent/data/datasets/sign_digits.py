@@ -4,13 +4,12 @@ import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
 from torch import Tensor
 
-from ddp_agent.config.fields import check_fields
 from ddp_agent.data.augment import crop_and_flip
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.datasets.digits import stratified_split
@@ -18,6 +17,7 @@ from ddp_agent.data.readers.download import Published, located
 from ddp_agent.data.readers.images import normalise, read_rgb
 from ddp_agent.data.readers.packed import find, read_npz, require_labels, require_rows
 from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
@@ -60,8 +60,16 @@ class SignDigits:
     """Random crops and mirror images, in training only."""
     loss: LossName
 
+    source: ClassVar = Source(
+        content="2,062 colour photos of hands that show a digit (Sign Language Digits)",
+        size="2,062 small files",
+        licence="Apache-2.0",
+        url=PHOTOS.url,
+        layout=f"{NAME}/{PHOTOS.name} below data_root",
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
 
     def load(self) -> Task:
         """Return the task. The data have no official split and no names, so hands of one person are in both parts.
@@ -82,7 +90,9 @@ class SignDigits:
     def _read(self) -> _Pictures:
         if packed := find(self.data_root, NAME, PACKED):
             return read_packed(packed)
-        return read_photos(located(self.data_root, NAME, [PHOTOS], download=self.download) / PHOTOS.name)
+        return read_photos(
+            located(self.data_root, NAME, [PHOTOS], download=self.download, missing=self.source.missing) / PHOTOS.name
+        )
 
 
 def read_packed(path: Path) -> _Pictures:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
+from ddp_agent.config.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from ddp_agent.data.augment import shift_and_mask
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.readers import packed, word_folders
@@ -19,6 +19,7 @@ from ddp_agent.data.readers.download import Published, unpacked
 from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.word_folders import PartName, WavClip
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Samples, Task
 from ddp_agent.errors import DataError
 
@@ -31,6 +32,23 @@ GOOGLE = Published(
     "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
 )
 UNPACKED_BYTES = 6_000_000_000  # 3.4 GB
+GOOGLE_SOURCE = Source(
+    content="Google's 105,829 recordings of 35 words, or recordings of yours in the same layout",
+    size="2.4 GB",
+    licence="CC BY 4.0",
+    url=GOOGLE.url,
+    layout=f"<word>/<speaker>_*.wav with validation_list.txt and testing_list.txt, in data_root or {GOOGLE_FOLDER}/ "
+    f"(or dataset.corpus=arabic16 for {packed.WORDS_NAME})",
+)
+ARABIC = Source(
+    content=f"sixteen words of the Arabic Speech Commands, which somebody packed into {packed.WORDS_NAME}; nobody "
+    "publishes that file",
+    size="30 MB",
+    licence="CC BY 4.0",
+    url="the same words (git clone https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset)",
+    layout=f"data_root=<the clone> dataset.corpus=folders dataset.words=[{packed.WORDS}]",
+    downloads=False,
+)
 
 Clip = WavClip | packed.PackedClip
 
@@ -58,8 +76,13 @@ class SpeechCommands:
     """0: recordings are read once and stay on the device. Otherwise: processes per rank that read files when needed."""
     loss: LossName
 
+    @property
+    def source(self) -> Source:
+        """The origin of the recordings."""
+        return ARABIC if self.corpus == "arabic16" else GOOGLE_SOURCE
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
         if self.workers and self.corpus != "folders":
             raise ValueError(f"workers: found {self.workers}, expected 0: {self.corpus} is one file")
 
@@ -99,17 +122,16 @@ class SpeechCommands:
     def _parts(self) -> tuple[Path, Mapping[PartName, Sequence[Clip]]]:
         """Return the folder or file of the recordings, and the recordings of each part."""
         if self.corpus == "arabic16":
-            path = packed.find_words(self.data_root)
+            path = packed.find(self.data_root, packed.WORDS_FOLDER, packed.WORDS_NAME)
+            if path is None:
+                raise self.source.missing(self.data_root, f"{packed.WORDS_NAME}, also not in {packed.WORDS_FOLDER}")
             return path, packed.read_words(path)
         if self.download and self._folder() is None:
             unpacked(GOOGLE, self.data_root / GOOGLE_FOLDER, most_bytes=UNPACKED_BYTES)
         folder = self._folder()
         if folder is None:
-            raise DataError(
-                f"{self.data_root}: found no testing_list.txt or test.csv beside folders of words, also not in "
-                f"{GOOGLE_FOLDER} or {TORCHAUDIO_FOLDER}; unpack {GOOGLE.url} there, or set dataset.download=true "
-                f"(or dataset.corpus=arabic16 for {packed.WORDS_NAME})"
-            )
+            lists = "testing_list.txt or test.csv beside folders of words"
+            raise self.source.missing(self.data_root, f"{lists}, also not in {GOOGLE_FOLDER} or {TORCHAUDIO_FOLDER}")
         return folder, word_folders.read(folder)
 
     def _folder(self) -> Path | None:

@@ -4,12 +4,12 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ddp_agent.config.fields import PositiveFloat, PositiveInt, check_fields
+from ddp_agent.config.fields import PositiveFloat, PositiveInt
 from ddp_agent.data.augment import shift_and_mask
 from ddp_agent.data.classification import LossName, classification
 from ddp_agent.data.multi_task_labels import Labels, check_tasks, multi_task
@@ -18,6 +18,7 @@ from ddp_agent.data.readers.log_mel import LogMel, Rate
 from ddp_agent.data.readers.wav import read_wav
 from ddp_agent.data.readers.waves import fitted
 from ddp_agent.data.readers.zip_members import content_sha256, members
+from ddp_agent.data.source import Source, check_dataset
 from ddp_agent.data.task import Data, DataRoot, Presentation, Task
 from ddp_agent.errors import DataError
 
@@ -63,8 +64,16 @@ class SpokenDigits:
     tasks: tuple[TaskName, ...]
     """The labels to predict. With two, the model has one head for each on one trunk."""
 
+    source: ClassVar = Source(
+        content="3,000 spoken digits of 6 speakers (Free Spoken Digit Dataset)",
+        size="16 MB",
+        licence="CC BY-SA 4.0",
+        url=RECORDINGS.url,
+        layout=f"fsdd/{RECORDINGS.name} below data_root",
+    )
+
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_dataset(self)
         check_tasks(self.tasks, get_args(TaskName))
 
     def load(self) -> Task:
@@ -91,7 +100,8 @@ class SpokenDigits:
 
     def read(self) -> tuple[_Spoken, _Spoken, tuple[str, ...]]:
         """Return the training part, the test part, and the names of the speakers."""
-        path = located(self.data_root, "fsdd", [RECORDINGS], download=self.download) / RECORDINGS.name
+        folder = located(self.data_root, "fsdd", [RECORDINGS], download=self.download, missing=self.source.missing)
+        path = folder / RECORDINGS.name
         recordings = {name: data for name, data in members(path, FOLDER) if name.endswith(".wav")}
         named = [_named(path, name) for name in recordings]
         length = round(self.seconds * self.rate)

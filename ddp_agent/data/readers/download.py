@@ -66,22 +66,21 @@ class Published:
             part.unlink(missing_ok=True)
 
 
-def located(data_root: Path, name: str, files: Sequence[Published], *, download: bool) -> Path:
+def located(
+    data_root: Path, name: str, files: Sequence[Published], *, download: bool, missing: Callable[[Path, str], DataError]
+) -> Path:
     """Return the folder that holds all `files` of the dataset `name`: `data_root`/`name`, or `data_root`.
 
-    Files are downloaded into the former. Without `download`, raises DataError with the missing files and their source.
+    Files are downloaded into the former. Without `download`, raises what `missing` returns for the names of the absent
+    files.
     """
     own = data_root / name
     for folder in (own, data_root):
         if not _missing(folder, files):
             return folder
     if not download:
-        missing = _missing(own, files)
-        also = "" if own.is_dir() else f", and not all in {data_root}"
-        raise DataError(
-            f"{own}: found no {', '.join(file.name for file in missing)}{also}; set dataset.download=true, or take "
-            f"{' and '.join(file.url for file in missing)}"
-        )
+        absent = ", ".join(file.name for file in _missing(own if own.is_dir() else data_root, files))
+        raise missing(own, absent) if own.is_dir() else missing(data_root, f"{absent}, and no folder {name}")
     with in_turn(own, name):
         for file in _missing(own, files):
             file.download(own)

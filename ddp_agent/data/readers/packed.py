@@ -100,17 +100,6 @@ class PackedClip:
         return Recording(self.samples, RATE)
 
 
-def find_words(data_root: Path) -> Path:
-    """Return the path of the packed words. Raise DataError if they are missing, with a source of the same words."""
-    if path := find(data_root, WORDS_FOLDER, WORDS_NAME):
-        return path
-    raise DataError(
-        f"{data_root}: found no {WORDS_NAME}, also not in {WORDS_FOLDER}; somebody has packed that file, and nobody "
-        "publishes it. For the same words: git clone https://github.com/abdulkaderghandoura/"
-        f"arabic-speech-commands-dataset, then data_root=<the clone> dataset.corpus=folders dataset.words=[{WORDS}]"
-    )
-
-
 def read_words(path: Path) -> dict[PartName, list[PackedClip]]:
     """Return the clips of each part (Ghandoura et al. 2021). Raise DataError for a file that is damaged or foreign."""
     integers: Kind = (numpy.integer, 1)

@@ -50,16 +50,10 @@ class Ratings:
         return len(self.user)
 
 
-def find(data_root: Path) -> Path:
-    """Return the file of ratings in `data_root` or in a release's folder below it. Raise DataError if there is none."""
+def find(data_root: Path) -> Path | None:
+    """Return the file of ratings in `data_root` or in a release's folder below it, or None."""
     places = (data_root / folder / name for folder in FOLDERS for name in NAMES)
-    if path := next((path for path in places if path.is_file()), None):
-        return path
-    raise DataError(
-        f"{data_root}: found no ratings.csv[.gz], also not in {' or '.join(FOLDERS[1:])}; unpack "
-        "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip there (its content changes from time to "
-        "time, and figures with it) or any other MovieLens release with that file"
-    )
+    return next((path for path in places if path.is_file()), None)
 
 
 def read_ratings(path: Path) -> Ratings:
