@@ -63,8 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # the temporary name would mean nothing to anybody
+        if isinstance(error, OSError):  # the temporary name would mean nothing to anybody
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -59,7 +59,7 @@ def replace_status(files: RunFiles, state: State, reason: str | None, rank: int 
             try:
                 write_atomically(files.status, text)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not files.status.exists():
                     raise
                 _overwrite(files.status, text)
 
