@@ -75,6 +75,12 @@ class DivergedError(RefusedError):
         self.step = step
 
 
+class ModelChangedError(RefusedError):
+    """A model or optimizer that was changed after setup in a way that a sync mode cannot follow."""
+
+    exit_code = 3
+
+
 class NonFiniteError(RefusedError):
     """A loss or gradient that is NaN or infinite. `rank` is None on a rank that received it from another."""
 

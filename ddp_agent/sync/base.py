@@ -18,8 +18,9 @@ from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
-from ddp_agent.sync.engine.flat import Flat, require_same_model
+from ddp_agent.sync.engine.flat import Flat, Part, require_same_model
 from ddp_agent.sync.engine.state_policies import BufferPolicy, merge_buffers_, run_sizes
+from ddp_agent.sync.engine.storage_guard import StorageGuard, checked_hooks
 
 _NEED_SETUP = (
     *("backward_context", "before_step", "after_step", "flush"),
@@ -75,6 +76,7 @@ class SyncStrategy:
     _topology: Topology = field(init=False, repr=False)
     _reducer: Reducer = field(init=False, repr=False)
     _flat: Flat = field(init=False, repr=False)
+    _guard: StorageGuard = field(init=False, repr=False)  # a part of a model has none
     _syncs: int = field(default=0, init=False, repr=False)  # synchronisations so far: a statistic, decides nothing
 
     def __post_init__(self) -> None:
@@ -135,8 +137,9 @@ class SyncStrategy:
     def setup(self, model: nn.Module, optimizer: Optimizer, topology: Topology, reducer: Reducer) -> nn.Module:
         """Start all ranks from rank 0's weights. Return the module that forward is called on.
 
-        The model must be on its device. Its parameters become views of one tensor (see `Flat`). Raises ValueError
-        when the reducer or the world does not fit this mode, or when the ranks' models differ.
+        The model must be on its device. Its parameters become views of one tensor (see `Flat`). From then on every hook
+        that exchanges, measures or saves them first makes sure that they still are (see `StorageGuard`). Raises
+        ValueError when the reducer or the world does not fit this mode, or when the ranks' models differ.
         """
         facts = RunFacts(
             world_size=topology.world.size, ranks_per_node=topology.ranks_per_node, pieces={"reducer": reducer}
@@ -151,7 +154,13 @@ class SyncStrategy:
                 topology.world.broadcast_(tensor)
         for hook in _NEED_SETUP:
             vars(self).pop(hook, None)
-        return self._set_up(model)
+        forward = self._set_up(model)
+        if not isinstance(model, Part):  # of a model with a guard
+            gradients = self.traits.sends == "gradients" or self.traits.averages_in_backward
+            hooked = forward is not model
+            self._guard = StorageGuard(model, self._flat, optimizer, averages_gradients=gradients, hooked=hooked)
+            vars(self).update(checked_hooks(self, gradients=gradients))
+        return forward
 
     def _set_up(self, model: nn.Module) -> nn.Module:
         """Create the mode's own state, and return the module that forward is called on: for subclasses to extend."""

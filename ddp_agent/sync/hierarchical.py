@@ -83,6 +83,9 @@ class Hierarchical(Paced):
             self._gradients.finish()
             self._syncs += 1
 
+    def _exchanges(self, step: int) -> bool:
+        return self._due(step) or (self._gradients is None and step % self.node_period == 0)
+
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         super().after_step(step)

@@ -65,9 +65,9 @@ class StreamingDiLoCo(Periodic):
         )
 
     def _exchanges(self, step: int) -> bool:
-        """Return True where a fragment is averaged. For delay 0, also in a loop that does not begin with step 1."""
-        passed = step - self._synced_step
-        return passed % (self._current_period // self._count) == 0 or passed > self._current_period
+        """Return True where a fragment is sent or arrives, also in a loop that does not begin with step 1."""
+        passed, spacing = step - self._synced_step, self._current_period // self._count
+        return passed % spacing == 0 or (passed + self.delay) % spacing == 0 or passed > self._current_period
 
     @property
     def _count(self) -> int:

@@ -31,11 +31,13 @@ class OverlappedGradients:
     def __init__(self, model: nn.Module, reducer: Reducer, comm: Comm) -> None:
         self.module: nn.Module = model
         self._ddp: DistributedDataParallel | None = None
-        self._reducer = reducer
+        self._reducer, self._comm = reducer, comm
         self._parts: dict[tuple[int, ...], Reducer] = {}  # by the parameters of a bucket, if the reducer remembers
         self._settled = False
         self._started: list[Finish] = []
-        self._expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self._hooked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        self._expected = sum(parameter.numel() for parameter in self._hooked)
         self._gathered = 0  # numbers in the buckets that were complete
         group = process_group(comm)
         if group is None:
@@ -74,11 +76,25 @@ class OverlappedGradients:
         gathered, self._gathered = self._gathered, 0
         if self._ddp and gathered < self._expected:
             # Before DDP does in the next forward, with advice of its own.
-            absent = [name for name, p in self._ddp.module.named_parameters() if p.requires_grad and p.grad is None]
+            hooked = set(self._hooked)
+            absent = [name for name, p in self._ddp.module.named_parameters() if p in hooked and p.grad is None]
             raise RuntimeError(
-                f"backward left out {', '.join(absent)}, so that DDP did not average the gradients of their buckets; "
-                "use sync=compressed, which counts what is not there as zeros"
+                f"backward left out {', '.join(absent) or 'some parameters'}, so that DDP did not average the "
+                "gradients of their buckets; use sync=compressed, which counts what is not there as zeros"
             )
+        if self._ddp and self._frozen and (late := [p for p in self._frozen if p.requires_grad]):
+            self._average_late(late)
+
+    @torch.no_grad()
+    def _average_late(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of parameters that were frozen when DDP took its own, all in one collective."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        packed = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        (Dense() if self._reducer.traits.remembers else self._reducer).mean_(packed, self._comm)
+        for parameter, gradient, part in zip(
+            parameters, gradients, packed.split([*map(Tensor.numel, gradients)]), strict=True
+        ):
+            parameter.grad = gradient.copy_(part.view(gradient.shape))
 
     def _of(self, bucket: GradBucket) -> Reducer:
         """Return the reducer for a bucket: an exact one in the first backward, after which DDP regroups its buckets.

@@ -1,7 +1,8 @@
 """A module's parameters and buffers as views of one tensor, so that synchronising them needs no packing."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ddp_agent.distributed.comm import Comm
 from ddp_agent.distributed.consistency import differing_ranks
+
+TIE = "tie two parameters by making them one (b.weight = a.weight)"
 
 
 class Flat:
@@ -18,7 +21,7 @@ class Flat:
     the layout is the same on every rank. Shapes, strides (channels-last) and tensor identity are kept: optimizers and
     wrappers that hold the tensors keep working, and the module's weights change when `everything` does. Buffers of
     another dtype than the parameters' are not moved and are listed in `others`. Non-persistent buffers are no state of
-    the model and are left out. Raises ValueError when parameters differ in dtype or device.
+    the model and are left out. Raises ValueError when parameters differ in dtype or device, or share memory.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,6 +35,8 @@ class Flat:
                     f"parameters must share one dtype and device, found {first_name}: {first.dtype} on {first.device} "
                     f"and {name}: {parameter.dtype} on {parameter.device}; for mixed precision use autocast"
                 )
+        for one, other in in_same_memory(named):  # each gets a place of its own, which would untie them
+            raise ValueError(f"{other} shares memory with {one}; {TIE}")
         buffers = dict(persistent_buffers(module))
         homed = [buffer for buffer in buffers.values() if buffer.dtype == first.dtype]
         everything = rehome([*named.values(), *homed], first.dtype, first.device)
@@ -125,6 +130,20 @@ def persistent_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """Return name and tensor of each buffer that is saved with the model."""
     saved = module.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
+
+
+def in_same_memory(named: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Yield the names of each two tensors that overlap in memory: tied by `b.data = a.data`, for example."""
+    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t), name) for name, t in named.items() if t.numel())
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            yield one, other
+
+
+def _extent(tensor: Tensor) -> int:
+    """Return the bytes from a tensor's first number to its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def require_same_model(model: nn.Module, flat: Flat, comm: Comm, *, trained: bool) -> None:

@@ -27,13 +27,16 @@ class MeanGradients(Protocol):
 
 
 class FlatGradients:
-    """Gradients as one tensor, which never changes its order. Backward adds to its views, so nothing is packed."""
+    """Gradients as one tensor, which never changes its order. Backward adds to its views, so nothing is packed.
+
+    A parameter that is frozen takes part with zeros, and may be trained later.
+    """
 
     def __init__(self, model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> None:
         self.module = model
         self.tensor = torch.zeros_like(flat.parameters)
-        views = zip(model.parameters(), flat.views_of(self.tensor), strict=True)
-        self._views = {parameter: view for parameter, view in views if parameter.requires_grad}
+        self._flat, self._parameters = flat, list(model.parameters())
+        self._take_views()
         self._reducer = reducer.for_tensor(flat.shapes)
         self._comm = comm
 
@@ -41,17 +44,34 @@ class FlatGradients:
         self._collect()
         return nullcontext()
 
+    @torch.no_grad()
     def finish(self) -> None:
         self._collect()  # a rank that had no batch takes part with zeros
         self._reducer.mean_(self.tensor, self._comm)
 
+    def _take_views(self) -> None:
+        self._views = self._flat.views_of(self.tensor)
+        self._pointers = [view.data_ptr() for view in self._views]
+
+    @torch.no_grad()
     def _collect(self) -> None:
-        """Make every `.grad` a view again, after the loop has cleared the gradients."""
-        if all(parameter.grad is view for parameter, view in self._views.items()):
-            return
-        self.tensor.zero_()
-        for parameter, view in self._views.items():
-            parameter.grad = view
+        """Make every `.grad` a view again, after the loop has cleared gradients or a forward pass has moved some.
+
+        `Module.to` in a forward pass gives gradients other memory, too.
+        """
+        if [view.data_ptr() for view in self._views] != self._pointers:
+            self._take_views()
+        apart = [pair for pair in zip(self._parameters, self._views, strict=True) if pair[0].grad is not pair[1]]
+        cleared = len(apart) == len(self._views) and all(parameter.grad is None for parameter in self._parameters)
+        if cleared:
+            self.tensor.zero_()  # at once, the usual case
+        for parameter, view in apart:
+            if parameter.grad is not None:
+                view.copy_(parameter.grad)
+            elif not cleared:
+                view.zero_()
+            if parameter.requires_grad:
+                parameter.grad = view
 
 
 def overlapping(model: nn.Module, flat: Flat, reducer: Reducer, comm: Comm) -> MeanGradients:

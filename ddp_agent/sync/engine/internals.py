@@ -1,6 +1,7 @@
 """The harness's access to a sync mode beyond its public hooks."""
 
 from ddp_agent.distributed.comm import Comm
+from ddp_agent.distributed.consistency import ReplicatedTensor
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.flat import Flat
 
@@ -8,18 +9,28 @@ from ddp_agent.sync.engine.flat import Flat
 class Internals:
     """Access to a mode that is set up, for trainer, checkpoint and diagnostics. A user's own loop needs none of it.
 
-    Its methods are the strategy's private ones of these names (`replicated`: `_all_replicated`), which describe them.
+    Its methods are the strategy's private ones of these names, which describe them.
     """
 
     def __init__(self, sync: SyncStrategy) -> None:
         self._sync = sync
         self.due, self.exchanges, self.measurements = sync._due, sync._exchanges, sync._measurements
-        self.replicated, self.traffic, self.mean_ = sync._all_replicated, sync._traffic, sync._mean_
+        self.traffic, self.mean_ = sync._traffic, sync._mean_
 
     @property
     def flat(self) -> Flat:
-        """The model's parameters and buffers as one tensor."""
+        """The model's parameters and buffers as one tensor. Raises ModelChangedError if they cannot be that."""
+        self._check_storage()
         return self._sync._flat
+
+    def replicated(self, step: int) -> list[ReplicatedTensor]:
+        """Return the tensors that several ranks hold equal, bit for bit, after `step`."""
+        self._check_storage()
+        return self._sync._all_replicated(step)
+
+    def _check_storage(self) -> None:
+        if "_guard" in vars(self._sync):
+            self._sync._guard.check()
 
     @property
     def flats(self) -> list[Flat]:
