@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class NotPlainError(ValueError):
     """A file that holds no state, or one that would take more work than its size justifies."""
 
 
-def read(file: BinaryIO) -> Any:
+def read(file: IO[bytes]) -> Any:
     """Return the state in a file of `torch.save`, on the CPU. Raises NotPlainError."""
     file.seek(0, 2)
     size_bytes = file.tell()
@@ -52,7 +52,7 @@ def read(file: BinaryIO) -> Any:
     return state
 
 
-def _pickle_of(file: BinaryIO, size_bytes: int) -> bytes:
+def _pickle_of(file: IO[bytes], size_bytes: int) -> bytes:
     """Return the archive's pickle. torch's reader of archives must find what Python's finds, so names are unique."""
     file.seek(0)
     if file.read(4) != b"PK\3\4":  # torch would take it for a file of its old format

@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from ddp_agent.checkpoint import plain_state
 from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.comm import Comm, LocalComm, Op, Pending
 from ddp_agent.distributed.ledger import CommError, Ledger
 from ddp_agent.distributed.process_group_comm import ProcessGroupComm
+from ddp_agent.errors import CheckpointError
 
 CONNECT_S = 20.0  # for participants that have just announced themselves
 
@@ -97,7 +99,7 @@ class ElasticComm(Comm):
 def transfer(comm: ElasticComm, store: Store, rank: int, size: int, state: Mapping[str, Any] | None = None) -> Any:
     """Return rank 0's `state` on ranks 1 to size - 1 of a group of its own, loaded without unpickling.
 
-    No mode's traffic: it is not counted. Raises CommError when a rank is lost.
+    No mode's traffic: it is not counted. Raises CommError when a rank is lost, CheckpointError for what is no state.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -113,4 +115,9 @@ def transfer(comm: ElasticComm, store: Store, rank: int, size: int, state: Mappi
             comm.barrier()
     finally:
         comm.close()
-    return state if rank == 0 else torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True)
+    if rank == 0:
+        return state
+    try:
+        return plain_state.read(io.BytesIO(packed.numpy().tobytes()))
+    except plain_state.NotPlainError as error:
+        raise CheckpointError(f"the state of the other replicas: {error}") from error

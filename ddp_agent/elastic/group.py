@@ -16,7 +16,7 @@ from ddp_agent.distributed.replica_group import Participant, Purpose, ReplicaGro
 from ddp_agent.elastic.comm import ElasticComm
 from ddp_agent.elastic.membership import Member, Membership, Quorum
 from ddp_agent.elastic.rounds import Rounds
-from ddp_agent.errors import ConfigError, CutOffError
+from ddp_agent.errors import CheckpointError, ConfigError, CutOffError
 
 ADMITTING = ("start", "sync")
 REDUCING = ("sync", "flush")  # the purposes in which the mode's reducer works
@@ -158,7 +158,10 @@ class ElasticGroup(ReplicaGroup):
         except CommError as error:
             _log.warning("the state of the others did not arrive (%s); asking again", error)
             return False
-        participant.load_join_state(state)
+        try:
+            participant.load_join_state(state)
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the state of the other replicas does not fit this one: {error}") from error
         self._rounds.record_join(quorum, active)
         _log.warning("joined after step %d, beside replicas %s", participant.step, [it.number for it in active])
         return True

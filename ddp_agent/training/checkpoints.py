@@ -14,6 +14,7 @@ from ddp_agent.config.fields import parameters
 from ddp_agent.config.options import Options
 from ddp_agent.config.redaction import redacted
 from ddp_agent.config.registry import locate
+from ddp_agent.config.untrusted import plain
 from ddp_agent.data.task import Task
 from ddp_agent.distributed.error_propagation import broadcast_text, on_rank_0
 from ddp_agent.errors import CheckpointError, ConfigError, LostDirectoryError
@@ -23,6 +24,7 @@ from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.training.evaluate import Scored
 from ddp_agent.training.session import Session
 from ddp_agent.training.settings import Settings
+from ddp_agent.training.state_structure import misshapen_moment
 
 log = logging.getLogger(__name__)
 
@@ -179,10 +181,14 @@ def load_state(session: Session, run_dir: Path, fingerprint: Mapping[str, Any]) 
     rehearse(session)
     try:
         session.state.load_state_dict(loaded[1])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if session.step != loaded[0]:
+            raise ValueError(f"state.step: found {session.step}, expected {loaded[0]}")
+        if problem := misshapen_moment(setup.optimizer):
+            raise ValueError(problem)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{run_dir}: the checkpoint of step {loaded[0]} holds a state that this run cannot take "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {plain(error, 300)})"
         ) from error
     return session.step
 

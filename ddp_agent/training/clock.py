@@ -86,4 +86,4 @@ class Clock:
 
     def load_state_dict(self, seconds: Mapping[str, float]) -> None:
         """Continue from the seconds of the run that is resumed."""
-        self.seconds.update(seconds)
+        self.seconds.update({phase: seconds[phase] for phase in self.seconds.keys() & seconds.keys()})

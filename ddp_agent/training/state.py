@@ -16,6 +16,7 @@ from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import Internals, internals
 from ddp_agent.training.clock import Clock
 from ddp_agent.training.link_bytes import Link
+from ddp_agent.training.state_structure import difference
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class BestScore:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        vars(self).update(state)
+        vars(self).update({key: state[key] for key in asdict(self) if key in state})
 
 
 @dataclass(kw_only=True)
@@ -129,14 +130,16 @@ class State:
         Raises CheckpointError if ranks had parameters of their own there and their number has changed.
         """
         other_ranks = self._of_other_ranks(state)
+        names = self.parts.keys() - set(OWN_PARTS if other_ranks else ())
+        self._compare(state, names)
         self.position.step = state["step"]
-        for name, value in state["comm"].items():
-            setattr(self._sync.world.stats, name, value)
+        for name in asdict(self._sync.world.stats).keys() & state["comm"].keys():
+            setattr(self._sync.world.stats, name, state["comm"][name])
         self.position.loss_sum.copy_(state["loss_sum"])
         self.position.logged_step, self.position.logged_s = state["logged"]
         if self.link:
             self.link.training_bytes = state.get("link_bytes")
-        self._load(state, self.parts.keys() - set(OWN_PARTS if other_ranks else ()))
+        self._load(state, names)
 
     def check_start(self) -> None:
         """Raise DivergedError if ranks start with different parameters. A collective."""
@@ -169,10 +172,26 @@ class State:
 
     def load_join_state(self, state: Mapping[str, Any]) -> None:
         """Continue from another replica's `join_state`."""
+        self._compare(state, state)
         self.position.step = state["step"]
         self._load(state, state)
         self.position.loss_sum.zero_()
         self.position.logged_step, self.position.logged_s = self.step, self.clock.read(0.0)["train_s"]
+
+    def _compare(self, state: Mapping[str, Any], names: Container[str]) -> None:
+        """Raise ValueError if the parts of these names, and what every state has, cannot be taken from `state`."""
+        at, sync = self.position, self._sync
+        ours = {
+            "step": at.step,
+            "weights": [sync.flat.everything, *sync.flat.others],
+            "syncs": sync.syncs,
+            "comm": asdict(sync.world.stats),
+            "loss_sum": at.loss_sum,
+            "logged": [at.logged_step, at.logged_s],
+            **{name: part.state_dict() for name, part in self.parts.items() if name in names},
+        }
+        if problem := difference(ours, state, "state"):
+            raise ValueError(problem)
 
     def _load(self, state: Mapping[str, Any], names: Container[str]) -> None:
         """Load the weights and the parts of these names."""
