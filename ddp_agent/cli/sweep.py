@@ -27,6 +27,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ddp_agent.cli import named_runs
 from ddp_agent.cli.composition import (
     RUN_DIR,
     RUN_TIME,
@@ -73,6 +74,7 @@ class Job:
             print(f"{name}: finished before, in {run_dir}", flush=True)
             return _objective(run_dir)
         write_atomically(run_dir / JOB_FILE, json.dumps({"overrides": overrides, "attempts": attempts + 1}) + "\n")
+        named_runs.link(run_dir, Path(job.runtime.cwd, job.sweep.dir), overrides)
         print(f"{name}: {run_dir}", flush=True)
         command = [*self.command, *typed, f"hydra.job.num={job.job.num}"]
         code = _run(command, run_dir, job.runtime.cwd, attempts)

@@ -73,7 +73,22 @@ def test_tensorboard_mirrors_every_number_and_draws_the_metric_three_ways(tmp_pa
         assert series(reader, key) == [(line["step"], line[key]) for line in lines if key in line]
     assert series(reader, "test_accuracy/by_seconds") == [(10, 0.02), (20, 0.04), (30, 0.06)]
     assert series(reader, "test_accuracy/by_megabytes") == [(80, 0.02), (160, 0.04), (240, 0.06)]
-    assert set(reader.Tags()["scalars"]) == keys | {"test_accuracy/by_seconds", "test_accuracy/by_megabytes"}
+    first = {f"0_test_accuracy/by_{unit}" for unit in ("step", "time_ms", "traffic_kB")}
+    assert set(reader.Tags()["scalars"]) == keys | {"test_accuracy/by_seconds", "test_accuracy/by_megabytes"} | first
+    assert set(sorted(reader.Tags()["scalars"])[:3]) == first, "TensorBoard opens on the tag that is sorted first"
+    assert series(reader, "0_test_accuracy/by_step") == series(reader, "test_accuracy")
+
+
+def test_a_run_of_a_second_and_a_megabyte_is_a_curve_in_each_axis(tmp_path: Path) -> None:
+    """Whole seconds and megabytes, which older tags keep, would put all of its evaluations into one place."""
+    with RunDirectory(tmp_path) as run:
+        tracker = Records(run, "accuracy")
+        for step in (1, 2, 3):
+            tracker.evaluation(step, {"test_accuracy": step / 10}, train_s=step / 8, payload_bytes=1500 * step)
+        tracker.close()
+    reader = tensorboard(tmp_path)
+    assert series(reader, "0_test_accuracy/by_time_ms") == [(125, 0.1), (250, 0.2), (375, 0.3)]
+    assert series(reader, "0_test_accuracy/by_traffic_kB") == [(2, 0.1), (3, 0.2), (4, 0.3)]
 
 
 def test_the_relative_axis_is_training_time_exactly(tmp_path: Path) -> None:
@@ -194,10 +209,10 @@ def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
         for chart in category.chart
     }
     assert picked == {
-        "train and test": ["train_loss", "test_loss"],
         "by step": ["test_top.1"],
-        "by seconds of training": ["test_top.1/by_seconds"],
-        "by megabytes handed to collectives": ["test_top.1/by_megabytes"],
+        "by milliseconds of training": ["0_test_top.1/by_time_ms"],
+        "by kilobytes handed to collectives": ["0_test_top.1/by_traffic_kB"],
+        "train and test": ["train_loss", "test_loss"],
         "bytes": ["payload_bytes", "wire_bytes"],
         "exposed seconds": ["exposed_comm_s", "straggler_wait_s"],
         "period": ["period"],
@@ -211,7 +226,8 @@ def test_each_custom_chart_picks_exactly_its_series(tmp_path: Path) -> None:
 
 MEASURED = [
     "train_loss", "test_loss", "test_loss_local", "test_top.1", "test_top51", "test_top.1/by_seconds",
-    "test_top.1/by_megabytes", "payload_bytes", "wire_bytes", "exposed_comm_s", "straggler_wait_s",
+    "test_top.1/by_megabytes", "0_test_top.1/by_time_ms", "0_test_top.1/by_traffic_kB",
+    "payload_bytes", "wire_bytes", "exposed_comm_s", "straggler_wait_s",
     "consensus_distance",
     "consensus_relative", "gradient_cosine", "change_cosine", "pseudo_gradient_norm", "critical_batch_samples", "lr",
     "period", "change_cosine/0.weight",
