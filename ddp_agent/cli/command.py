@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
 from ddp_agent.distributed.variables import whole
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs import streams
+
+# Hydra's grammar has no value that begins with ~, which many shells leave alone in key=~/folder.
+_HOME = re.compile(r"([+]{0,2}[\w.]+=)(~[^',]*)")
 
 
 def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", program: Program | None = None) -> int:
@@ -71,12 +75,18 @@ def _print_once(message: str, environment: TorchrunEnvironment | None) -> None:
         print_once(connect(), message)
 
 
+def quoted_home(argument: str) -> str:
+    """Return an override with quotes around a value that begins with `~`."""
+    found = _HOME.fullmatch(argument)
+    return f"{found[1]}'{found[2]}'" if found else argument
+
+
 class _CommandLine:
     """Parsed command line. Raises ConfigError for a wrong one."""
 
     def __init__(self, program: Program, conf: Path, config_name: str) -> None:
         self.program = program
-        self.arguments = sys.argv[1:]
+        self.arguments = [quoted_home(argument) for argument in sys.argv[1:]]
         self.flags = _parse(self.arguments)
         self.overrides: list[str] = self.flags.overrides
         remember_overrides(self.overrides)

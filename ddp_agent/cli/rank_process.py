@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError
@@ -25,6 +24,7 @@ from ddp_agent.cli.composition import (
     run_time,
 )
 from ddp_agent.cli.replicas import world_size as replicas_of
+from ddp_agent.config.fields import expanded
 from ddp_agent.config.redaction import scrubbed
 from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.process import TorchrunEnvironment
@@ -80,7 +80,7 @@ def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext)
         rendezvous.store.wait([claimed])
         return RunDirectory(context.run_dir, rank=rendezvous.environment.rank)
     resume = context.cfg.get("resume")
-    continues = context.attempt > 0 or (resume and Path(resume).absolute() == context.run_dir)
+    continues = context.attempt > 0 or (resume and expanded(resume).absolute() == context.run_dir)
     directory = RunDirectory(context.run_dir, restart=bool(continues))
     if not os.environ.get(RUN_DIR):  # else the sweep has saved them
         composed.save(directory.path)

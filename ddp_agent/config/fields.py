@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import os
 import re
 import sys
 import types
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
+
+from ddp_agent.config.redaction import names_secret
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 PositiveFraction = Annotated[float, Range(0, 1, above=True)]
 Decay = Annotated[float, Range(0, 1, below=True)]  # of a moving average, which 1 would keep from moving
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 REQUIRED = inspect.Parameter.empty
 
@@ -158,8 +163,16 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool) and _fits_a_word(value)
     if annotation is Path:
-        return isinstance(value, str | Path) and str(value) != ""
+        return isinstance(value, str | Path) and _names_a_file(str(value))
     return isinstance(value, annotation)
+
+
+def _names_a_file(text: str) -> bool:
+    """Return True for a text that the file system may know: no zero byte, no half of a character."""
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _fits_a_word(value: int) -> bool:
@@ -185,7 +198,20 @@ def coerce(value: Any, annotation: Any) -> Any:
         return tuple(coerce(item, arguments[0]) for item in value)
     if annotation is float:
         return float(value)
-    return Path(value) if annotation is Path else value
+    return expanded(value) if annotation is Path else value
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path in which `~` and environment variables stand for what they are in a shell.
+
+    Variables that are not set stay as they are. So do those that are secrets by their names, since messages show paths.
+    """
+
+    def value(found: "re.Match[str]") -> str:
+        name = found[1] or found[2]
+        return found[0] if names_secret(name) else os.environ.get(name, found[0])
+
+    return Path(os.path.expanduser(_VARIABLE.sub(value, str(path))))
 
 
 def check_fields(instance: Any) -> None:

@@ -14,11 +14,30 @@ import yaml
 from launching import accept, torchrun, type_in
 
 from ddp_agent.cli import rank_process, relaunch
+from ddp_agent.cli.command import quoted_home
 from ddp_agent.cli.composition import NPROC_PER_NODE, Configs
 from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("own_environment")
+
+
+# What is typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [
+        ("data_root=~/my data", "data_root='~/my data'"),
+        ("+x.y=~", "+x.y='~'"),
+        ("~reducer", "~reducer"),  # takes a group away
+        ("data_root='~/a'", "data_root='~/a'"),
+        ("data_root=a~b", "data_root=a~b"),
+        ("--config-dir=~/a", "--config-dir=~/a"),
+    ],
+)
+def test_a_home_is_a_value_too(typed: str, understood: str) -> None:
+    assert quoted_home(typed) == understood
 
 
 # Without torchrun

@@ -111,6 +111,31 @@ def test_a_value_becomes_what_the_annotation_says(value: Any, annotation: Any, e
     assert repr(coerce(value, annotation)) == repr(expected)  # == would not tell 1 from 1.0
 
 
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("~/data", "/home/ann/data"),
+        ("~", "/home/ann"),
+        ("$PLACE/x", "/mnt/disk/x"),
+        ("a/${PLACE}b", "a//mnt/diskb"),
+        ("$HOME", "/home/ann"),
+        ("a/~/b~", "a/~/b~"),
+        ("$UNSET/x", "$UNSET/x"),
+        ("$API_TOKEN/x", "$API_TOKEN/x"),  # messages show paths
+    ],
+)
+def test_a_path_means_what_it_means_in_a_shell(typed: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HOME": "/home/ann", "PLACE": "/mnt/disk", "API_TOKEN": "hidden"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("UNSET", raising=False)
+    assert coerce(typed, Path | None) == Path(found)
+
+
+@pytest.mark.parametrize("typed", ["a\0b", "\ud800", ""])
+def test_a_path_is_one_that_a_file_could_have(typed: str) -> None:
+    assert not fits(typed, Path | None) and fits("\udce9", Path | None)  # the latter: the byte e9 in a name
+
+
 @dataclass(kw_only=True)
 class Outer:
     rate: PositiveFloat
