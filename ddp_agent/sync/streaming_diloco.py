@@ -29,10 +29,10 @@ class StreamingDiLoCo(Periodic):
     _traits = replace(Periodic._traits, sends="changes", identical="after_flush", has_anchor=True)
 
     fragments: PositiveInt | tuple[tuple[str, ...], ...] = 2  # P equal cuts, or lists of modules
-    delay: NonNegativeInt = 0  # tau
+    delay: NonNegativeInt = 1  # tau
     alpha: Fraction = 0.0
     outer_lr: NonNegativeFloat = 0.7
-    outer_momentum: Decay = 0.9
+    outer_momentum: Decay = 0.6
     nesterov: bool = True
 
     anchor: Tensor = field(init=False, repr=False)

@@ -225,7 +225,7 @@ def test_what_is_no_head_is_refused(ranks1: RankPool) -> None:
     assert said({"heads.x": (0,)}, local) == "heads.x: it has no parameters"
     assert "do not lie side by side" in said({"heads.a": (0,), "heads.c": (0,)}, local)
     assert "cannot tell apart" in said({"heads.a": (0,)}, local, Weighted(Dense()))
-    streaming = StreamingDiLoCo(period=8, fragments=8)
+    streaming = StreamingDiLoCo(period=8, fragments=8, delay=0)
     assert said({f"heads.{head}": (0,) for head in HEADS}, streaming).startswith(
         "what every rank trains: fragments: found 8"
     )

@@ -81,7 +81,9 @@ def test_the_definition_worked_out_by_hand(ranks2: RankPool, delay: int, alpha: 
 def measure_one_fragment(name: str, **changed: Any) -> bool:
     """Return whether one fragment without delay gives DiLoCo's bits, inside a period and after the flush."""
     reducer = REDUCERS[name]
-    streaming = Loop(StreamingDiLoCo(period=4, fragments=1, **changed), reducer=reducer(), optimizer=sgd(momentum=0.9))
+    streaming = Loop(
+        StreamingDiLoCo(period=4, fragments=1, delay=0, **changed), reducer=reducer(), optimizer=sgd(momentum=0.9)
+    )
     diloco = Loop(DiLoCo(period=4), reducer=reducer(), optimizer=sgd(momentum=0.9))
     same = torch.equal(streaming.run(10).weights, diloco.run(10).weights)
     return same and torch.equal(streaming.flush().weights, diloco.flush().weights)
@@ -136,9 +138,9 @@ def test_an_all_reduce_has_the_delay_to_finish(ranks2: RankPool) -> None:
 
 
 def measure_modules() -> tuple[float, float]:
-    cuts = StreamingDiLoCo(period=4, fragments=2)
-    modules = StreamingDiLoCo(period=4, fragments=(("0.weight",), ("0.bias", "2")))
-    scattered = StreamingDiLoCo(period=4, fragments=(("0.weight", "2.bias"), ("0.bias", "2.weight")))
+    cuts = StreamingDiLoCo(period=4, fragments=2, delay=0)
+    modules = StreamingDiLoCo(period=4, fragments=(("0.weight",), ("0.bias", "2")), delay=0)
+    scattered = StreamingDiLoCo(period=4, fragments=(("0.weight", "2.bias"), ("0.bias", "2.weight")), delay=0)
     return apart(train(cuts), train(modules)), apart(train(cuts), train(scattered))
 
 
@@ -159,7 +161,7 @@ def test_fragments_may_be_lists_of_modules(ranks2: RankPool) -> None:
 )
 def test_modules_that_do_not_cover_the_model_are_refused(fragments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Loop(StreamingDiLoCo(period=4, fragments=fragments), topology=alone())
+        Loop(StreamingDiLoCo(period=4, fragments=fragments, delay=0), topology=alone())
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_batchnorm_statistics_meet_again(ranks3: RankPool, sync: str) -> None:
 
 def applied_to_others() -> float:
     """One fragment's outer step leaves the other's anchor and momentum alone, whatever gradients lie around."""
-    loop = Loop(StreamingDiLoCo(period=4, fragments=2)).run(1)
+    loop = Loop(StreamingDiLoCo(period=4, fragments=2, delay=0)).run(1)
     sync = loop.sync
     assert isinstance(sync, StreamingDiLoCo)
     second = slice(sync._streams[0].fragment.spans[0][1], None)
