@@ -14,7 +14,7 @@ class DiLoCo(AnchoredWithMomentum):
     """Outer SGD with Nesterov momentum on the mean change over H steps (Douillard et al. 2023, arXiv:2311.08105)."""
 
     outer_lr: NonNegativeFloat = 0.7
-    outer_momentum: Fraction = 0.6  # the paper's 0.9 is for periods of hundreds of steps: at short ones it overshoots
+    outer_momentum: Fraction = 0.6  # the paper's 0.9 is for H in the hundreds; at short periods it overshoots
     nesterov: bool = True
 
     @property

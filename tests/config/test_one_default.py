@@ -1,4 +1,4 @@
-"""A default that a signature and a file of conf/ both have is the same: the library and the command line train alike."""
+"""A default that stands in a signature and in a file of conf/ is one: library and command line train alike."""
 
 from typing import Any
 

@@ -82,7 +82,7 @@ def measure_one_fragment(name: str, **changed: Any) -> bool:
     """Return whether one fragment without delay gives DiLoCo's bits, inside a period and after the flush."""
     reducer = REDUCERS[name]
     streaming = Loop(
-        StreamingDiLoCo(period=4, fragments=1, delay=0, **changed), reducer=reducer(), optimizer=sgd(momentum=0.9)
+        StreamingDiLoCo(period=4, fragments=1, **{"delay": 0} | changed), reducer=reducer(), optimizer=sgd(momentum=0.9)
     )
     diloco = Loop(DiLoCo(period=4), reducer=reducer(), optimizer=sgd(momentum=0.9))
     same = torch.equal(streaming.run(10).weights, diloco.run(10).weights)
