@@ -1,6 +1,8 @@
 """Sweeps: each job in processes and a directory of its own, one message per failure, resumable."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from typing import Any
 
 import pytest
 from launching import type_in
+from report_cases import make_run
 
-from ddp_agent.cli import sweep
+from ddp_agent.cli import interruption, sweep, sweep_end, sweep_job
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
+from ddp_agent.cli.sweep_record import SweepRecord
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
 from ddp_agent.errors import ConfigError
 
@@ -231,3 +235,86 @@ def test_a_stopped_sweep_lets_its_job_save_and_starts_no_other(
     assert driver.wait(timeout=60) in (code, -number)
     assert (first / "saved").exists(), "the job was told, and waited for"
     assert not (tmp_path / "multirun" / "1").exists()
+
+
+DEAF_JOB = """
+import os, time
+from pathlib import Path
+(Path(os.environ["DDP_AGENT_RUN_DIR"]) / "started").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_a_job_that_is_stopped_while_it_imports_gets_its_status_from_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The signal meets the very call that starts the job."""
+    started: list[subprocess.Popen[bytes]] = []
+    original = subprocess.Popen
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        started.append(original(*arguments, **named))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    (tmp_path / "status.json").write_text(json.dumps({"status": "running", "step": 7}))
+    with pytest.raises(SystemExit) as stop, interruption.raised():
+        sweep_job._run([sys.executable, "-c", DEAF_JOB], tmp_path, str(tmp_path), 0)
+    assert stop.value.code == 143
+    assert started[0].returncode == -signal.SIGTERM
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("failed", 7)
+    assert status["reason"] == "SIGTERM: stopped before it could save"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "ended by SIGKILL")]
+)
+def test_a_job_that_dies_without_a_word_gets_its_status_from_the_sweep(code: str, reason: str, tmp_path: Path) -> None:
+    assert sweep_job._run([sys.executable, "-c", f"import os; {code}"], tmp_path, str(tmp_path), 0) != 0
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["reason"], status["rank"]) == ("failed", reason, None)
+
+
+def test_signals_that_are_ignored_stay_ignored_in_a_sweep() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruption.raised():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_sweep_lists_its_jobs_and_writes_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DDP_AGENT_FAILURES", raising=False)
+    sweep_dir = tmp_path / "a=b, c"
+    record = SweepRecord.begin(tmp_path / "jobs", 3)
+    for number, mode in enumerate(("allreduce", "local_sgd", "gossip")):
+        run = make_run(sweep_dir / str(number), sync=mode)
+        record.note("started", job=number, overrides=[f"sync={mode}"], run_dir=str(run))
+    (run / "status.json").write_text('{"status": "failed", "reason": "why"}')
+    assert sweep_end.ended(record, sweep_dir, None) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^3 jobs:\n    0  finished   accuracy 0\.\d+ +sync=allreduce\n    1 ", said, re.M)
+    assert re.search(r"^    2  failed .* sync=gossip$", said, re.M)
+    page = sweep_dir / "report" / "index.html"
+    assert page.is_file()
+    assert f"  report: {page}\n  tensorboard --logdir '{sweep_dir}'\n  python -m ddp_agent.report '{sweep_dir}'" in said
+    page.unlink()
+    (sweep_dir / "report" / "report.json").write_text("{}")  # nobody's: the report does not write over it
+    assert sweep_end.ended(record, sweep_dir, "job 2 failed: why") == 1
+    said = capsys.readouterr()
+    assert "no report: " in said.out and "not written by a report" in said.out
+    assert f"""hydra.sweep.dir="{sweep_dir}\"""" in said.err
+
+
+def test_a_sweep_knows_how_many_jobs_are_left(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep_over(configs, job, monkeypatch, "seed=3,4", "sync=local_sgd,allreduce") == 0
+    places = re.findall(r"\((\d of \d)(, about .* left)?\)", capfd.readouterr().out)
+    assert [place for place, _ in places] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    assert [bool(left) for _, left in places] == [False, True, True, True]
