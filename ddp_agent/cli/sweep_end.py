@@ -106,10 +106,9 @@ def _show_report(jobs: Sequence[_Ended], sweep_dir: Path) -> None:
     """Write the report and print where it is. No failure of it is one of the sweep."""
     if not any(RunFiles(job.run_dir).read_status().get("status") == "finished" for job in jobs):
         return
-    folder = shlex.quote(str(sweep_dir))
-    print(
-        f"\n  {_report(sweep_dir)}\n  tensorboard --logdir {folder}\n  python -m ddp_agent.report {folder}", flush=True
-    )
+    folder, logs = shlex.quote(str(sweep_dir)), shlex.quote(str(named_runs.logdir(sweep_dir)))
+    lines = (_report(sweep_dir), f"tensorboard --logdir {logs}", f"python -m ddp_agent.report {folder}")
+    print("", *lines, sep="\n  ", flush=True)
 
 
 def _report(sweep_dir: Path) -> str:

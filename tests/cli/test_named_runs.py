@@ -67,8 +67,8 @@ def test_a_folder_that_leads_elsewhere_gets_no_link(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("own_environment")
 def test_a_sweep_names_its_jobs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddp_agent.cli.sweep._run", lambda command, run_dir, cwd, attempts: 0)
-    monkeypatch.setattr("ddp_agent.cli.sweep._objective", lambda run_dir: None)
+    monkeypatch.setattr("ddp_agent.cli.sweep_job._run", lambda command, run_dir, cwd, attempts: 0)
+    monkeypatch.setattr("ddp_agent.cli.sweep_job._objective", lambda run_dir: None)
     assert type_in(monkeypatch, project, "-m", "seed=0,1", "sync=allreduce", "api_token=abcdef") == 0
     names = {tuple(json.loads(path.read_text())["overrides"]) for path in (tmp_path / "multirun").glob("*/job.json")}
     assert len(names) == 2
