@@ -174,13 +174,13 @@ def test_a_sweeper_that_optimises_sees_the_best_metric(
     configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    call = sweep.Job.__call__
+    call = sweep_job.Job.__call__
 
-    def listen(self: sweep.Job, cfg: Any) -> float | None:
+    def listen(self: sweep_job.Job, cfg: Any) -> float | None:
         seen.append(call(self, cfg))
         return seen[-1]
 
-    monkeypatch.setattr(sweep.Job, "__call__", listen)
+    monkeypatch.setattr(sweep_job.Job, "__call__", listen)
     assert sweep_over(configs, job, monkeypatch, "seed=0") == 0
     assert seen == [0.25]
 
@@ -306,9 +306,9 @@ def test_the_end_of_a_sweep_lists_its_jobs_and_writes_the_report(
     page.unlink()
     (sweep_dir / "report" / "report.json").write_text("{}")  # nobody's: the report does not write over it
     assert sweep_end.ended(record, sweep_dir, "job 2 failed: why") == 1
-    said = capsys.readouterr()
-    assert "no report: " in said.out and "not written by a report" in said.out
-    assert f"""hydra.sweep.dir="{sweep_dir}\"""" in said.err
+    printed = capsys.readouterr()
+    assert "no report: " in printed.out and "not written by a report" in printed.out
+    assert f"""hydra.sweep.dir="{sweep_dir}\"""" in printed.err
 
 
 def test_a_sweep_knows_how_many_jobs_are_left(

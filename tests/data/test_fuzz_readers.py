@@ -23,7 +23,7 @@ from records import Records
 from report_cases import make_sweep, printed, result_of
 from torch import nn
 
-from ddp_agent.cli import sweep
+from ddp_agent.cli import sweep_job, sweep_record
 from ddp_agent.cli.composition import redact_saved
 from ddp_agent.outputs import restarts as attempts
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -74,8 +74,8 @@ def begin(path: Path) -> None:
 
 def earlier_attempts(path: Path) -> int:
     with contextlib.redirect_stderr(io.StringIO()), pytest.MonkeyPatch.context() as patch:
-        patch.setenv(sweep._FAILURES, str(path / "failures"))
-        return sweep._earlier_attempts(path, ["a=1"], "job 0")
+        patch.setenv(sweep_record._FILE, str(path / "failures"))
+        return sweep_job._earlier_attempts(path, ["a=1"], "job 0")
 
 
 def history(victim: str, read: Callable[[Path], object], damage: Damage, *errors: type[Exception]) -> Reader:
@@ -116,7 +116,7 @@ RUNS = {
     "events": history("tensorboard/events.out.tfevents.1", replay, fuzzing.damaged),
     "status.json": history("status.json", status, fuzzing.damaged_json),
     "attempts.json": history("attempts.json", begin, fuzzing.damaged_json),
-    "job.json": history("job.json", earlier_attempts, fuzzing.damaged_json, sweep.JobFailedError),
+    "job.json": history("job.json", earlier_attempts, fuzzing.damaged_json, sweep_job.JobFailedError),
     "report: summary": report_of("summary.json", fuzzing.damaged_json),
     "report: status": report_of("status.json", fuzzing.damaged_json),
     "report: metrics": report_of("metrics.jsonl", fuzzing.damaged_lines),
