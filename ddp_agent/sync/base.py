@@ -19,6 +19,7 @@ from ddp_agent.distributed.topology import Topology
 from ddp_agent.distributed.traffic import Collective, RunSizes
 from ddp_agent.reducers.base import Reducer
 from ddp_agent.sync.engine.flat import Flat, Part, require_same_model
+from ddp_agent.sync.engine.momentum_start import start_momentum_from_zeros
 from ddp_agent.sync.engine.state_policies import BufferPolicy, merge_buffers_, run_sizes
 from ddp_agent.sync.engine.storage_guard import StorageGuard, checked_hooks
 
@@ -160,6 +161,7 @@ class SyncStrategy:
             hooked = forward is not model
             self._guard = StorageGuard(model, self._flat, optimizer, averages_gradients=gradients, hooked=hooked)
             vars(self).update(checked_hooks(self, gradients=gradients))
+            start_momentum_from_zeros(optimizer)
         return forward
 
     def _set_up(self, model: nn.Module) -> nn.Module:
