@@ -126,8 +126,8 @@ def _read_tensors(run_dir: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
     path = run_dir / WEIGHTS
     try:
         weights = File(**about["weights"])
-        if not re.fullmatch("[0-9a-f]{64}", weights.sha256):
-            raise TypeError("its sha256 is none")
+        if type(weights.size_bytes) is not int or not re.fullmatch("[0-9a-f]{64}", weights.sha256):
+            raise TypeError("found no size and sha256")
         if os.path.lexists(waiting := _waiting(run_dir, weights)):  # the run was killed between two renames
             path = waiting
         weights.check(path, below=run_dir)

@@ -25,7 +25,7 @@ def settings_of(run: Run) -> dict[str, str]:
     if run.config:
         named = {f"{group}.name" for group in (*labels, "sync")}  # the summary's labels say the same
         ignored = _NOT_A_SETTING | named
-        config = {key: plain(value) for key, value in run.config.items() if key not in ignored}
+        config = {plain(key): plain(value) for key, value in run.config.items() if key not in ignored}
     else:
         config = {"config": "not recorded"}
         if (period := run.summary.get("period")) is not None:
