@@ -220,7 +220,7 @@ def unresolved(overrides: Any) -> list[str]:
     return list(plain)
 
 
-_LIMIT_BYTES = 16 << 20
+_LIMIT_BYTES = 1 << 20
 
 
 def redact_saved(run_dir: Path, sweep_dir: Path) -> None:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MAX_DEPTH = 100  # of nested values and of nested folders
 MAX_ENTRIES = 1_000_000  # names that one walk visits
+_PIECE = 1 << 20  # bytes; `read` allocates what it is asked for
 LONGEST_LINE = 1 << 20  # bytes; a record of a run has less than 10 kB
 _SPARSE_FROM = 1 << 30  # bytes; a larger file that is almost all holes is refused, however much may be read
 _TOO_DEEP = f"not JSON as runs write it (values are nested more than {MAX_DEPTH} levels deep)"
@@ -117,11 +118,20 @@ def _check(path: Path, found: os.stat_result, limit_bytes: int) -> None:
 def read_bytes(path: Path, limit_bytes: int, *, below: Path | None = None) -> bytes:
     """Return the content of a regular file of at most `limit_bytes`. `below`: see `open_regular`."""
     with open_regular(path, limit_bytes, below=below) as file:
-        content: bytes | None = file.read(limit_bytes + 1)  # a file in /proc has more than its size says
-    if content is None or len(content) > limit_bytes:
-        found = "nothing yet" if content is None else "more bytes"
-        raise UnusableFileError(path, f"found {found}, expected a file of at most {limit_bytes:,} bytes")
+        content = at_most(file, limit_bytes)
+    if content is None:
+        raise UnusableFileError(path, f"found more bytes than it says, expected at most {limit_bytes:,}")
     return content
+
+
+def at_most(file: IO[bytes], limit_bytes: int) -> bytes | None:
+    """Return what is left to read, or None if that is more than `limit_bytes`. Takes memory for what there is only."""
+    content = bytearray()
+    while piece := file.read(min(_PIECE, limit_bytes + 1 - len(content))):  # None: it would have to wait
+        content += piece
+        if len(content) > limit_bytes:
+            return None
+    return bytes(content)
 
 
 def read_text(path: Path, limit_bytes: int, *, below: Path | None = None, errors: str = "strict") -> str:

@@ -25,7 +25,8 @@ from ddp_agent.cli.sweep_job import JobFailedError
 from ddp_agent.errors import RefusedError
 from ddp_agent.report.runs.run import ReportError
 
-READERS = DATASETS | STATES | RUNS
+FILES = {name: reader for name, reader in DATASETS.items() if name != "wav"}  # which is given bytes
+READERS = FILES | STATES | RUNS
 REFUSALS = (RefusedError, ReportError, JobFailedError)
 GENEROUS_S = 120
 LONG_AGO_NS = 10**18

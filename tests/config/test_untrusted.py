@@ -75,7 +75,7 @@ def test_a_file_with_a_gigabyte_of_holes_is_refused_at_any_limit(tmp_path: Path)
 
 
 def test_a_file_that_says_it_is_empty_is_read_up_to_the_limit() -> None:
-    with pytest.raises(UnusableFileError, match="expected a file of at most 10 bytes"):
+    with pytest.raises(UnusableFileError, match="found more bytes than it says, expected at most 10"):
         read_bytes(Path("/proc/self/status"), 10)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, cast
 
-from ddp_agent.config.untrusted import UnusableFileError, open_regular, plain
+from ddp_agent.config.untrusted import UnusableFileError, at_most, open_regular, plain
 from ddp_agent.errors import DataError
 
 MOST_BYTES = 1 << 40
@@ -69,8 +69,8 @@ def read_text(path: Path, expected: str, most_bytes: int, *, otherwise: str = "u
     """
     _stay_in_folder(path)
     with opened(path, expected, most_bytes) as raw:
-        data = unpacked(raw).read(most_bytes + 1)
-    if len(data) > most_bytes:
+        data = at_most(unpacked(raw), most_bytes)
+    if data is None:
         raise DataError(f"{plain(path)}: found more than {most_bytes:,} bytes, expected {expected}")
     try:
         text = data.decode(_encoding(data[:4]))
