@@ -103,7 +103,7 @@ class RunFiles:
         status = self.read_status()
         if status.get("status") != "running" or (held := self.is_held()):
             return status
-        where = self._holder() or "a process"
+        where = self._holder().partition(", boot ")[0] or "its process"
         if held is None:
             return {**status, "status": "unknown", "reason": f"run by {where}; last sign of life {self._last_sign()}"}
         return {**status, "status": "died", "reason": f"{where} is gone; last sign of life {self._last_sign()}"}

@@ -4,10 +4,12 @@ import logging
 import re
 import time
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from math import ceil, isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -56,7 +58,7 @@ class History:
         """Return the history of a run directory."""
         files = RunFiles(run)
         event_files = [file for file in files.tensorboard.glob("events.out.tfevents.*") if _is_regular(file, run)]
-        return cls(read_metrics(files.metrics, last_step), max(event_files, default=None), last_step)
+        return cls(read_metrics(files.metrics, last_step), max(event_files, key=_number, default=None), last_step)
 
     def drawn_events(self) -> Iterator[Any]:
         """Yield TensorBoard's events with pictures, histograms and texts of evaluations."""
@@ -66,6 +68,29 @@ class History:
         for event in reader.LegacyEventFileLoader(str(self.event_file)).Load():  # up to a record cut short
             if event.step <= self.last_step and any(_is_drawn(value, event.step) for value in event.summary.value):
                 yield event
+
+
+def _number(event_file: Path) -> tuple[int, str]:
+    """Return the number in an event file's name, by which readers order the files of a run, and the name."""
+    digits = event_file.name.split(".")[3:4]
+    return (int(digits[0][:18]) if digits and digits[0].isascii() and digits[0].isdecimal() else 0), event_file.name
+
+
+@contextmanager
+def _next_number(directory: Path) -> Iterator[None]:
+    """Let an event file that is made now have the highest number of all in `directory`.
+
+    The number would be the clock's seconds. TensorBoard shows nothing of a file that is ordered before another one, as
+    that of an attempt on a machine whose clock is behind.
+    """
+    earlier = [_number(file)[0] for file in directory.glob("events.out.tfevents.*")]
+    number = max([int(time.time()), *(highest + 1 for highest in earlier)]) if earlier else time.time()
+    module: Any = import_module("tensorboard.summary.writer.event_file_writer")
+    clock, module.time = module.time, SimpleNamespace(time=lambda: number)
+    try:
+        yield
+    finally:
+        module.time = clock
 
 
 def _is_regular(file: Path, run: Path) -> bool:
@@ -97,7 +122,8 @@ class TensorBoardMirror:
         # A purge at the checkpoint's step would hit seconds and megabytes, too, since one field serves all three. So
         # every attempt voids everything before it (readers ignore the first such mark that they meet), and `replay`
         # writes it again. Old files stay, because a TensorBoard that is reading one would not get past its removal.
-        self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
+        with _next_number(directory):
+            self._writer: Any = SummaryWriter(str(directory), purge_step=0, flush_secs=10)
 
     def replay(self, history: History) -> None:
         """Write the history of the run that this one continues."""

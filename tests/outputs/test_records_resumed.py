@@ -1,5 +1,6 @@
 """Records of a resumed run read like those of a run that was never interrupted."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,20 @@ def test_an_evaluation_repeated_after_a_resume_stays_one_object(tmp_path: Path) 
         tracker.close()
     assert [line["step"] for line in records(tmp_path)] == [1, 2, 3, 4]
     assert (records(tmp_path)[-1]["test_accuracy"], records(tmp_path)[-1]["train_loss"]) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_clock_that_was_set_back_or_ahead_hides_nothing(
+    days: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads the files of a run in the order of their names, which begin with a time."""
+    interrupted_run(tmp_path)
+    started_at(tmp_path, now := int(time.time()))
+    clock = time.time
+    for attempt, (first, last) in enumerate(((8, 12), (13, 14)), 1):
+        monkeypatch.setattr(time, "time", lambda: clock() + (attempt % 2) * days * 86_400)  # noqa: B023
+        resume(tmp_path, tmp_path, first, last)
+        monkeypatch.setattr(time, "time", clock)
+    names = sorted(file.name for file in (tmp_path / "tensorboard").iterdir())
+    assert len(names) == 3 and names[0] == f"events.out.tfevents.{now}"
+    assert series(tensorboard(tmp_path), "train_loss") == [(step, 1 / step) for step in range(1, 15)]

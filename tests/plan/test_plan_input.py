@@ -90,7 +90,7 @@ def test_a_directory_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_only_broken_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (write(tmp_path / "a", WORLD, "compressed") / "status.json").write_text('{"status": "running"}')
-    assert f"{tmp_path / 'a'}: running" in refused(capsys, tmp_path)
+    assert f"{tmp_path / 'a'}: died" in refused(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["dataset", "model", "data_sha256", "params", "metric_name"])

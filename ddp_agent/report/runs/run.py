@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_agent.config.untrusted import UnusableFileError, number, plain, walk
+from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.report.runs.files import Record, flat, json_lines, json_object, text_of, yaml_value
 
 # A metric is taken to be better when lower if its name has one of these words and the run does not say the direction.
@@ -124,7 +125,7 @@ def _read(path: Path) -> Run:
         config=dict(flat(tree)) if isinstance(tree, dict) else {},
         overrides=plain(" ".join(map(str, overrides))) if isinstance(overrides, list) else "",
     )
-    status, summary = (json_object(text_of(path / f"{name}.json", below=path)) for name in ("status", "summary"))
+    status, summary = RunFiles(path).state(), json_object(text_of(path / "summary.json", below=path))
     state = status.get("status", summary.get("status"))
     if state != "finished":
         details = [f"{key} {status[key]}" for key in ("rank", "step", "reason") if status.get(key) is not None]
