@@ -102,19 +102,20 @@ def test_what_is_no_proof_is_seen(proofs: list[str]) -> None:
     assert unproven(proofs) != []
 
 
-def training() -> list[str]:
-    """Each command line of the documents that starts a training: what follows the program."""
-    found = {command for _, command in TYPED if TRAINS.search(command) and "submitit" not in command}
-    return sorted(command for command in found if "kubectl" not in command)
+def trainings() -> list[str]:
+    """Return what follows the program in each command that starts a training, once, with a person's values put in."""
+    found = {
+        command[match.end() :] for _, command in TYPED if "kubectl" not in command and (match := TRAINS.search(command))
+    }
+    words = {tuple(shlex.split(after.replace("<folder>", "."))) for after in found if "submitit" not in after}
+    return sorted({" ".join(word for word in each if re.match(r"\+?[a-z][\w./]*=", word)) for each in words})
 
 
-@pytest.mark.parametrize("command", training())
-def test_a_command_that_trains_composes(command: str) -> None:
-    """With the values that a person puts in, and in a sweep for its first job."""
-    after = command[TRAINS.search(command).end() :]  # type: ignore[union-attr]
-    typed = [word for word in shlex.split(after.replace("<folder>", ".")) if re.match(r"\+?[a-z][\w./]*=", word)]
-    assert typed or after.split() in ([], ["--help"], ["--check"])
-    settings(*_first_job([word for word in typed if not word.startswith(("resume=", "nproc_per_node="))]))
+@pytest.mark.parametrize("typed", trainings())
+def test_a_command_that_trains_composes(typed: str) -> None:
+    """In a sweep for its first job. What is resumed is elsewhere, and the number of ranks is the machine's."""
+    words = [word for word in typed.split() if not word.startswith(("resume", "nproc_per_node="))]
+    assert settings(*_first_job(words))
 
 
 def test_an_extra_that_is_installed_is_there() -> None:
