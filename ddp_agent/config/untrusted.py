@@ -105,14 +105,34 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a file")
 
 
-def _check(path: Path, found: os.stat_result, limit_bytes: int) -> None:
+def _check_kind(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UnusableFileError(path, f"is {kind_of(found.st_mode)}, expected a regular file")
+
+
+def _check(path: Path, found: os.stat_result, limit_bytes: int) -> None:
+    _check_kind(path, found)
     if found.st_size > limit_bytes:
         raise UnusableFileError(path, f"found {found.st_size:,} bytes, expected at most {limit_bytes:,}")
     on_disk = found.st_blocks * 512
     if found.st_size > _SPARSE_FROM and on_disk < found.st_size // 1000:
         raise UnusableFileError(path, f"found {found.st_size:,} bytes of which {on_disk:,} are on disk, the rest holes")
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file for `open(…, opener=no_link)`, which then writes through no link and waits for no FIFO."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a FIFO that nobody reads, or a socket
+            _check_kind(Path(path), os.lstat(path))
+        raise
+    try:
+        _check_kind(Path(path), os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_bytes(path: Path, limit_bytes: int, *, below: Path | None = None) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from ddp_agent.config.untrusted import no_link
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, REPLICA, without_torchrun
 
 POLL_S = 0.1
@@ -65,7 +66,7 @@ class Supervisor:
         command = [sys.executable, "-m", "ddp_agent.elastic.replica", *self.program, "on_rank_loss=continue", quoted]
         shown = child.number == self.numbers[0]
         file = os.dup(sys.stderr.fileno()) if shown else self.folder / f"replica-{child.number}.txt"
-        with open(file, "ab") as output:
+        with open(file, "ab", opener=None if shown else no_link) as output:
             child.process = subprocess.Popen(
                 [*command, *self.arguments],
                 env=self._environment(child),

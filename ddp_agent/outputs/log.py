@@ -6,9 +6,10 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ddp_agent.config.redaction import scrubbed
+from ddp_agent.config.untrusted import no_link
 from ddp_agent.outputs.run_files import RunFiles
 
 FILE_ONLY = {"file_only": True}
@@ -42,6 +43,9 @@ class _LogFile(logging.handlers.WatchedFileHandler):
         super().__init__(path, encoding="utf-8", delay=delay, errors="backslashreplace")
         self.setFormatter(_File("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._failed = False
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=no_link)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

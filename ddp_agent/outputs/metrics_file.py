@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddp_agent.config.untrusted import json_value, lines
+from ddp_agent.config.untrusted import json_value, lines, no_link
 from ddp_agent.errors import DataError
 from ddp_agent.outputs.files import to_json, write_atomically
 
@@ -59,7 +59,7 @@ class MetricsFile:
     def __init__(self, path: Path, history: Sequence[Record]) -> None:
         self.path = path
         write_atomically(path, b"".join(map(_line, history)).decode())
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (a buffer would retry, and fail, at exit)
+        self._file = open(path, "r+b", buffering=0, opener=no_link)  # noqa: SIM115 (a buffer would retry, and fail, at exit)
         self._last: Record = history[-1] if history else {}
         self._end = path.stat().st_size
         self._last_start = self._end - len(_line(self._last))
@@ -93,7 +93,7 @@ class MetricsFile:
         """Go on in a new file at `path`, with all lines. Raises OSError if it cannot be written."""
         written = os.pread(self._file.fileno(), self._end, 0)
         write_atomically(path, written.decode(errors="replace"))
-        moved = open(path, "r+b", buffering=0)  # noqa: SIM115
+        moved = open(path, "r+b", buffering=0, opener=no_link)  # noqa: SIM115
         self._file.close()
         self.path, self._file = path, moved
 

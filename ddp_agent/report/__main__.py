@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     output = options.output or options.directories[0] / "report"
     try:
+        if output.is_symlink() and not options.output:
+            raise ReportError(f"{output}: is a link, expected a folder of a report; --output chooses another directory")
         result = _compare(options.directories, options.baseline, options.target, console)
         print_result(result, console)
         write(output, contents(result))

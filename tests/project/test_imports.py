@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         *("config", "distributed", "models", "data", "reducers", "sync", "outputs", "checkpoint"),
     ],
     "cli": ["config", "distributed", "outputs"],
-    "elastic": ["distributed", "outputs", "checkpoint", "cli"],
+    "elastic": ["config", "distributed", "outputs", "checkpoint", "cli"],
     "run": ["*"],
     "report": ["config", "outputs"],  # `untrusted`, since it reads what others prepared; streams and the state of a run
     "plan": ["config", "report", "outputs", "distributed"],

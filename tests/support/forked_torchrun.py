@@ -170,6 +170,8 @@ def _rank(environment: dict[str, str], folder: str, typed: list[str], faults: li
             from cable import move
 
             move(network, Path(folder))
+        if umask := environment.get("UMASK_OF_TEST"):
+            os.umask(int(umask, 8))
         torch.set_num_threads(1)
         sys.path.insert(0, str(ROOT))
         sys.argv = ["train.py", *typed]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ddp_agent.config.untrusted import no_link
 from ddp_agent.data.readers.archive import unpack
 from ddp_agent.errors import DataError
 
@@ -26,7 +27,7 @@ def in_turn(folder: Path, dataset: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".download.lock").open("w") as lock:
+        with open(folder / ".download.lock", "a", opener=no_link) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except (OSError, RuntimeError) as error:  # no network, no space, read-only, another checksum
@@ -56,7 +57,7 @@ class Published:
         target = folder / self.name
         part = target.with_name(f".{self.name}.{secrets.token_hex(4)}.part")
         try:
-            with urllib.request.urlopen(self.url, timeout=60) as source, part.open("wb") as file:
+            with urllib.request.urlopen(self.url, timeout=60) as source, part.open("xb") as file:
                 shutil.copyfileobj(source, file)
             found = self.sha256_of(part)
             if found != self.sha256:
