@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,12 @@ class _Ended:
     overrides: Sequence[str]
     run_dir: Path
 
-    def line(self) -> str:
+    def line(self, common: Container[str]) -> str:
+        """Return what tells this job from the others, for which `common` overrides do not serve."""
+        typed = [override for override in self.overrides if override not in common]
         files = RunFiles(self.run_dir)
         state = plain(files.state().get("status") or "no status", 20)
-        return f"  {self.number:>3}  {state:<10} {self._score(files):<18} {plain(shlex.join(self.overrides))}".rstrip()
+        return f"  {self.number:>3}  {state:<10} {self._score(files):<18} {plain(shlex.join(typed))}".rstrip()
 
     def _score(self, files: RunFiles) -> str:
         try:
@@ -97,7 +99,9 @@ def _overrides(run_dir: Path) -> list[str]:
 
 def _list(jobs: Sequence[_Ended]) -> None:
     if jobs:
-        print(f"\n{len(jobs)} job{'s' * (len(jobs) != 1)}:", *(job.line() for job in jobs[:MOST_LISTED]), sep="\n")
+        common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        lines = [job.line(common) for job in jobs[:MOST_LISTED]]
+        print(f"\n{len(jobs)} job{'s' * (len(jobs) != 1)}:", *lines, sep="\n")
         if len(jobs) > MOST_LISTED:
             print(f"  … and {len(jobs) - MOST_LISTED} more")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from ddp_agent.cli.composition import run_time
 from ddp_agent.cli.program import MODULE
 from ddp_agent.elastic.supervisor import Supervisor
+from ddp_agent.errors import RefusedError
+from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.streams import protect
 
 EXAMPLES = """examples:
@@ -74,7 +76,11 @@ def main(arguments: list[str]) -> int:
         max_restarts=options.max_restarts,
     )
     try:
-        return supervisor.run()
+        with disk_errors_explained():
+            return supervisor.run()
+    except RefusedError as refusal:
+        print(refusal, file=sys.stderr)
+        return refusal.exit_code
     finally:
         if coordinator:
             coordinator.close()

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from ddp_agent.config.untrusted import no_link
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, REPLICA, without_torchrun
+from ddp_agent.outputs.run_status import conclude
 
 POLL_S = 0.1
 GRACE_S = 45.0  # torchrun gives its rank 30 s to save
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FINAL = (2, 3, 75)  # exit codes that a restart would not change: configuration, data, asked to stop
 
 
@@ -46,7 +49,8 @@ class Supervisor:
         """Run until all replicas have ended. Return 0 if one finished the run, else the first replica's exit code."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.children = [Child(number) for number in self.numbers]
-        handlers = {it: signal.signal(it, self._stop) for it in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = [it for it in SIGNALS if signal.getsignal(it) != signal.SIG_IGN]  # `nohup` needs it
+        handlers = {it: signal.signal(it, self._stop) for it in numbers}
         try:
             for child in self.children:
                 self._start(child)
@@ -64,9 +68,7 @@ class Supervisor:
         """Start a replica. The first one's output is shown; those of others are files beside their run directories."""
         quoted = f"hydra.run.dir='{self.folder.absolute() / f'replica-{child.number}'}'"
         command = [sys.executable, "-m", "ddp_agent.elastic.replica", *self.program, "on_rank_loss=continue", quoted]
-        shown = child.number == self.numbers[0]
-        file = os.dup(sys.stderr.fileno()) if shown else self.folder / f"replica-{child.number}.txt"
-        with open(file, "ab", opener=None if shown else no_link) as output:
+        with self._output(child) as output:
             child.process = subprocess.Popen(
                 [*command, *self.arguments],
                 env=self._environment(child),
@@ -75,6 +77,16 @@ class Supervisor:
                 stderr=output,
             )
         child.starts += 1
+        if self.stopping:  # the signal met `Popen`, when this child was not yet known
+            child.process.terminate()
+
+    def _output(self, child: Child) -> BinaryIO:
+        if child.number == self.numbers[0]:
+            return open(os.dup(sys.stderr.fileno()), "ab")
+        try:
+            return open(self.folder / f"replica-{child.number}.txt", "ab", opener=no_link)
+        except OSError:  # a full disk, a link; the replica has a log of its own
+            return open(os.devnull, "ab")
 
     def _environment(self, child: Child) -> Mapping[str, str]:
         package = str(Path(__file__).parents[2])
@@ -97,6 +109,7 @@ class Supervisor:
             text = f"replica {child.number} ended with code {code}"
             if code == 0 or self.stopping or finished or code in FINAL or child.starts > self.max_restarts:
                 child.code = code
+                self._conclude(child, code)
                 text += " and is not started again"
             else:
                 text += f"; started again ({child.starts} of {self.max_restarts})"
@@ -120,3 +133,9 @@ class Supervisor:
                 except subprocess.TimeoutExpired:
                     child.process.kill()  # its rank dies with it
                     child.process.wait()
+                self._conclude(child, child.process.returncode)
+
+    def _conclude(self, child: Child, code: int) -> None:
+        """Write the status of a replica that ended without a word."""
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        conclude(self.folder / f"replica-{child.number}", f"its torchrun: {how}", rank=0)

@@ -98,7 +98,7 @@ class ConsoleProgress(Observer):
 
     def _line(self, step: int, values: Values) -> None:
         if self._bar:  # else it would show an older step below this line
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, refresh=True)
         shown = "  ".join(f"{key} {value:{_FORMATS.get(key, '.4g')}}" for key, value in values.items())
         self._print(f"step {step:,}/{self._steps:,}  {shown}  {self._time_left(step)}".rstrip())
 

@@ -294,7 +294,7 @@ def test_the_end_of_a_sweep_lists_its_jobs_and_writes_the_report(
     record = SweepRecord.begin(tmp_path / "jobs", 3)
     for number, mode in enumerate(("allreduce", "local_sgd", "gossip")):
         run = make_run(sweep_dir / str(number), sync=mode)
-        record.note("started", job=number, overrides=[f"sync={mode}"], run_dir=str(run))
+        record.note("started", job=number, overrides=["max_steps=9", f"sync={mode}"], run_dir=str(run))
     (run / "status.json").write_text('{"status": "failed", "reason": "why"}')
     assert sweep_end.ended(record, sweep_dir, None) == 0
     said = capsys.readouterr().out

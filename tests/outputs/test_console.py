@@ -1,6 +1,7 @@
 """The console: in a terminal, in a log file, and at the end."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,24 @@ def test_a_terminal_gets_a_bar_with_step_loss_speed_and_time() -> None:
         "test_accuracy 0.5",
     ):
         assert expected in text
+
+
+def test_the_bar_is_never_behind_the_line_above_it() -> None:
+    progress = ConsoleProgress(1000, console=console(terminal=True), clock=Clock())
+    with shown(progress):
+        progress.stepped(100)
+        evaluate(progress, 700, {"test_accuracy": 0.5})
+        line, below = output(progress).split("test_accuracy")
+        assert re.findall(r"step (\d+)/1,000", line)[-1] == "700"
+        assert re.findall(r"step (\d+)/1,000", below) == ["700"]
+
+
+def test_a_dumb_terminal_gets_lines() -> None:
+    dumb = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "dumb"})
+    progress = ConsoleProgress(10, console=dumb)
+    with shown(progress):
+        evaluate(progress, 7, {"test_accuracy": 0.5})
+    assert output(progress).startswith("step 7/10  test_accuracy 0.5")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
