@@ -1,4 +1,4 @@
-"""One job of a sweep: a program that trains in processes and a directory of its own."""
+"""One job of a sweep: a program that trains in processes and in a directory of its own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep tell the process that drives it: a file, since launchers run jobs in other processes.
+"""Events that the jobs of a sweep report to its driver: lines of a file, since launchers run jobs in other processes.
 
 A job on another machine cannot reach the file, and then the sweep shows less.
 """
