@@ -52,7 +52,7 @@ class Project:
         config.write_text(re.sub(r"^epochs: 30 ", "epochs: 2 ", config.read_text(), flags=re.M))
         shutil.copy(ROOT / "train.py", folder)
         for name in ("ddp_agent", "launch"):
-            (folder / name).symlink_to(ROOT / name)
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "bin").mkdir()
         program(folder / "bin", "sudo", '#!/bin/sh\nexec "$@"\n')
         program(folder / "bin", "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
