@@ -92,6 +92,14 @@ class Reducer(ABC):
     def regroup(self, rank: int, size: int, new_size: int) -> None:  # noqa: B027 (most keep nothing per rank)
         """Prepare for means over `new_size` ranks. The last one was over `size`, where this rank had number `rank`."""
 
+    def follow_scale(self, ratio: Tensor) -> None:  # noqa: B027 (most keep nothing)
+        """Take note that inputs are multiplied by a GradScaler's scale. `ratio`: its new scale by the one before.
+
+        Call it with 1 before the first step, and after every `update` of the scaler, as `LossScale` does. `ratio` is a
+        scalar on the device of the gradients. Below 1 it says that the last step was skipped, since its gradients had
+        overflowed: then nothing of the last call counts.
+        """
+
     def common_state(self) -> dict[str, Any]:
         """Return `state_dict` without the entries of this rank alone, for a rank that joins and owes nothing yet."""
         return self.state_dict()

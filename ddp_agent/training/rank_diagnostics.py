@@ -74,12 +74,21 @@ class Diagnostics:
 
     The loop calls `begin` before a step's first forward, `gradients` after `sync.before_step`, `parameters` before
     `sync.after_step`, on every rank. The last two return measurements, mostly none. `samples` is a rank's share of a
-    step. Training is not changed, and the clock counts the time as evaluation.
+    step. Gradients are multiplied by `scale()`. Training is not changed, and the clock counts the time as evaluation.
     """
 
-    def __init__(self, sync: SyncStrategy, clock: Clock, *, samples: int, every: int | None, per_layer: bool) -> None:
+    def __init__(
+        self,
+        sync: SyncStrategy,
+        clock: Clock,
+        *,
+        samples: int,
+        every: int | None,
+        per_layer: bool,
+        scale: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._sync, self._has_period = internals(sync), sync.traits.has_period
-        self._clock, self._samples, self._per_layer = clock, samples, per_layer
+        self._clock, self._samples, self._per_layer, self._scale = clock, samples, per_layer, scale
         self._every = every if self._sync.world.size > 1 else None
         self.latest: dict[str, float] = {}
         self._trained = {name: p for name, p in self._sync.flat.named.items() if p.requires_grad}
@@ -130,8 +139,9 @@ class Diagnostics:
         if not math.isfinite(square.item()) or square.item() <= 0:
             return {}  # fp16 gradients may overflow: the step is skipped then
         noise = spread.deviation.item() * spread.ranks / (spread.ranks - 1)
+        units = self._scale() ** 2  # a running average must not mix those of several scales
         for index, value in enumerate((noise, spread.square.item() - noise)):
-            self._noise[index] = DECAY * self._noise[index] + (1 - DECAY) * value
+            self._noise[index] = DECAY * self._noise[index] + (1 - DECAY) * value / units
         variance, signal = self._noise
         batch = {"critical_batch_samples": self._samples * variance / signal} if signal > 0 else {}
         return {"gradient_cosine": spread.cosine(0), **batch}

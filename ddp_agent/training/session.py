@@ -30,6 +30,7 @@ from ddp_agent.sync.engine.internals import internals
 from ddp_agent.training.clock import Clock, Meter
 from ddp_agent.training.ema import EMA
 from ddp_agent.training.link_bytes import Link
+from ddp_agent.training.loss_scale import LossScale
 from ddp_agent.training.nan_guard import nan_guard
 from ddp_agent.training.rank_diagnostics import Diagnostics
 from ddp_agent.training.schedules import Schedule
@@ -157,7 +158,8 @@ class Session:
             precision=options.precision,
             accumulation=share.accumulation,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        follower = setup.reducer if sync.traits.sends == "gradients" else None
+        self.scaler = LossScale(device.type, follower, enabled=options.precision == "fp16")
         self.ema = EMA(setup.module, options.ema_decay) if options.ema_decay is not None else None
         self.best = BestScore()
         self.diagnostics = Diagnostics(
@@ -166,6 +168,7 @@ class Session:
             samples=share.samples,
             every=options.consensus_every,
             per_layer=options.consensus_per_layer,
+            scale=self.scaler.get_scale,
         )
         position = Position(loss_sum=torch.zeros((), device=device))
         self.nan_guard = nan_guard(setup.module, sync, position.loss_sum, scaled=self.scaler.is_enabled())

@@ -99,7 +99,9 @@ CADENCED: dict[str, Any] = {
     "post_local_sgd": partial(PostLocalSGD, switch_step=2, period=1, cadence=Linear(final_period=4, steps=8)),
     "slowmo": partial(SlowMo, period=2, cadence=Drift(target=0.05, max_period=5)),
     "hierarchical": partial(Hierarchical, node_period=2, global_period=2, cadence=Linear(final_period=5, steps=8)),
-    "streaming_diloco": partial(StreamingDiLoCo, period=2, fragments=2, cadence=Linear(final_period=6, steps=8)),
+    "streaming_diloco": partial(
+        StreamingDiLoCo, period=2, fragments=2, delay=0, cadence=Linear(final_period=6, steps=8)
+    ),
 }
 
 

@@ -84,7 +84,7 @@ def test_without_learning_rate_nothing_moves(ranks2: RankPool, mode: str) -> Non
 NEUTRAL: dict[str, Make] = {
     "parameter_update, neutral": partial(ParameterUpdate, period=4),
     "diloco, neutral": partial(DiLoCo, period=4, outer_lr=1, outer_momentum=0),
-    "streaming_diloco, neutral": partial(StreamingDiLoCo, period=4, fragments=2, outer_lr=1, outer_momentum=0),
+    "streaming_diloco, neutral": partial(StreamingDiLoCo, period=4, fragments=2, delay=0, outer_lr=1, outer_momentum=0),
     "slowmo, neutral": partial(SlowMo, period=4, slow_momentum=0),
 }
 

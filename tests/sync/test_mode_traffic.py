@@ -64,7 +64,7 @@ ODD: dict[str, tuple[Any, str, int]] = {
         f"fragments, {steps} steps": (partial(StreamingDiLoCo, period=6, fragments=3, delay=1), "topk", steps)
         for steps in (1, 2, 5, 6, 7, 9, 12)
     },
-    "fragments by modules": (partial(StreamingDiLoCo, period=4, fragments=(("1",), ("0", "3"))), "sign", 6),
+    "fragments by modules": (partial(StreamingDiLoCo, period=4, fragments=(("1",), ("0", "3")), delay=0), "sign", 6),
 }
 
 

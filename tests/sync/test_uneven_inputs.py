@@ -66,7 +66,7 @@ WEIGHTED: dict[str, Any] = {
     "parameter_update": partial(ParameterUpdate, period=1, combine="mean"),
     "diloco": partial(DiLoCo, period=1, outer_lr=1, outer_momentum=0),
     "slowmo": partial(SlowMo, period=1, slow_momentum=0),
-    "streaming_diloco": partial(StreamingDiLoCo, period=1, fragments=1, outer_lr=1, outer_momentum=0),
+    "streaming_diloco": partial(StreamingDiLoCo, period=1, fragments=1, delay=0, outer_lr=1, outer_momentum=0),
 }
 
 

@@ -29,10 +29,13 @@ class ErrorFeedback(Reducer, ABC):
     shapes: list[torch.Size] | None = field(default=None, init=False, repr=False, compare=False)
     residual: Tensor | None = field(default=None, init=False, repr=False, compare=False)  # flat, as long as the tensor
     parts: list[Self] = field(default_factory=list, init=False, repr=False, compare=False)
+    _scaled: bool = field(default=False, init=False, repr=False, compare=False)  # inputs are multiplied by a scale
+    _before: dict[str, Tensor | None] | None = field(default=None, init=False, repr=False, compare=False)
+    """What was kept before the last call, if inputs are scaled, for a step that is skipped: 4 bytes per number."""
 
     def for_tensor(self, shapes: Sequence[torch.Size]) -> Self:
         part = replace(self)
-        part.shapes = list(shapes)
+        part.shapes, part._scaled = list(shapes), self._scaled
         self.parts.append(part)
         return part
 
@@ -44,6 +47,8 @@ class ErrorFeedback(Reducer, ABC):
         # A checkpoint leaves it on the CPU.
         self.residual = torch.zeros_like(flat) if self.residual is None else self.residual.to(flat)
         self._check_size("residual", self.residual, flat.numel())
+        if self._scaled:
+            self._before = {name: None if (kept := getattr(self, name)) is None else kept.clone() for name in self.kept}
         finish = self.transmit(flat, self.residual.add_(flat), comm)
 
         def finish_and_forget() -> None:
@@ -54,6 +59,25 @@ class ErrorFeedback(Reducer, ABC):
                     kept.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
         return finish_and_forget
+
+    @torch.no_grad()
+    def follow_scale(self, ratio: Tensor) -> None:
+        self._scaled = True
+        for part in self.parts:
+            part.follow_scale(ratio)
+        before, self._before = self._before or {}, None
+        if ratio.is_cpu and ratio == 1:  # elsewhere the host would wait for the device
+            return
+        for name in self.kept:
+            now: Tensor | None = getattr(self, name)
+            if now is None:
+                continue
+            ratio_here = ratio.to(now.device)
+            if name in before:
+                past = before[name]
+                past = torch.zeros_like(now) if past is None else past.to(now)
+                now = torch.where(ratio_here < 1, past, now)
+            setattr(self, name, now * ratio_here if name in self.owed else now)
 
     @abstractmethod
     def transmit(self, tensor: Tensor, residual: Tensor, comm: Comm) -> Finish:

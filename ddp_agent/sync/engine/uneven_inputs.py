@@ -67,6 +67,9 @@ class Weighted(Reducer):
             tensor.mul_(mine * comm.size / of_all)
         return self.inner.start(tensor, comm)
 
+    def follow_scale(self, ratio: Tensor) -> None:
+        self.inner.follow_scale(ratio)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, `samples` included: a resumed loop adds to it."""
         counted = [part._counted for part in (self, *self._parts)]
