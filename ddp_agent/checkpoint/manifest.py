@@ -14,6 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.redaction import redacted
 from ddp_agent.config.untrusted import open_regular, plain, read_json_object
 from ddp_agent.errors import CheckpointError
 from ddp_agent.outputs.files import write_atomically
@@ -125,8 +126,9 @@ class Manifest:
         `world_size` None admits any number of ranks. A setting that one of the two does not have counts as its default.
         """
         defaults = dict(_flatten(fingerprint.defaults)) if isinstance(fingerprint, Fingerprint) else {}
-        saved = defaults | dict(_flatten({**self.fingerprint, "world_size": self.world_size}))
-        ours = defaults | dict(_flatten({**fingerprint, "world_size": world_size or self.world_size}))
+        # What counts as a secret may differ between the version that saved and this one, so both are redacted here.
+        saved = defaults | dict(_flatten({**redacted(self.fingerprint), "world_size": self.world_size}))
+        ours = defaults | dict(_flatten({**redacted(fingerprint), "world_size": world_size or self.world_size}))
         differing = {
             key: f"{plain(key, 80)}: the checkpoint has {plain(saved.get(key, 'nothing'), 200)}, "
             f"this run {plain(ours.get(key, 'nothing'), 200)}"

@@ -18,7 +18,7 @@ from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, W
 from ddp_agent.cli.explanation import explain
 from ddp_agent.cli.program import Program
 from ddp_agent.config import help_text
-from ddp_agent.config.redaction import remember_overrides, scrubbed
+from ddp_agent.config.redaction import remember_environment, remember_overrides, scrubbed
 from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
 from ddp_agent.distributed.variables import whole
 from ddp_agent.errors import ConfigError, RefusedError
@@ -35,6 +35,7 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     claimed for it. `program` starts the same command again; default: the script that is running.
     """
     streams.protect()
+    remember_environment()
     environment, refused = _environment()
     if environment is not None or os.environ.get(RUN_DIR):
         die_with_parent()

@@ -23,7 +23,7 @@ from ddp_agent.cli import trust
 from ddp_agent.cli.explanation import explain, in_one_line
 from ddp_agent.cli.loader import Loader
 from ddp_agent.config.help_text import class_in
-from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides
+from ddp_agent.config.redaction import holds_known_secret, redacted, remember, remember_overrides
 from ddp_agent.config.untrusted import read_text
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.files import write_atomically
@@ -173,6 +173,8 @@ class Composed:
         assert isinstance(resolved, dict)
         cfg = {str(key): value for key, value in resolved.items()}
         remember(cfg)
+        if holds_known_secret(os.path.relpath(run_dir)):
+            raise ConfigError("hydra.run.dir: it holds a secret, which every listing would show; choose another name")
         return LaunchContext(
             cfg=cfg,
             choices=self._choices(),
@@ -206,7 +208,6 @@ class Composed:
         task = OmegaConf.to_container(self.without_hydra(), resolve=False)
         node: Any = OmegaConf.to_container(self.cfg.hydra, resolve=False)
         overrides = node["overrides"]["task"]
-        node["job"]["override_dirname"] = ",".join(map(redacted_override, overrides))
         node["runtime"]["output_dir"] = str(run_dir)
         folder = run_dir / ".hydra"
         folder.mkdir(exist_ok=True)

@@ -97,6 +97,12 @@ def directory_problems(cfg: DictConfig, typed: Collection[str]) -> list[str]:
     ]
 
 
+def subdirectory(cfg: DictConfig) -> str:
+    """Return the name of a job's directory below the sweep's, with 0 for the number of the job."""
+    with _first_job(cfg) as node:
+        return _text(node, "sweep.subdir")
+
+
 @contextmanager
 def _first_job(cfg: DictConfig) -> Iterator[DictConfig]:
     """Yield a copy of the node `hydra` in which the number of the job is known, as it is when directories are made."""

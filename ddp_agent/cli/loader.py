@@ -3,7 +3,9 @@
 `train.py`, each job of a sweep on whichever machine a launcher starts it, and `--cfg` compose through this class.
 """
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ddp_agent.cli import hydra_node, trust
+from ddp_agent.config.redaction import holds_known_secret, redacted_override
+from ddp_agent.config.secret_text import names_secret
 from ddp_agent.errors import ConfigError
+
+MOST_BYTES = 255  # of a name, on most file systems
+MOST_OF_OVERRIDES = 200  # the rest is for what else a directory's name has, such as the number of the job
 
 
 class _Files(FileConfigSource):
@@ -39,6 +46,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, config_search_path: Any) -> None:
         super().__init__(config_search_path)
         self._typed: frozenset[str] = frozenset()
+        self._parsed: list[Override] = []
         self._refused: list[str] = []
 
     def load_configuration(
@@ -46,6 +54,7 @@ class Loader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Return the configuration. Raise ConfigError for a file that sets what it must not, and for code."""
         cfg = super().load_configuration(config_name, overrides, *given, **named)
+        cfg.hydra.job.override_dirname = self._override_dirname(cfg.hydra.job.config.override_dirname)
         if problems := hydra_node.code_problems(cfg.hydra):
             raise ConfigError(problems)
         if RunMode.MULTIRUN in (*given, *named.values()):
@@ -56,7 +65,22 @@ class Loader(ConfigLoaderImpl):
         """Return the configuration of a job of a sweep. Raise ConfigError for a directory outside."""
         cfg = super().load_sweep_config(master_config, sweep_overrides)
         self._check_directories(cfg)
+        subdir = hydra_node.subdirectory(cfg)
+        if holds_known_secret(subdir):
+            raise ConfigError(
+                "hydra.sweep.subdir: it holds a secret, which every listing would show; name it otherwise"
+            )
+        if (fitting := _fitting(subdir, of=sweep_overrides)) != subdir:
+            cfg.hydra.sweep.subdir = fitting
         return cfg
+
+    def _override_dirname(self, options: Any) -> str:
+        """Return the typed overrides as a part of a directory's name, without secrets, and short enough for one."""
+        left_out = {*options.exclude_keys, *(each.key_or_group for each in self._parsed if each.is_hydra_override())}
+        shown = [each for each in self._parsed if each.key_or_group not in left_out]
+        lines = [redacted_override(str(each.input_line)) for each in shown if not names_secret(each.key_or_group)]
+        name = options.item_sep.join(sorted(lines)).replace("=", options.kv_sep)
+        return _fitting(name.replace("${", "{"), MOST_OF_OVERRIDES)  # else it would hold the value of ${oc.env:…}
 
     def directory_problems(self, cfg: DictConfig) -> list[str]:
         """Return one line per directory of the last configuration that a file chose outside of the current one."""
@@ -68,6 +92,7 @@ class Loader(ConfigLoaderImpl):
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: list[Override], repo: Any) -> None:
         _check_files(repo)
+        self._parsed = parsed_overrides
         self._typed = frozenset(key for override in parsed_overrides for key in _typed_keys(override))
         primary = repo.load_config(config_name) if config_name else None
         if primary is not None and OmegaConf.is_dict(primary.config):
@@ -122,3 +147,19 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
             yield from _leaves(f"{key}.{name}", inner)
     else:
         yield key
+
+
+def _fitting(path: str, most: int = MOST_BYTES, of: Sequence[str] = ()) -> str:
+    """Return `path` with each name cut to at most `most` bytes.
+
+    A part of the sha256 of the path, and of the overrides that the path is `of`, keeps cut names apart.
+    """
+
+    def cut(name: str) -> str:
+        raw = os.fsencode(name)
+        if len(raw) <= most:
+            return name
+        digest = hashlib.sha256(os.fsencode("\n".join((path, *of)))).hexdigest()[:12]
+        return f"{raw[: most - len(digest) - 1].decode(errors='ignore')}-{digest}"
+
+    return "/".join(map(cut, path.split("/")))

@@ -1,17 +1,20 @@
 """One rank that torchrun started: agree on the run, check it, train, and report a failure once for all ranks."""
 
 import hashlib
+import json
 import logging
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
 from ddp_agent.cli.composition import (
     RUN_DIR,
@@ -44,7 +47,20 @@ POLL_S = 0.05
 PROBE_S = 1.0
 
 
-@record  # torchrun prints the number and the traceback of the rank that failed first
+class _ErrorFile(ErrorHandler):
+    """The file from which torchrun prints the error of a rank, without secrets."""
+
+    def record_exception(self, e: BaseException) -> None:
+        """Write the error as torch does."""
+        if path := self._get_error_file_path():
+            text, trace = scrubbed(f"{type(e).__name__}: {e}"), scrubbed("".join(traceback.format_exception(e)))
+            details = {"py_callstack": trace, "timestamp": str(int(time.time()))}
+            self._write_error_file(path, json.dumps({"message": {"message": text, "extraInfo": details}}))
+
+
+@partial(
+    record, error_handler=_ErrorFile()
+)  # torchrun prints the number and the traceback of the rank that failed first
 def run(configs: Configs, check: Check, work: Work, overrides: Sequence[str]) -> int:
     """Run one rank. Return its exit code; a refusal was printed once for all ranks."""
     rendezvous = connect()

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from ddp_agent.cli import interruption, named_runs
 from ddp_agent.cli.composition import RUN_DIR, RUN_TIME, redact_saved, unresolved
 from ddp_agent.cli.sweep_record import DONE_BEFORE, ENDED, FAILED, STARTED, SweepRecord
-from ddp_agent.config.redaction import redacted_override, scrubbed
+from ddp_agent.config.redaction import redacted_override, remember_environment, remember_overrides, scrubbed
 from ddp_agent.config.untrusted import number, plain, read_json_object
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, without_torchrun
 from ddp_agent.outputs import streams
@@ -47,6 +47,8 @@ class Job:
         job, record = HydraConfig.get(), SweepRecord.of_this_job()
         run_dir = Path(job.runtime.output_dir)
         typed = unresolved(job.overrides.task)
+        remember_environment()
+        remember_overrides(typed)
         overrides = [redacted_override(override) for override in typed]
         redact_saved(run_dir, Path(job.runtime.cwd, job.sweep.dir))
         name = f"job {job.job.num} ({shlex.join(overrides)})"
@@ -91,7 +93,7 @@ def _earlier_attempts(run_dir: Path, overrides: Sequence[str], name: str) -> int
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise _failure(f"{name} not started: {run_dir / JOB_FILE} cannot be read ({reason})") from error
-    if earlier != list(overrides):
+    if list(map(redacted_override, earlier)) != list(overrides):  # an older version hid fewer secrets
         raise _failure(
             f"{name} not started: {run_dir} holds a job of another sweep ({plain(shlex.join(earlier), 300)}); "
             "choose another hydra.sweep.dir, or type that sweep's command"

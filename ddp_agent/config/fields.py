@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from ddp_agent.config.redaction import names_secret
+from ddp_agent.config.secret_text import names_secret
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from ddp_agent.config.redaction import scrubbed
+
 PATIENCE_S = 2.0  # that `flush` waits for a reader that does not read
 MOST_PENDING = 10_000  # writes for such a reader; what comes on top is dropped
 LOST_OUTPUT = 3  # exit code of a command whose output could not be written, as for other data
@@ -69,6 +71,11 @@ class Stream(io.TextIOWrapper):
     def lost(self) -> OSError | None:
         """The failure that ended the output."""
         return self._raw.lost
+
+    def write(self, text: str) -> int:
+        """Write `text`. In a process that trains, secrets are left out: other code prints, warns and raises as well."""
+        super().write(self._way.shown(text))
+        return len(text)
 
     def flush(self) -> None:
         """Return when everything is written, or when the reader takes too long."""
@@ -125,6 +132,10 @@ class _Direct:
     def drain(self) -> None:
         pass
 
+    def shown(self, text: str) -> str:
+        """Return `text`: it is the command's product."""
+        return text
+
 
 class _Writer:
     """The way of a run's output: a thread writes it, in order, and training does not wait for it.
@@ -159,6 +170,10 @@ class _Writer:
         written.acquire()
         self._pending.put(written)
         self._stuck = not written.acquire(timeout=PATIENCE_S)
+
+    def shown(self, text: str) -> str:
+        """Return `text` without secrets."""
+        return scrubbed(text)
 
     def _work(self) -> None:
         while True:

@@ -19,7 +19,7 @@ from ddp_agent.cli import interruption, sweep, sweep_end, sweep_job
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, RUN_TIME, Configs
 from ddp_agent.cli.sweep_record import SweepRecord
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
-from ddp_agent.errors import ConfigError
+from ddp_agent.errors import ConfigError, RefusedError
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -137,6 +137,39 @@ def test_a_failed_job_is_told_and_the_others_run(
 
 def reports(sweep_dir: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sweep_dir.glob("*/report.json")}
+
+
+def test_a_directory_named_by_overrides_is_short_enough_and_holds_no_secret(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A name of more than 255 bytes would end the whole sweep."""
+    typed = ["seed=3,4", f"+note='{'é' * 200}'", "+api_token=canary-1", "+url=https://me:canary-2@a/?canary-3"]
+    subdirs = ("'${hydra.job.override_dirname}'", "'${hydra.job.num}-${note}-${note}'")
+    for count, subdir in enumerate(subdirs, start=1):
+        for _ in range(2):  # the names are the same again: a sweep is resumed by them
+            assert sweep_over(configs, job, monkeypatch, *typed, f"hydra.sweep.subdir={subdir}") == 0
+        named = [path.parent for path in tmp_path.glob("multirun/**/report.json")]
+        assert len(named) == 2 * count
+    assert all(len(name.encode()) <= 255 for path in named for name in path.parts)
+    assert not [path for path in tmp_path.glob("multirun/**") if "canary" in str(path)]
+
+
+@pytest.mark.parametrize("subdir", ["'${api_token}-${hydra.job.num}'", "'canary-1-${hydra.job.num}'"])
+def test_a_secret_is_no_name_of_a_directory(
+    subdir: str, configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.subdir: it holds a secret"):
+        sweep_over(configs, job, monkeypatch, "seed=3,4", "+api_token=canary-1", f"hydra.sweep.subdir={subdir}")
+    assert not list(tmp_path.rglob("*canary*"))
+
+
+def test_a_sweep_that_cannot_make_its_directory_says_so(
+    configs: Configs, job: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for directory in ("file/a", "a" * 300):
+        with pytest.raises(RefusedError, match=r": (Not a directory|File name too long)"):
+            sweep_over(configs, job, monkeypatch, "seed=3,4", f"hydra.sweep.dir={tmp_path / directory}")
 
 
 def test_an_interrupted_sweep_goes_on(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ CANARY = "canary-bird"
 THEIRS = """
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 
 from ddp_agent.data.task import Task
@@ -32,11 +35,15 @@ class Guarded(Digits):
         return super().load()
 
 
-class GuardedMLP(MLP):
+class Net(MLP):
     def __init__(self, *, input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...],
                  token: str, note: str, hub: dict) -> None:
         assert token == note == os.environ["HF_TOKEN"]
-        assert hub == {"password": "canary-bird-3", "url": "https://me:canary-bird-4@a.org"}
+        assert hub == {"password": "canary-bird-3", "url": "https://me:canary-bird-4@a.org/?x=canary-bird-6"}
+        # Before any log of the run is set up.
+        print("printed", token)
+        logging.getLogger("theirs").error("logged %s", hub)
+        warnings.warn(f"warned {token}")
         super().__init__(input_shape=input_shape, outputs=outputs, hidden=hidden)
         self.token = token
 
@@ -46,15 +53,16 @@ class GuardedMLP(MLP):
             self.token = ""
         return super().forward(inputs)
 """
+
+(EXAMPLE,) = re.findall(r"`python train\.py ([^`]*HF_TOKEN[^`]*)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
 TYPED = [
     "-m",
-    "trusted_packages=[theirs]",
-    "dataset.name='theirs:Guarded'",
+    *shlex.split(EXAMPLE.replace("\n", " ")),
+    "dataset.name='mypkg:Guarded'",
     f"+dataset.api_token={CANARY}-1",
-    "model.name='theirs:GuardedMLP'",
-    "+model.token='${oc.env:HF_TOKEN}'",
     "+model.note='${oc.env:HF_TOKEN}'",
-    f"+model.hub={{password:{CANARY}-3,url:'https://me:{CANARY}-4@a.org'}}",
+    f"+model.hub={{password:{CANARY}-3,url:'https://me:{CANARY}-4@a.org/?x={CANARY}-6'}}",
+    "hydra.sweep.subdir='${hydra.job.override_dirname}'",
     "model.hidden=[8]",
     "max_steps=100",
     "log_every=1",
@@ -82,7 +90,7 @@ def children(process: int) -> list[int]:
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) -> None:
-    (tmp_path / "theirs.py").write_text(THEIRS)
+    (tmp_path / "mypkg.py").write_text(THEIRS)
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
         "HF_TOKEN": f"{CANARY}-2",
@@ -110,7 +118,9 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
     assert all(port.loopback for found in listeners.values() for port in found)
 
     (sweep,) = (tmp_path / "multirun").iterdir()
-    run = sweep / "0"
+    (run,) = [status.parent for status in sweep.rglob("status.json")]
+    assert "model.hidden=[8]" in str(run), "the overrides that are no secrets name the directory"
+    assert CANARY not in "".join(str(path) for path in sweep.rglob("*"))
     assert json.loads((run / "status.json").read_text())["status"] == "finished", console
     kept = {".hydra/config.yaml", ".hydra/overrides.yaml", "train.log", "job.json", "summary.json", "model.json"}
     names = {str(file.relative_to(run)) for file in run.rglob("*")}
@@ -119,6 +129,8 @@ def test_a_run_leaves_no_secret_and_listens_on_loopback_alone(tmp_path: Path) ->
     telling = [str(file) for file in sweep.rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
     assert telling == []
     assert CANARY not in console
+    for said_by_the_constructor in ("printed <redacted>", "logged {'password': '<redacted>'", "warned <redacted>"):
+        assert said_by_the_constructor in console
     assert "+model.note='${oc.env:HF_TOKEN}'" in json.loads((run / "job.json").read_text())["overrides"]
     assert "token: ${oc.env:HF_TOKEN}" in (run / ".hydra" / "config.yaml").read_text()
     assert "+dataset.api_token=<redacted>" in (run / ".hydra" / "overrides.yaml").read_text()
