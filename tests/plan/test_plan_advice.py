@@ -124,6 +124,16 @@ def test_where_it_was_measured_it_stays_in_the_comparison(tmp_path: Path, capsys
     assert "not predicted" not in capsys.readouterr().out
 
 
+def test_what_backward_hides_is_no_reason_to_doubt(tmp_path: Path) -> None:
+    """The check of a setting as if it had never run cannot know what backward hides; the prediction knows."""
+    hidden = replace(WORLD, backward_s=1.0, rate=1e8)
+    for label in ("allreduce", "compressed int8", "local_sgd H=8"):
+        write(tmp_path / "runs" / label, hidden, label, test_metric=0.9)
+    found = plan(tmp_path, tmp_path / "runs", "--ranks", "2,8")
+    assert {each["setting"]: each["error"] for each in found["checked"]}["allreduce"] < -0.3
+    assert {each["doubted_for_error"] for each in found["predictions"]} == {None}
+
+
 def test_a_baseline_that_is_not_predicted_leaves_the_gain_unknown(tmp_path: Path) -> None:
     quality = dict.fromkeys(["local_sgd H=8", "compressed int8", "diloco H=16 int8"], 0.91)
     runs = experiment(tmp_path / "runs", quality=quality)
