@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rank_pool import RankPool
 from slurm_cluster import free_ports
+from stub_programs import program
 
 from ddp_agent.distributed import smoke_test
 from ddp_agent.distributed.smoke_test import Finding, clocks, data, disk, gpus, seen, speed, versions
@@ -130,17 +131,33 @@ def test_two_nodes_check_each_other(tmp_path: Path) -> None:
 
 
 def test_on_a_machine_without_gpu_the_remedy_is_told(tmp_path: Path) -> None:
+    python = program(tmp_path, "python", "#!/bin/sh\necho 0\n")  # the number of GPUs that torch sees
+    path = os.environ["PATH"]
     done = subprocess.run(
-        [str(CHECK)],
-        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [str(CHECK)], env={"PATH": path, "PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("device: found no GPU on ")
+    assert done.stderr.startswith("device: found no GPU on ") and "device=cpu" in done.stderr
     inside = subprocess.run(
-        [str(CHECK)], env={"PATH": os.environ["PATH"], "SLURM_NNODES": "2"}, capture_output=True, text=True, check=False
+        [str(CHECK)], env={"PATH": path, "SLURM_NNODES": "2"}, capture_output=True, text=True, check=False
     )
-    assert (inside.returncode, inside.stderr) == (
-        2,
-        "found a Slurm job of 2 nodes, expected: sbatch launch/slurm.sbatch --check\n",
-    )
+    expected = "found a Slurm job of 2 nodes, expected: sbatch launch/slurm.sbatch --check\n"
+    assert (inside.returncode, inside.stderr) == (2, expected)
+
+
+@pytest.mark.parametrize(
+    ("ends", "words", "code"),
+    [
+        ("sleep 9", "FAILED: no result within 1 s. A node did not come, or cannot be reached.", 1),
+        ("exit 1", "FAILED: the ranks could not start together (exit code 1).", 1),
+        ('echo 1 >"$DDP_AGENT_CHECK_RESULT"; exit 1', "", 1),
+        ('echo 0 >"$DDP_AGENT_CHECK_RESULT"; exit 1', "", 0),
+    ],
+)
+def test_ranks_that_never_come_to_a_result_are_explained(ends: str, words: str, code: int, tmp_path: Path) -> None:
+    python = program(tmp_path, "python", f"#!/bin/sh\n{ends}\n")
+    nodes = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1", "NPROC_PER_NODE": "1", "CHECK_TIMEOUT": "1"}
+    env = {"PATH": os.environ["PATH"], "PYTHON": str(python), **nodes}
+    done = subprocess.run([str(CHECK), "device=cpu"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[:1]) == (code, [words][: bool(words)])
+    assert not words or "GLOO_SOCKET_IFNAME" in done.stderr
