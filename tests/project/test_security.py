@@ -2,7 +2,9 @@
 
 What is tested elsewhere: a hostile checkpoint (test_checkpoint_damage.py), `_target_` and places outside
 (test_trust.py, test_bad_input.py), archives (test_archive.py), secrets and ports of a real run
-(test_secrets_and_ports.py), damaged and lying files of every kind (test_fuzz_readers.py).
+(test_secrets_and_ports.py), damaged and lying files of every kind (test_fuzz_readers.py), other things in the place of
+files (test_hostile_folders.py, test_files_of_a_run.py, test_leftovers.py), states that cost more than their file
+(test_plain_state.py).
 """
 
 import ast
