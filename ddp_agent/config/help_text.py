@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 from ddp_agent.config.registry import definitions
+from ddp_agent.config.untrusted import read_text
+
+_LIMIT_BYTES = 1 << 20
 
 GROUPS = {
     "sync": "ways to synchronise",
@@ -54,7 +57,11 @@ def _section(group: str, title: str, folder: Path) -> str:
 def class_in(file: Path) -> str:
     """Return the top-level `name:` of a config file, empty if it has none.
 
-    A regular expression is enough, since the other values are not needed.
+    A regular expression is enough, since the other values are not needed. A file that cannot be read has none.
     """
-    match = re.search(r"^name:\s*[\"']?([\w.:]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        text = read_text(file, _LIMIT_BYTES, errors="replace")
+    except OSError:
+        return ""
+    match = re.search(r"^name:\s*[\"']?([\w.:]+)", text, re.MULTILINE)
     return match[1] if match else ""

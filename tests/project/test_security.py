@@ -73,6 +73,18 @@ COLLECTIVES = [
     "scatter",
     "send",
 ]
+# Everything that others may have prepared is opened by config/untrusted.py: a plain `open` waits for a FIFO.
+MAY_OPEN = {
+    **dict.fromkeys(["ddp_agent/config/registry.py", "ddp_agent/distributed/consistency.py"], "this package's sources"),
+    **dict.fromkeys([f"ddp_agent/distributed/{name}.py" for name in ("ports", "heartbeat")], "/proc"),
+    **dict.fromkeys(["ddp_agent/training/link_bytes.py", "ddp_agent/outputs/run_files.py"], "/proc"),
+    **dict.fromkeys(["ddp_agent/elastic/__main__.py", "ddp_agent/elastic/supervisor.py"], "/dev/null"),
+    **dict.fromkeys(["ddp_agent/outputs/files.py", DOWNLOAD], "creates new files"),
+    "ddp_agent/config/untrusted.py": "the one way",
+    "ddp_agent/report/page/page.py": "this package's style sheet",
+    "ddp_agent/netlab/command.py": "a script that the user starts",
+    "ddp_agent/cli/sweep_record.py": "a file in a folder that the sweep itself made",
+}
 MAY_REBIND_DATA = ("ddp_agent/sync/engine/storage_guard.py",)  # it undoes what others did
 DISTRIBUTED = ("torch.distributed", "torch.distributed.distributed_c10d")
 
@@ -120,10 +132,24 @@ def _violations_of(node: ast.AST, origins: dict[str, str], path: str) -> Iterato
             yield node.lineno, "assigns to .data, which leaves the optimizer with the old storage"
     elif isinstance(node, ast.Call):
         yield from _violations_of_call(node, dotted_name(node.func, origins))
+        if path.startswith("ddp_agent/") and path not in MAY_OPEN and _opens_a_file(node):
+            yield node.lineno, "opens a file otherwise than ddp_agent/config/untrusted.py"
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         for text, reason in FORBIDDEN_TEXTS.items():
             if text.search(node.value):
                 yield node.lineno, f"{node.value!r} {reason}"
+
+
+def _opens_a_file(call: ast.Call) -> bool:
+    """Return whether a call opens a path, and not a file of an archive. `opener=no_link` is one of the ways."""
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "open" and "opener" not in {keyword.arg for keyword in call.keywords}
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("read_text", "read_bytes", "open"):
+        return False
+    modes = [argument.value for argument in call.args[:1] if isinstance(argument, ast.Constant)]
+    owner = call.func.value
+    of_a_module = isinstance(owner, ast.Name) and owner.id in ("os", "tarfile", "Image", "archive", "zipfile")
+    return not of_a_module and "xb" not in modes
 
 
 def _rebinds_data(node: ast.Name | ast.Attribute) -> bool:
@@ -170,6 +196,12 @@ def shipped_files() -> list[Path]:
 @pytest.mark.parametrize("file", shipped_files(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_shipped_runs_foreign_code_or_hides_traffic(file: Path) -> None:
     assert violations(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT))) == []
+
+
+def test_nobody_may_open_files_who_opens_none() -> None:
+    for path in MAY_OPEN.keys() - {"ddp_agent/config/untrusted.py"}:
+        nodes = ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        assert any(isinstance(node, ast.Call) and _opens_a_file(node) for node in nodes), path
 
 
 def test_the_walk_reaches_the_code_that_has_something_to_find() -> None:
@@ -227,11 +259,16 @@ def test_the_walk_reaches_the_code_that_has_something_to_find() -> None:
         "p.data = tensor",
         "p.data += tensor",
         "a, p.data = pair",
+        "open(path)",
+        "open(path, 'rb', buffering=0)",
+        "path.read_text()",
+        "(folder / name).read_bytes()",
+        "path.open()",
         "model.weight.data: Tensor = tensor",
     ],
 )
 def test_each_forbidden_thing_is_found(source: str) -> None:
-    assert violations(source, "made_up.py") != []
+    assert violations(source, "ddp_agent/made_up.py") != []
 
 
 @pytest.mark.parametrize(
@@ -245,6 +282,10 @@ def test_each_forbidden_thing_is_found(source: str) -> None:
         "import functools\nfunctools.reduce(f, values)",
         "digest.update(tensor.numpy().data)",
         "data = tensor",
+        "open(path, 'a', opener=no_link)",
+        "tarfile.open(fileobj=file)",
+        "archive.open(member)",
+        "read_text(path, 1000)",
         "self.data = inputs",
         "from yaml import safe_load",
         "import numpy\nnumpy.load(path, allow_pickle=False)",
@@ -254,4 +295,4 @@ def test_each_forbidden_thing_is_found(source: str) -> None:
     ],
 )
 def test_what_looks_alike_is_let_through(source: str) -> None:
-    assert violations(source, "made_up.py") == []
+    assert violations(source, "ddp_agent/made_up.py") == []
