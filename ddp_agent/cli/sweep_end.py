@@ -1,7 +1,6 @@
 """The end of a sweep: its jobs with their scores, its report, and the commands that show all of it."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from ddp_agent.cli import named_runs
 from ddp_agent.cli.sweep_job import JOB_FILE
 from ddp_agent.cli.sweep_record import DONE_BEFORE, FAILED, STARTED, SweepRecord
+from ddp_agent.config.command_line import override, shell_word
 from ddp_agent.config.untrusted import number, plain, read_json_object, walk
 from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.outputs.run_status import conclude
@@ -110,7 +110,7 @@ def _show_report(jobs: Sequence[_Ended], sweep_dir: Path) -> None:
     """Write the report and print where it is. No failure of it is one of the sweep."""
     if not any(RunFiles(job.run_dir).read_status().get("status") == "finished" for job in jobs):
         return
-    folder, logs = shlex.quote(str(sweep_dir)), shlex.quote(str(named_runs.logdir(sweep_dir)))
+    folder, logs = shell_word(str(sweep_dir)), shell_word(str(named_runs.logdir(sweep_dir)))
     lines = (_report(sweep_dir), f"tensorboard --logdir {logs}", f"python -m ddp_agent.report {folder}")
     print("", *lines, sep="\n  ", flush=True)
 
@@ -137,12 +137,5 @@ def _report(sweep_dir: Path) -> str:
 
 
 def _print_way_on(sweep_dir: Path | None) -> None:
-    way = "hydra.sweep.dir=<this sweep's directory>" if sweep_dir is None else _override("hydra.sweep.dir", sweep_dir)
+    way = "hydra.sweep.dir=<this sweep's directory>" if sweep_dir is None else override("hydra.sweep.dir", sweep_dir)
     print(f"to run what is left: the same command with {way}", file=sys.stderr)
-
-
-def _override(key: str, path: Path) -> str:
-    """Return an override for the shell: Hydra needs quotes of its own around =, commas and the like."""
-    if re.fullmatch(r"[\w./+-]+", str(path)):
-        return f"{key}={path}"
-    return shlex.quote(f'{key}="{path}"')

@@ -204,6 +204,8 @@ def coerce(value: Any, annotation: Any) -> Any:
 def expanded(path: str | Path) -> Path:
     """Return a path in which `~` and environment variables stand for what they are in a shell.
 
+    A path that exists as it is written is taken so: a folder may be called `$HOME`.
+
     Variables that are not set stay as they are. So do those that are secrets by their names, since messages show paths.
     """
 
@@ -211,6 +213,8 @@ def expanded(path: str | Path) -> Path:
         name = found[1] or found[2]
         return found[0] if names_secret(name) else os.environ.get(name, found[0])
 
+    if _names_a_file(str(path)) and os.path.lexists(path):
+        return Path(path)
     return Path(os.path.expanduser(_VARIABLE.sub(value, str(path))))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from ddp_agent.config.command_line import for_hydra
 from ddp_agent.config.untrusted import no_link
 from ddp_agent.distributed.process import EARLIER_ATTEMPTS, REPLICA, without_torchrun
 from ddp_agent.outputs.run_status import conclude
@@ -66,7 +67,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         """Start a replica. The first one's output is shown; those of others are files beside their run directories."""
-        quoted = f"hydra.run.dir='{self.folder.absolute() / f'replica-{child.number}'}'"
+        quoted = f"hydra.run.dir={for_hydra(str(self.folder.absolute() / f'replica-{child.number}'))}"
         command = [sys.executable, "-m", "ddp_agent.elastic.replica", *self.program, "on_rank_loss=continue", quoted]
         with self._output(child) as output:
             child.process = subprocess.Popen(

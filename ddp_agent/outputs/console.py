@@ -4,7 +4,6 @@ Every line goes to `train.log`, too: the console may be lost while the run goes 
 """
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ddp_agent.config.command_line import shell_word
 from ddp_agent.outputs.log import FILE_ONLY
 from ddp_agent.outputs.observer import Evaluation, Observer, Result, Start, Values
 from ddp_agent.outputs.units import human_bytes, human_seconds
@@ -80,7 +80,7 @@ class ConsoleProgress(Observer):
             self._bar.stop()
         self.console.print(result_table(result.summary))
         _log.info(", ".join(f"{name} {cell}" for name, cell in _row(result.summary).items()), extra=FILE_ONLY)
-        run = shlex.quote(str(result.run_dir))
+        run = shell_word(str(result.run_dir))
         for command in (f"tensorboard --logdir {run}", f"python -m ddp_agent.report {run}"):
             self._print(f"  {command}")
 

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from ddp_agent.config.command_line import override
 from ddp_agent.config.untrusted import read_json
 from ddp_agent.outputs.files import to_json, write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
@@ -30,7 +31,8 @@ def begin(directory: RunDirectory, attempt: int, step: int, last_reason: str | N
     if len(same_step) == FUTILE:
         return (
             f"{FUTILE} attempts in a row began after step {step} and ended before the next checkpoint, so no more are "
-            f"made; the last one: {last_reason or 'it was killed'}. Repair that, then resume={directory.path}"
+            f"made; the last one: {last_reason or 'it was killed'}. Repair that, then "
+            f"{override('resume', directory.path)}"
         )
     attempts = [*earlier, {"attempt": attempt, "from_step": step}]
     try:

@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any, Self
 
+from ddp_agent.config.command_line import override
 from ddp_agent.config.untrusted import plain, walk
 from ddp_agent.errors import ConfigError, LostDirectoryError
 from ddp_agent.outputs.files import to_json, write_atomically
@@ -146,7 +147,7 @@ class RunDirectory(RunFiles):
             self.close()
             raise ConfigError(
                 f"hydra.run.dir={self.path}: holds a run already; choose a new directory, "
-                f"or continue that run with resume={self.path}"
+                f"or continue that run with {override('resume', self.path)}"
             )
         found = os.stat(self.path)
         self._place = (found.st_dev, found.st_ino)

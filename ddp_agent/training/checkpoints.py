@@ -1,7 +1,6 @@
 """A run's state is saved here, and loaded when the run continues."""
 
 import logging
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from ddp_agent.checkpoint.loading import load
 from ddp_agent.checkpoint.manifest import Fingerprint
 from ddp_agent.checkpoint.writer import Writer
+from ddp_agent.config.command_line import override
 from ddp_agent.config.fields import parameters
 from ddp_agent.config.options import Options
 from ddp_agent.config.redaction import redacted
@@ -100,7 +100,7 @@ class Checkpoints:
             self.wait()
         raise LostDirectoryError(
             f"{problem}. The state after step {step} is saved in {directory.path}; continue with "
-            f"resume={shlex.quote(str(directory.path))}",
+            f"{override('resume', directory.path)}",
             step,
         )
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ddp_agent.config.command_line import override
 from ddp_agent.data.loader import Batch
 from ddp_agent.distributed.regions import region
 from ddp_agent.errors import PreemptedError
@@ -187,7 +188,7 @@ class Trainer:
             self.checkpoints.wait()
         raise PreemptedError(
             f"{setup.failure_detector.stop_request}: stopped after step {step} of {setup.total_steps}, all is saved; "
-            f"go on with resume={writer.directory.parent if writer else None}",
+            f"go on with {override('resume', writer.directory.parent) if writer else 'the same command'}",
             step,
         )
 
