@@ -81,6 +81,8 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
         construct = functools.partial(
             _rebuild, about["name"], about["arguments"], about.get("tasks") or {}, trusted_packages
         )
+        if is_own(about["name"]) and (values := _values_in(about["arguments"])) > 1000 + 10 * len(tensors):
+            raise ValueError(f"found {values:,} values in its arguments, expected fewer for {len(tensors)} tensors")
         if is_own(about["name"]):  # other classes may need numbers to be built: their shapes are compared later
             _check_layout(_in_dtype_of(build_on_meta(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
@@ -88,6 +90,12 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {plain(error, 500)}") from error
     _fill(_in_dtype_of(model, tensors), tensors, run_dir / WEIGHTS)
     return model.eval()
+
+
+def _values_in(tree: Any) -> int:
+    """Return the number of values in a tree of JSON: each may be a layer, which takes a millisecond to build."""
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return 1 + sum(map(_values_in, inner))
 
 
 def _in_dtype_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

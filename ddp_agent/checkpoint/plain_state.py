@@ -30,6 +30,7 @@ _IMPORTS = re.compile(
     r"torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|collections OrderedDict"
     r"|torch(\.storage)? \w+Storage|torch (b?float|u?int|complex|bool)\w*"
 )
+_PROTOCOL = 2  # of torch.save
 _NO_VALUE = ("PROTO", "STOP")
 _GET, _PUT = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT")
 
@@ -104,6 +105,8 @@ def _counts(content: bytes) -> Iterator[int]:
         if code.name == "GLOBAL" and not _IMPORTS.fullmatch(str(argument)):
             named = plain(str(argument).replace(" ", "."), 80)
             raise NotPlainError(f"refused by the list of plain data, it names {named}, which is code")
+        if code.name == "PROTO" and argument != _PROTOCOL:
+            raise NotPlainError(f"found pickle protocol {argument}, expected {_PROTOCOL}")
         if code.name in _PUT:
             memo[int(str(argument))] = stack[-1]
         elif code.name in _GET:

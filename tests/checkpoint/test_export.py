@@ -184,6 +184,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         (edit_argument(input_shape="four"), r"model\.json: no model can be built"),
         (edit_argument(hidden=[0]), r"model\.json: .*hidden: found \[0\]"),
         (edit_argument(hidden=[8, 6]), r"2\.weight: found \(5, 8\).*\(6, 8\)"),
+        (edit_argument(hidden=[1] * 100_000), r"model\.json: .*found 100,005 values in its arguments"),
         (edit_argument(hidden=[8]), r"4\.weight: found \(3, 5\).*nothing"),
         (edit_description(weights={"path": "/etc"}), r"model\.safetensors: not what model\.json describes"),
         (truncate, r"model\.safetensors: found \d+ bytes, expected \d+"),

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import signal
 import zipfile
 from collections import OrderedDict
@@ -14,6 +15,8 @@ import checkpoint_cases
 import fuzzing
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from ddp_agent.checkpoint import plain_state
@@ -170,6 +173,38 @@ def test_what_is_saved_is_read() -> None:
     del state["dtypes"], read["dtypes"][-1]  # torch compares no float8
     assert [tensor.dtype for tensor in read.pop("dtypes")] == dtypes[:-1]
     assert checkpoint_cases.same(read, state)
+
+
+@fuzzing.tries(0.1)
+@given(
+    st.lists(st.tuples(st.sampled_from(["list", "tuple", "dict", "key"]), st.integers(), st.integers()), max_size=40)
+)
+def test_whatever_shares_what_is_read_or_refused(instructions: list[tuple[str, int, int]]) -> None:
+    """Each instruction makes a value of two that were made before, so that most values share."""
+    made: list[Any] = [1, V[:3]]
+    for kind, first, second in instructions:
+        one, two = made[first % len(made)], made[second % len(made)]
+        made.append({"list": [one, two], "tuple": (one, two), "dict": {1: one, "b": two}, "key": {3: one}}[kind])
+    state = {"last": made[-1]}
+    with bounded():
+        read: list[Any] = []
+        said = fuzzing.outcome(lambda: read.append(plain_state.read(io.BytesIO(saved(state)))), (NotPlainError,))
+        assert checkpoint_cases.same(read, [state]) if said == "fine" else re.search("values|nested|tensors of", said)
+
+
+GOOD = {"weights": [torch.zeros(3)], "optimizer": {0: {"exp_avg": torch.ones(3)}}, "step": 5, "betas": (0.9, 0.99)}
+
+
+def pickle_of(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+@fuzzing.tries(0.1)
+@given(fuzzing.damaged(pickle_of(saved(GOOD))))
+def test_a_damaged_pickle_is_read_or_refused_in_words(content: bytes) -> None:
+    with bounded():
+        fuzzing.outcome(lambda: plain_state.read(io.BytesIO(with_pickle(content))), (NotPlainError,))
 
 
 EXPECTED = {

@@ -3,7 +3,7 @@
 CI tries 300 cases, the same ones each time. As many others as you like:
 
     DDP_AGENT_FUZZ_CASES=12000 pytest --hypothesis-seed=1 \\
-        tests/config/test_fuzz_configs.py tests/data/test_fuzz_readers.py
+        tests/config/test_fuzz_configs.py tests/data/test_fuzz_readers.py tests/checkpoint/test_plain_state.py
 """
 
 import contextlib
