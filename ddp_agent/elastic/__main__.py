@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ddp_agent.errors import RefusedError
 from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.streams import protect
 
+LONGEST_S = 1e6  # 12 days
 EXAMPLES = """examples:
   launch/elastic.sh --replicas 4 -- sync=diloco sync.period=50 max_steps=5000
   launch/elastic.sh --replicas 4 --dir outputs/night --max-restarts 10 -- sync=local_sgd resume=…
@@ -29,23 +31,55 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--replicas", type=int, required=True, help="how many in all, each a torchrun with one rank")
+    parser.add_argument("--replicas", type=_count, required=True, help="how many in all, each a torchrun with one rank")
     parser.add_argument("--only", help="numbers of the replicas to start here (default: all)")
-    parser.add_argument("--max-restarts", type=int, default=3, help="restarts per lost replica (default: 3)")
+    parser.add_argument("--max-restarts", type=_restarts, default=3, help="restarts per lost replica (default: 3)")
     parser.add_argument("--dir", type=Path, help="folder of the run directories (default: outputs/<time>)")
-    parser.add_argument("--listen", default="127.0.0.1:0", help="where a new coordinator listens (default: loopback)")
-    parser.add_argument("--coordinator", help="HOST:PORT of one that runs already")
-    parser.add_argument("--keeper", dest="coordinator", help=argparse.SUPPRESS)  # the option's name until version 0.1
-    parser.add_argument("--lost-after-s", type=float, default=5.0, help="without a heartbeat (default: 5)")
-    parser.add_argument("--patience-s", type=float, default=600.0, help="for a live but late replica (default: 600)")
+    parser.add_argument(
+        "--listen", type=_address, default="127.0.0.1:0", help="where a new coordinator listens (default: loopback)"
+    )
+    parser.add_argument("--coordinator", type=_address, help="HOST:PORT of one that runs already")
+    parser.add_argument(
+        "--keeper", type=_address, dest="coordinator", help=argparse.SUPPRESS
+    )  # the option's name until version 0.1
+    parser.add_argument("--lost-after-s", type=_seconds, default=5.0, help="without a heartbeat (default: 5)")
+    parser.add_argument("--patience-s", type=_seconds, default=600.0, help="for a live but late replica (default: 600)")
     parser.add_argument("train", nargs="*", help="arguments of train.py, behind --")
     options = parser.parse_args(arguments)
-    if options.replicas < 1:
-        parser.error(f"--replicas: found {options.replicas}, expected at least 1")
-    options.numbers = [int(it) for it in options.only.split(",")] if options.only else list(range(options.replicas))
+    named = options.only.split(",") if options.only else map(str, range(options.replicas))
+    options.numbers = [int(number) if re.fullmatch("[0-9]{1,5}", number) else -1 for number in named]
     if not all(0 <= number < options.replicas for number in options.numbers):
-        parser.error(f"--only: found {options.only}, expected numbers from 0 to {options.replicas - 1}")
+        parser.error(f"--only: found {options.only!r}, expected numbers from 0 to {options.replicas - 1}")
     return options
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected at least 1 and at most 9999")
+    return int(text)
+
+
+def _restarts(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer >= 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds, such as 5")
+    return value
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected HOST:PORT, such as 10.0.0.1:29600")
+    return text
 
 
 def main(arguments: list[str]) -> int:

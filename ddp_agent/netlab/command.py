@@ -96,10 +96,10 @@ def rank_count(text: str) -> int:
 def bits_per_s(text: str) -> int:
     """Return the rate in bits/s that `text` gives in the notation of tc: `100mbit`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)bit", text.lower())
-    rate = round(float(match[1]) * RATES[match[2]]) if match else 0
+    rate = float(match[1]) * RATES[match[2]] if match else 0.0  # infinite for 400 digits
     if not MIN_RATE <= rate <= MAX_RATE:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected 8kbit to 100gbit, such as 100mbit")
-    return rate
+    return round(rate)
 
 
 def check(command: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ddp_agent.report.runs.run import ReportError, Run, find_runs
 # Keys for the number of ranks and the work of each: other values are another measurement of the same setting.
 _NOT_A_SETTING = ("global_batch_size", "accumulation_steps", "ranks_per_node", "device")
 _MUST_AGREE = ("dataset", "model", "data_sha256", "params", "metric_name")
+_DIVISORS = ("samples", "steps", "world_size", "train_s", "nodes", "link_rate_bits_per_s")
 _NEEDED = ("world_size", "samples", "train_s", "data_s", "compute_s", "exposed_comm_s", "wire_bytes", "payload_bytes")
 
 Key = tuple[tuple[str, str], ...]
@@ -112,9 +113,10 @@ def why_not(run: Run) -> str:
 
 
 def _lacking(run: Run) -> list[str]:
-    """Return the needed keys that are missing or, where it makes no sense, 0: without steps there is no step time."""
-    counts = ("samples", "world_size", "train_s")
-    return [key for key in _NEEDED if run.value(key) is None or (key in counts and not run.value(key))]
+    """Return the needed keys that are missing, and those whose number makes no sense: below 0, or 0 of a divisor."""
+    missing = [key for key in _NEEDED if run.value(key) is None]
+    numbers = {key: value for key in {*_NEEDED, *_DIVISORS} if (value := run.value(key)) is not None}
+    return missing + sorted(key for key, value in numbers.items() if value < 0 or (value == 0 and key in _DIVISORS))
 
 
 def check_same_task(runs: Sequence[Run]) -> None:

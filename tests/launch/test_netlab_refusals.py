@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
         ("--nodes 255 --rate 1gbit -- train.py", "argument --nodes: found '255', expected 2 to 254"),
         ("--nodes two --rate 1gbit -- train.py", "argument --nodes: found 'two', expected 2 to 254"),
         ("--nodes 2 --rate 0mbit -- train.py", "argument --rate: found '0mbit', expected 8kbit to 100gbit"),
+        (f"--nodes 2 --rate {'9' * 400}mbit -- train.py", "argument --rate: found '999"),
         ("--nodes 2 --rate=-1mbit -- train.py", "argument --rate: found '-1mbit', expected 8kbit to 100gbit"),
         ("--nodes 2 --rate 101gbit -- train.py", "argument --rate: found '101gbit', expected 8kbit to 100gbit"),
         ("--nodes 2 --rate 100mbps -- train.py", "argument --rate: found '100mbps', expected 8kbit to 100gbit"),
