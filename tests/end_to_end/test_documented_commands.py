@@ -49,7 +49,7 @@ class Project:
         self.folder = folder
         shutil.copytree(ROOT / "conf", folder / "conf")
         config = folder / "conf" / "config.yaml"
-        config.write_text(re.sub(r"^epochs: 30 ", "epochs: 2 ", config.read_text(), flags=re.M))
+        config.write_text(re.sub(r"^epochs: 30 ", "epochs: 6 ", config.read_text(), flags=re.M))
         shutil.copy(ROOT / "train.py", folder)
         for name in ("ddp_agent", "launch"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
