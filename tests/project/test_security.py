@@ -27,6 +27,8 @@ FORBIDDEN_TEXTS = {
     re.compile(r"^0\.0\.0\.0$|^::$|--?bind_all"): "lets other machines in",
 }
 
+MOVIELENS = ("ddp_agent/data/readers/ratings.py", "::")  # what its files have between columns
+
 # Name, or the beginning of dotted names, to the reason.
 FORBIDDEN = {
     **dict.fromkeys(["pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"], "runs code of what it reads"),
@@ -136,7 +138,7 @@ def _violations_of(node: ast.AST, origins: dict[str, str], path: str) -> Iterato
             yield node.lineno, "opens a file otherwise than ddp_agent/config/untrusted.py"
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         for text, reason in FORBIDDEN_TEXTS.items():
-            if text.search(node.value):
+            if text.search(node.value) and (path, node.value) != MOVIELENS:
                 yield node.lineno, f"{node.value!r} {reason}"
 
 
