@@ -49,6 +49,12 @@ class CutOffError(RefusedError):
     exit_code = 4
 
 
+class UnreachableError(RefusedError):
+    """A rank that cannot be reached, or a store or network on which ranks cannot meet."""
+
+    exit_code = 4
+
+
 class PeerFailedError(RefusedError):
     """A failure of another rank, which ends this one too. `code`: that rank's exit code, if it reported one."""
 

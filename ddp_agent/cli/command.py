@@ -21,7 +21,7 @@ from ddp_agent.config import help_text
 from ddp_agent.config.redaction import remember_environment, remember_overrides, scrubbed
 from ddp_agent.distributed.process import TorchrunEnvironment, die_with_parent
 from ddp_agent.distributed.variables import whole
-from ddp_agent.errors import ConfigError, RefusedError
+from ddp_agent.errors import ConfigError, RefusedError, UnreachableError
 from ddp_agent.outputs import streams
 
 # Hydra's grammar has no value that begins with ~, which many shells leave alone in key=~/folder.
@@ -47,7 +47,7 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
             raise refused
         return _dispatch(environment, work, check, typed)
     except RefusedError as refusal:
-        _print_once(str(refusal), environment)
+        _print_once(str(refusal), None if isinstance(refusal, UnreachableError) else environment)
         return refusal.exit_code
     except KeyboardInterrupt:
         return streams.INTERRUPTED
@@ -71,7 +71,7 @@ def _print_once(message: str, environment: TorchrunEnvironment | None) -> None:
         print(message, file=sys.stderr)
     else:
         from ddp_agent.cli.rank_process import print_once
-        from ddp_agent.distributed.process_group import connect
+        from ddp_agent.distributed.rendezvous import connect
 
         print_once(connect(), message)
 

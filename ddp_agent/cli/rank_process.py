@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,9 +30,9 @@ from ddp_agent.cli.composition import (
 from ddp_agent.cli.replicas import world_size as replicas_of
 from ddp_agent.config.fields import expanded
 from ddp_agent.config.redaction import scrubbed
-from ddp_agent.distributed.c10d import Store
 from ddp_agent.distributed.process import TorchrunEnvironment
-from ddp_agent.distributed.process_group import Rendezvous, connect
+from ddp_agent.distributed.rendezvous import Rendezvous, connect
+from ddp_agent.distributed.run_secret import SignedStore
 from ddp_agent.errors import ConfigError, LostDirectoryError, NoProgressError, PreemptedError, RefusedError
 from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.log import log_to_file
@@ -43,7 +44,6 @@ _log = logging.getLogger(__name__)
 
 # How long a rank waits for rank 0 to print an error that both raised, before it prints the error itself.
 PATIENCE_S = 5.0
-POLL_S = 0.05
 PROBE_S = 1.0
 
 
@@ -93,14 +93,14 @@ def _claimed(rendezvous: Rendezvous, composed: Composed, context: LaunchContext)
     """Return the run directory after rank 0 has claimed it. Where rank 0 is refused, torchrun ends the other ranks."""
     claimed = f"claimed/{context.attempt}"
     if rendezvous.environment.rank != 0:
-        rendezvous.store.wait([claimed])
+        rendezvous.from_rank_0(claimed, str)
         return RunDirectory(context.run_dir, rank=rendezvous.environment.rank)
     resume = context.cfg.get("resume")
     continues = context.attempt > 0 or (resume and expanded(resume).absolute() == context.run_dir)
     directory = RunDirectory(context.run_dir, restart=bool(continues))
     if not os.environ.get(RUN_DIR):  # else the sweep has saved them
         composed.save(directory.path)
-    rendezvous.store.set(claimed, "")
+    rendezvous.values.set(claimed, "yes")
     return directory
 
 
@@ -122,7 +122,7 @@ def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None)
     The line names `of_rank`; default: the rank that prints. torchrun ends all ranks once one has exited, so the ranks
     that do not print have to wait. The store lives as long as torchrun, so a restart does not repeat the message.
     """
-    rank, store = rendezvous.environment.rank, rendezvous.store
+    rank, store = rendezvous.environment.rank, rendezvous.values
     message, named = scrubbed(message), rank or None if of_rank is None else of_rank
     log_to_file(_log, message)
     text = message if named is None else f"rank {named}: {message}"
@@ -134,15 +134,15 @@ def print_once(rendezvous: Rendezvous, message: str, of_rank: int | None = None)
         # Rank 0 is not waited for where the message is about itself: it cannot print it.
         if rank != 0 and _was_printed(store, key, 0 if of_rank == 0 else PATIENCE_S):
             return
-        if store.add(f"{key}/claims", 1) > 1:
+        if store.first(f"{key}/by", own := uuid.uuid4().hex, str) != own:
             _was_printed(store, key, PATIENCE_S)
             return
     print(text, file=sys.stderr, flush=True)
     with suppress(DistError):
-        store.set(key, "")
+        store.set(key, "yes")
 
 
-def _store_answers(store: Store) -> bool:
+def _store_answers(store: SignedStore) -> bool:
     """Return False within `PROBE_S` where the link to the store is down; a call to the store would take minutes."""
     probe = threading.Thread(target=_probe, args=(store,), daemon=True)
     probe.start()
@@ -150,16 +150,12 @@ def _store_answers(store: Store) -> bool:
     return not probe.is_alive()
 
 
-def _probe(store: Store) -> None:
+def _probe(store: SignedStore) -> None:
     with suppress(DistError):
-        store.check(["printed"])
+        store.get("printed", str)
 
 
-def _was_printed(store: Store, key: str, patience_s: float) -> bool:
-    """Poll the store: a timeout of `store.wait` would be reported on the console by torch."""
-    deadline = time.monotonic() + patience_s
-    while not store.check([key]):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
+def _was_printed(store: SignedStore, key: str, patience_s: float) -> bool:
+    with suppress(TimeoutError):
+        return bool(store.wait(key, str, patience_s))
+    return False

@@ -4,13 +4,12 @@ import logging
 import os
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddp_agent.cli.composition import NPROC_PER_NODE, RUN_DIR, Check, Configs, LaunchContext
 from ddp_agent.cli.replicas import world_size as replicas_of
@@ -19,16 +18,12 @@ from ddp_agent.outputs.run_directory import RunDirectory
 from ddp_agent.outputs.run_files import RunFiles
 from ddp_agent.outputs.run_status import conclude
 
-if TYPE_CHECKING:
-    from ddp_agent.distributed.c10d import TCPStore
-
 ON_NODES = "DDP_AGENT_ON_NODES"  # a command that runs the command behind it on every node, with PET_NODE_RANK set
 NODES, NODE, ADDRESS = "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"  # torchrun's defaults for its flags
 RANKS_ON_CPU = 2
 MOST_NODES = 10_000
 GPU_DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")  # below /dev: of NVIDIA, of WSL, of AMD
 MOST_RANKS = 1024  # on one machine: a wrong number of processes takes it down
-BACKLOG = 2048  # connections to the store that may wait to be accepted; torch's own value
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")  # the last two: near a job's time limit
 PEER_FAILED, PREEMPTED = 4, 75
 EXPLAINED = (2, 3, 4, 5, PREEMPTED)  # exit codes of ranks that have printed why they ended
@@ -124,9 +119,14 @@ def _torchrun(context: LaunchContext, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    from ddp_agent.distributed import loopback, run_secret
+
     nodes = _nodes()
-    store = _store_on_loopback() if nodes == 1 else None
-    rendezvous = ["--rdzv-backend=static", "--master-addr=127.0.0.1", f"--master-port={store.port}"] if store else []
+    rendezvous, store = [], None
+    if nodes == 1:  # the nodes of several would make different secrets
+        run_secret.ensure()
+        host, store = loopback.open_store()
+        rendezvous = ["--rdzv-backend=static", f"--master-addr={host}", f"--master-port={store.port}"]
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"  # torchrun would do it, with a warning
     files = RunFiles(context.run_dir)
     earlier = files.read_status()
@@ -196,21 +196,6 @@ def _quiet_torchrun() -> Iterator[_Kept]:
     finally:
         log.removeHandler(kept)
         log.propagate = True
-
-
-def _store_on_loopback() -> "TCPStore":
-    """Return a store for a run on one machine. It listens on loopback only.
-
-    torchrun's own store listens on every interface, without a password. In the process that holds this store torchrun
-    opens none, since the tenants of a process share the store of a port.
-    """
-    from ddp_agent.distributed.c10d import TCPStore
-
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    port = listener.getsockname()[1]
-    return TCPStore(
-        "127.0.0.1", port, None, True, wait_for_workers=False, multi_tenant=True, master_listen_fd=listener.detach()
-    )
 
 
 def _record_for_sweep(reason: str) -> None:

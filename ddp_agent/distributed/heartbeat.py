@@ -68,7 +68,7 @@ class Heartbeats:
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         unseen = Heartbeat(count=0, promise=None, report=Report())
         self._latest = dict.fromkeys(self._watched, unseen)  # the last genuine one: anybody may overwrite a value
-        self._clock, self._silence, self._standstill = AwakeClock(), Unchanged(), Unchanged()
+        self._clock, self._silence, self._standstill = AwakeClock(), Unchanged[int](), Unchanged[int]()
         self._silent_s: dict[int, float] = {}
         self._stood_s: dict[int, float] = {}
         self._own = Report()

@@ -5,12 +5,10 @@ Why not `torch.distributed.init_process_group()` alone: it uses torchrun's store
 group gets a prefix of its own, made of the attempt and a name.
 """
 
-import functools
 import logging
 import os
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,17 +20,17 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from ddp_agent.distributed.c10d import HashStore, PrefixStore, Store, TCPStore
+from ddp_agent.distributed.c10d import PrefixStore
 from ddp_agent.distributed.failure_detector import FailureDetector
 from ddp_agent.distributed.failure_report import ECHOES, VERDICTS, Failure, kind_of, origin_of
-from ddp_agent.distributed.process import EARLIER_ATTEMPTS, TorchrunEnvironment
-from ddp_agent.distributed.run_secret import SignedStore, prefix
+from ddp_agent.distributed.process import TorchrunEnvironment
+from ddp_agent.distributed.rendezvous import ARRIVAL_TIMEOUT_S, connect, ranks
+from ddp_agent.distributed.run_secret import SignedStore
 from ddp_agent.distributed.standstill import long_s
-from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError
+from ddp_agent.errors import ConfigError, PeerFailedError, PreemptedError, RefusedError, UnreachableError
 
-# Ranks of one run may start this far apart: imports from a cold network disk take minutes.
-ARRIVAL_TIMEOUT_S = 600.0
-POLL_S = 0.01
+WARN_S = 60.0  # while ranks wait for one that does not start its group
+POLL_S = 0.05
 LEAVE_TIMEOUT_S = 30.0
 # A collective fails later than the failure detector's last limit, which knows the rank that is waited for. torch knows
 # only who waits: gloo's error names the rank that raised it, and NCCL's watchdog ends that rank's process.
@@ -40,67 +38,6 @@ COLLECTIVE_MARGIN_S = 60.0
 
 log = logging.getLogger(__name__)
 _starts: Counter[str] = Counter()
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """One rank's connection to the store."""
-
-    store: Store
-    environment: TorchrunEnvironment
-
-    def agree(self, key: str, proposal: str) -> str:
-        """Return the first proposal for `key`, on every rank and in every attempt of one torchrun."""
-        return self.store.compare_set(key, "", proposal).decode()
-
-    @functools.cached_property
-    def attempt(self) -> int:
-        """The number of restarts before this attempt, equal on all ranks. Waits for all of them at first use.
-
-        Restarts of a sweep's job count too. TORCHELASTIC_RESTART_COUNT does not serve: on several nodes only the node
-        that failed counts. So rank 0 counts, and answers each rank under a key that only this process can have chosen.
-        """
-        if self.environment.rank == 0:
-            attempt = self.store.add("attempts", 1) - 1 + int(os.environ.get(EARLIER_ATTEMPTS) or 0)
-            self._answer_others(attempt)
-            return attempt
-        question = uuid.uuid4().hex
-        self.store.set(f"question/{self.environment.rank}", question)
-        self.store.wait([f"answer/{question}"], timedelta(seconds=ARRIVAL_TIMEOUT_S))
-        attempt = int(self.store.get(f"answer/{question}"))
-        self.store.set(f"arrived/{attempt}/{self.environment.rank}", "")
-        return attempt
-
-    def _answer_others(self, attempt: int) -> None:
-        missing = set(range(1, self.environment.world_size))
-        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
-        while missing:
-            for rank in sorted(missing):
-                if self.store.check([f"question/{rank}"]):  # perhaps of an earlier attempt: nobody reads that answer
-                    self.store.set(f"answer/{self.store.get(f'question/{rank}').decode()}", str(attempt))
-                if self.store.check([f"arrived/{attempt}/{rank}"]):
-                    missing.discard(rank)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"ranks {sorted(missing)} did not start within {ARRIVAL_TIMEOUT_S:g} s")
-            time.sleep(POLL_S)
-
-
-@functools.cache
-def connect() -> Rendezvous:
-    """Join torchrun's store. If torchrun serves none, rank 0 opens it. Without torchrun the store is local."""
-    environment = TorchrunEnvironment.read()
-    if environment is None:
-        return Rendezvous(HashStore(), TorchrunEnvironment())
-    served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        environment.world_size,
-        is_master=environment.rank == 0 and not served_by_torchrun,
-        timeout=timedelta(seconds=ARRIVAL_TIMEOUT_S),
-        wait_for_workers=False,
-    )
-    return Rendezvous(PrefixStore(prefix("ddp_agent"), store), environment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +50,24 @@ class Runtime:
     attempt: int
     device: torch.device
     backend: str
-    store: Store | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
+    values: SignedStore | None = field(default=None, repr=False, compare=False)  # None: the group is someone else's
     failure_detector: FailureDetector = field(default_factory=FailureDetector.alone, repr=False, compare=False)
 
     def stop(self) -> None:
         """End the group when all ranks have called this: a rank that leaves early closes connections in use."""
         self.failure_detector.progress.leave()
-        if self.store is not None:
-            with suppress(dist.DistError):  # a peer that never comes: leave without it
-                if self.store.add("leaving", 1) == self.world_size:
-                    self.store.set("left", "")
-                self.store.wait(["left"], timedelta(seconds=LEAVE_TIMEOUT_S))
+        if self.values is not None:
+            with suppress(dist.DistError, TimeoutError):  # a peer that never comes: leave without it
+                self.values.set(f"leaving/{self.rank}", "yes")
+                if self.rank == 0:
+                    for rank in range(self.world_size):
+                        self.values.wait(f"leaving/{rank}", str, LEAVE_TIMEOUT_S)
+                    self.values.set("left", "yes")
+                self.values.wait("left", str, LEAVE_TIMEOUT_S)
         self._leave()
 
     def _leave(self) -> None:
-        if self.store is not None and dist.is_initialized():
+        if self.values is not None and dist.is_initialized():
             dist.destroy_process_group()
         self.failure_detector.close()
 
@@ -181,8 +121,9 @@ def start(
     _starts[job] += 1  # every rank starts the same groups in the same order
     name = f"group/{rendezvous.attempt}/{job}/{_starts[job]}"
     store = PrefixStore(name, rendezvous.store)
+    values = SignedStore(rendezvous.store, f"{name}/agreement")
     chosen = _device(device, environment)
-    backend = _backend(chosen, environment, store)
+    backend = _backend(chosen, environment, values, long_s(timeout_s))
     if environment.single_node:
         _stay_on_loopback()
     if chosen.type == "cuda":
@@ -211,7 +152,7 @@ def start(
         attempt=rendezvous.attempt,
         device=chosen,
         backend=backend,
-        store=store,
+        values=values,
         failure_detector=detector,
     )
 
@@ -223,16 +164,35 @@ def _device(wanted: str, environment: TorchrunEnvironment) -> torch.device:
     return torch.device("cuda", environment.local_rank % gpus) if gpus else torch.device("cpu")
 
 
-def _backend(device: torch.device, environment: TorchrunEnvironment, store: Store) -> str:
+def _backend(device: torch.device, environment: TorchrunEnvironment, values: SignedStore, patience_s: float) -> str:
     """Return the backend. NCCL refuses two ranks on one GPU, so ranks compare GPUs first."""
-    store.set(f"gpu/{environment.rank}", _identity(device))
-    gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in range(environment.world_size)])]
+    values.set(f"gpu/{environment.rank}", _identity(device))
+    gpus = _gpus_of_all(environment, values, max(patience_s, ARRIVAL_TIMEOUT_S))
     if "" not in gpus and len(set(gpus)) == environment.world_size:
         return "nccl"
     if any(gpus) and environment.rank == 0:
         shared = len(set(gpus) - {""})
         log.warning("%d ranks on %d GPUs: gloo instead of NCCL, slower", environment.world_size, shared)
     return "gloo"
+
+
+def _gpus_of_all(environment: TorchrunEnvironment, values: SignedStore, patience_s: float) -> list[str]:
+    """Return the GPU of every rank. Raise UnreachableError with the ranks that do not come: one may read its data."""
+    began, warned = time.monotonic(), False
+    while True:
+        gpus = {rank: values.get(f"gpu/{rank}", str) for rank in range(environment.world_size)}
+        missing = {rank for rank, gpu in gpus.items() if gpu is None}
+        if not missing:
+            return [gpu for gpu in gpus.values() if gpu is not None]
+        waited_s = time.monotonic() - began
+        if waited_s > patience_s:
+            raise UnreachableError(
+                f"{ranks(missing)} did not come within {patience_s:.0f} s: still before training, where data is read"
+            )
+        if waited_s > WARN_S and not warned and environment.rank == 0:
+            warned = True
+            log.warning("%s still reads its data or builds its model; waiting up to %.0f s", ranks(missing), patience_s)
+        time.sleep(POLL_S)
 
 
 def _identity(device: torch.device) -> str:

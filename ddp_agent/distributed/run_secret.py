@@ -14,6 +14,7 @@ import hmac
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from ddp_agent.distributed.c10d import PrefixStore, Store
 
 VARIABLE = "DDP_AGENT_SECRET"
 MOST_BYTES = 32_768  # of a value, its code included
+POLL_S = 0.002
+MOST_POLL_S = 0.1
 _CODE = 32  # hexadecimal digits: 128 bits
 
 T = TypeVar("T")
@@ -60,35 +63,50 @@ class SignedStore:
 
     def set(self, key: str, text: str) -> None:
         """Write a value."""
-        self._store.set(key, self._signed(key, text))
+        self._store.set(key, self.signed(key, text))
 
     def get(self, key: str, parse: Callable[[str], T]) -> T | None:
         """Return a value, or None if it is not there or not one of this run's. Does not wait."""
-        return self._read(key, self._store.get(key), parse) if self._store.check([key]) else None
+        return self.read(key, self._store.get(key), parse) if self._store.check([key]) else None
 
     def get_all(self, keys: Sequence[str], parse: Callable[[str], T]) -> list[T | None]:
         """Return the values of keys that exist, in one request. None for one that is not this run's."""
         values = self._store.multi_get(list(keys)) if keys else []
-        return [self._read(key, value, parse) for key, value in zip(keys, values, strict=True)]
+        return [self.read(key, value, parse) for key, value in zip(keys, values, strict=True)]
+
+    def wait(self, key: str, parse: Callable[[str], T], timeout_s: float) -> T:
+        """Return a value as soon as it is there. Raise TimeoutError after `timeout_s`.
+
+        Polls: a foreign value would end the store's own `wait`.
+        """
+        deadline, pause_s = time.monotonic() + timeout_s, POLL_S
+        while (value := self.get(key, parse)) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{key} did not appear within {timeout_s:g} s")
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, MOST_POLL_S)
+        return value
 
     def first(self, key: str, text: str, parse: Callable[[str], T]) -> T:
         """Write a value unless one of this run's is there. Return the value that is there then."""
-        signed = self._signed(key, text)
+        signed = self.signed(key, text)
         there = self._store.compare_set(key, "", signed)
-        found = self._read(key, there, parse)
+        found = self.read(key, there, parse)
         if found is None:
             self._store.set(key, signed)
             return parse(text)
         return found
 
-    def _signed(self, key: str, text: str) -> str:
+    def delete(self, key: str) -> None:
+        """Delete a value that nobody reads any more."""
+        self._store.delete_key(key)
+
+    def signed(self, key: str, text: str) -> str:
+        """Return a text with its code, for a way that is not the store."""
         return self._code(key, text) + text
 
-    def _code(self, key: str, text: str) -> str:
-        message = f"{self.name}\0{key}\0{text}".encode()
-        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()[:_CODE]
-
-    def _read(self, key: str, value: bytes, parse: Callable[[str], T]) -> T | None:
+    def read(self, key: str, value: bytes, parse: Callable[[str], T]) -> T | None:
+        """Return the value of a text with its code, or None for one that is not this run's."""
         try:
             if len(value) > MOST_BYTES:
                 raise ValueError(f"{len(value)} bytes")
@@ -102,3 +120,7 @@ class SignedStore:
                 self._ignored.add(key)
                 _log.warning("ignored the value of %s in torchrun's store: %s; see SECURITY.md", key, str(error)[:200])
             return None
+
+    def _code(self, key: str, text: str) -> str:
+        message = f"{self.name}\0{key}\0{text}".encode()
+        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()[:_CODE]

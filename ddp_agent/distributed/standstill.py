@@ -5,11 +5,13 @@ that was stopped (a debugger, Ctrl-Z, a suspended machine) must not take the oth
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from ddp_agent.distributed.progress import Activity, Report
+
+K = TypeVar("K", bound=Hashable)
 
 LONG = 10  # times `timeout_s`: the limit of an activity that takes longer than a step
 LONG_S = 60.0  # at least
@@ -47,17 +49,17 @@ class AwakeClock:
 
 
 @dataclass
-class Unchanged:
-    """The time for which values by rank have not changed."""
+class Unchanged(Generic[K]):
+    """The time for which values by rank, or by name, have not changed."""
 
-    _seen: dict[int, tuple[object, float]] = field(default_factory=dict)
+    _seen: dict[K, tuple[object, float]] = field(default_factory=dict)
 
-    def look(self, values: Mapping[int, object], now: float) -> dict[int, float]:
+    def look(self, values: Mapping[K, object], now: float) -> dict[K, float]:
         """Return the seconds since each value changed."""
-        for rank, value in values.items():
-            if rank not in self._seen or self._seen[rank][0] != value:
-                self._seen[rank] = (value, now)
-        return {rank: now - self._seen[rank][1] for rank in values}
+        for key, value in values.items():
+            if key not in self._seen or self._seen[key][0] != value:
+                self._seen[key] = (value, now)
+        return {key: now - self._seen[key][1] for key in values}
 
 
 class Stuck(NamedTuple):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ddp_agent.cli.composition import run_time
 from ddp_agent.cli.program import MODULE
+from ddp_agent.distributed.loopback import ADDRESSES, split
 from ddp_agent.elastic.supervisor import Supervisor
-from ddp_agent.errors import RefusedError
+from ddp_agent.errors import RefusedError, UnreachableError
 from ddp_agent.outputs.files import disk_errors_explained
 from ddp_agent.outputs.streams import protect
 
@@ -50,6 +51,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options.numbers = [int(number) if re.fullmatch("[0-9]{1,5}", number) else -1 for number in named]
     if not all(0 <= number < options.replicas for number in options.numbers):
         parser.error(f"--only: found {options.only!r}, expected numbers from 0 to {options.replicas - 1}")
+    options.address = split(options.listen)
     return options
 
 
@@ -91,14 +93,20 @@ def main(arguments: list[str]) -> int:
         os.dup2(nowhere.fileno(), 2)
     coordinator = None
     if options.coordinator is None:
+        from ddp_agent.distributed import run_secret
         from ddp_agent.elastic.coordinator import Coordinator
 
-        host, _, port = options.listen.rpartition(":")
+        host, port = options.address
+        if host in ADDRESSES:  # launchers on other machines would have another secret
+            run_secret.ensure()
         try:
-            coordinator = Coordinator(host, int(port), lost_after_s=options.lost_after_s, patience_s=options.patience_s)
+            coordinator = Coordinator(host, port, lost_after_s=options.lost_after_s, patience_s=options.patience_s)
         except ImportError as error:
             print(f"{error}; replicas need torchft: pip install 'ddp_agent[elastic]'", file=sys.stderr)
             return 2
+        except UnreachableError as refusal:
+            print(f"--listen {refusal}", file=sys.stderr)
+            return refusal.exit_code
         print(f"coordinator at {coordinator.address}", file=sys.stderr, flush=True)
     supervisor = Supervisor(
         program=MODULE,

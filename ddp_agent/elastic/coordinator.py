@@ -4,9 +4,9 @@ The coordinator is trusted and must outlive the run, like torchrun's store. Ligh
 alone, by default the loopback. Torch's store by itself would listen on every interface, so it is given a socket.
 """
 
-import socket
-
-from ddp_agent.distributed.c10d import TCPStore
+from ddp_agent.distributed.c10d import PrefixStore, Store
+from ddp_agent.distributed.loopback import join, listen, store_at
+from ddp_agent.distributed.run_secret import SignedStore, prefix
 
 LIGHTHOUSE = "lighthouse"  # keys of the store
 LOST_AFTER_S = "lost_after_s"
@@ -17,28 +17,39 @@ class Coordinator:
     """A lighthouse and a store that serve until `close`. `address` is HOST:PORT of the store.
 
     `lost_after_s`: how long a replica may send no heartbeat. `patience_s`: how long a replica that is alive may let the
-    others wait in a round. Raises ImportError without torchft.
+    others wait in a round. Raises ImportError without torchft, UnreachableError for an address that cannot be served.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, lost_after_s: float, patience_s: float) -> None:
         from torchft.coordination import LighthouseServer  # an extra, and slow to import
 
-        listener = socket.create_server((host, port), backlog=256)
+        listener = listen(host, port)
         port = listener.getsockname()[1]
-        fd = listener.detach()
-        self.store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        self.store = store_at(host, listener)
         self._lighthouse = LighthouseServer(
-            bind=f"{host}:0",
+            bind=join(host, 0),
             min_replicas=1,
             join_timeout_ms=round(1000 * patience_s),
             quorum_tick_ms=50,
             heartbeat_timeout_ms=round(1000 * lost_after_s),
         )
-        self.store.set(LOST_AFTER_S, str(lost_after_s))
-        self.store.set(PATIENCE_S, str(patience_s))
-        self.store.set(LIGHTHOUSE, f"http://{host}:{self._lighthouse.address().rpartition(':')[2]}")
-        self.address = f"{host}:{port}"
+        self.lighthouse = f"http://{join(host, int(self._lighthouse.address().rpartition(':')[2]))}"
+        values = values_in(shared(self.store))
+        values.set(LOST_AFTER_S, repr(lost_after_s))
+        values.set(PATIENCE_S, repr(patience_s))
+        values.set(LIGHTHOUSE, self.lighthouse)
+        self.address = join(host, port)
 
     def close(self) -> None:
         """Stop the lighthouse. The store ends with its last reference."""
         self._lighthouse.shutdown()
+
+
+def shared(store: Store) -> Store:
+    """Return the part of the coordinator's store that the replicas of one run use."""
+    return PrefixStore(prefix("replicas"), store)
+
+
+def values_in(store: Store) -> SignedStore:
+    """Return the values in that part on which replicas agree."""
+    return SignedStore(store, "values")

@@ -72,7 +72,7 @@ class ElasticGroup(ReplicaGroup):
         self._rounds = Rounds(self.comm, self._membership)
 
     def require_identical(self, sha256_of: Mapping[str, str]) -> None:
-        first = json.loads(self._membership.store.compare_set("agreed/identical", "", json.dumps(dict(sha256_of))))
+        first = self._membership.values.first("agreed/identical", json.dumps(dict(sha256_of)), _hashes)
         if wrong := [name for name in sha256_of if first.get(name) != sha256_of[name]]:
             raise ConfigError([f"replicas differ: {name} of this one is not that of the first" for name in wrong])
 
@@ -119,7 +119,7 @@ class ElasticGroup(ReplicaGroup):
                 participant.restore(saved)
 
     def end(self) -> None:
-        self._membership.store.set("over", "")
+        self._membership.finish()
         self._membership.close()
         self.comm.close()
 
@@ -135,7 +135,7 @@ class ElasticGroup(ReplicaGroup):
 
     def _stop_waiting(self) -> None:
         self._interrupted()
-        if self._membership.store.check(["over"]):
+        if self._membership.is_over():
             raise OverError
 
     def _start(self, quorum: Quorum, active: list[Member], participant: Participant) -> bool:
@@ -197,3 +197,10 @@ class ElasticGroup(ReplicaGroup):
             _log.warning("%s", change)
             self._on_change(change)
         self._rounds.record(quorum, active)
+
+
+def _hashes(text: str) -> dict[str, str]:
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("found no hashes")
+    return found

@@ -1,19 +1,25 @@
 """One replica's connection to the coordinator: its heartbeats, its quorums, its votes, and values that all share."""
 
+import json
 import logging
 import queue
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
-from ddp_agent.distributed.c10d import Store, TCPStore
+from ddp_agent.distributed.c10d import TCPStore
+from ddp_agent.distributed.failure_report import STEPS, in_range
+from ddp_agent.distributed.loopback import split
 from ddp_agent.distributed.process import Replica
 from ddp_agent.distributed.replica_group import Purpose
-from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S
+from ddp_agent.distributed.run_secret import VARIABLE, SignedStore
+from ddp_agent.distributed.standstill import AwakeClock, Unchanged
+from ddp_agent.elastic.coordinator import LIGHTHOUSE, LOST_AFTER_S, PATIENCE_S, shared, values_in
 from ddp_agent.errors import CutOffError
 
 BEAT_S = 0.2
@@ -37,6 +43,17 @@ class Member:
     running: bool  # False: it wants to join
     purpose: Purpose
     group: str  # key of the quorum whose process group it is connected to; "" for none
+
+    @classmethod
+    def from_json(cls, text: str) -> "Member":
+        """Return the member of a JSON object. Raise ValueError for anything else."""
+        found = json.loads(text)
+        kinds = {"name": str, "number": int, "version": int, "step": int, "running": bool, "purpose": str, "group": str}
+        if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != kinds:
+            raise ValueError("found no member")
+        if found["purpose"] not in get_args(Purpose):
+            raise ValueError(f"purpose: found {found['purpose'][:50]!r}")
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -83,20 +100,25 @@ class Membership:
         self.replica, self.timeout_s = replica, timeout_s
         self.name = f"{replica.number:05d}:{uuid.uuid4()}"
         self._step = step
-        host, _, port = replica.coordinator.rpartition(":")
         try:
-            self.store: Store = TCPStore(
-                host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S)
-            )
-            self._lost_after_s = float(self.store.get(LOST_AFTER_S))
-            self._patience_s = float(self.store.get(PATIENCE_S))
-            self._lighthouse = self.store.get(LIGHTHOUSE).decode()
-        except RuntimeError as error:
+            host, port = split(replica.coordinator)
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S))
+            self.store = shared(store)  # of process groups
+            self.values = values_in(self.store)
+            self._lost_after_s = self.values.wait(LOST_AFTER_S, _seconds, CONNECT_S)
+            self._patience_s = self.values.wait(PATIENCE_S, _seconds, CONNECT_S)
+            self._lighthouse = self.values.wait(LIGHTHOUSE, _address, CONNECT_S)
+        except TimeoutError as error:
+            raise CutOffError(
+                f"the coordinator at {replica.coordinator} has another secret: {VARIABLE} must be the same in the "
+                "environment of all launchers of one run"
+            ) from error
+        except (RuntimeError, ValueError) as error:
             raise CutOffError(f"no coordinator answers at {replica.coordinator}: {error}") from error
         self._client = self._connect()
-        self._show(self.store)
+        self._show(self.values)
         self._closed = threading.Event()
-        self._last_seen: dict[str, tuple[bytes, float]] = {}
+        self._clock, self._unchanged = AwakeClock(), Unchanged[str]()
         self._thread = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
 
     def _connect(self) -> Any:
@@ -106,11 +128,11 @@ class Membership:
 
     def last_step(self, name: str) -> int:
         """Return the step in a replica's last heartbeat."""
-        return int(self.store.get(f"heartbeat/{name}").decode().split()[1])
+        return self.values.get(f"heartbeat/{name}", _step) or 0
 
     def ask(self, member: Member, interrupted: Callable[[], None]) -> Quorum:
         """Return when all replicas that are alive have asked. `interrupted` may raise meanwhile. Raises CutOffError."""
-        self._show(self.store)
+        self._show(self.values)
         if not self._thread.is_alive():
             self._thread.start()
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -123,39 +145,51 @@ class Membership:
                 continue
             if isinstance(answer, Exception):
                 raise CutOffError(f"the coordinator's lighthouse at {self._lighthouse} gives no answer: {answer}")
-            members = sorted((Member(**it.data) for it in answer.participants), key=lambda it: it.name)
+            found = [self._member(it.data) for it in answer.participants]
+            members = sorted((it for it in found if it), key=lambda it: it.name)
+            if self.name not in [it.name for it in members]:
+                raise CutOffError(f"the coordinator's lighthouse at {self._lighthouse} answers without this replica")
             key = f"{answer.quorum_id}.{answer.created.seconds}.{answer.created.nanos}"
             return Quorum(key, answer.quorum_id, tuple(members))
 
     def vote(self, quorum: Quorum, voters: Sequence[Member], ok: bool) -> bool:
         """Report whether this replica has a round's result. Return the verdict."""
-        self.store.set(f"vote/{quorum.key}/{self.name}", "")
+        self.values.set(f"vote/{quorum.key}/{self.name}", "yes" if ok else "no")
         if not ok:
             self.undo(quorum)
-        elif self.store.add(f"votes/{quorum.key}", 1) == len(voters):
-            self.store.compare_set(f"verdict/{quorum.key}", "", "kept")
+        elif all(self.values.get(f"vote/{quorum.key}/{it.name}", str) == "yes" for it in voters):
+            self.values.first(f"verdict/{quorum.key}", "kept", _verdict)  # the last voter sees all votes
         return self.verdict(quorum, voters)
 
     def undo(self, quorum: Quorum) -> None:
         """Propose that the result is undone. The first proposal in the store is the verdict."""
-        self.store.compare_set(f"verdict/{quorum.key}", "", "undone")
+        self.values.first(f"verdict/{quorum.key}", "undone", _verdict)
 
     def verdict(self, quorum: Quorum, voters: Sequence[Member]) -> bool:
         """Wait for the verdict. Return True when the result is kept. A voter without heartbeats votes against it."""
         looked, pause_s = time.monotonic(), FIRST_VERDICT_POLL_S
-        while not self.store.check([f"verdict/{quorum.key}"]):
+        while (verdict := self.values.get(f"verdict/{quorum.key}", _verdict)) is None:
             time.sleep(pause_s)
             pause_s = min(1.1 * pause_s, LAST_VERDICT_POLL_S)
             if time.monotonic() > looked + BEAT_S:
                 looked = time.monotonic()
-                if self._silent([it.name for it in voters if not self.store.check([f"vote/{quorum.key}/{it.name}"])]):
+                keys = {it.name: f"vote/{quorum.key}/{it.name}" for it in voters}
+                if self._silent([name for name, key in keys.items() if not self.values.get(key, str)]):
                     self.undo(quorum)
-        return self.store.get(f"verdict/{quorum.key}") == b"kept"
+        return verdict == "kept"
 
     def forget(self, quorum: Quorum, voters: Sequence[Member]) -> None:
         """Delete the votes of a round that all have left. The verdict stays: a voter may have been cut off."""
-        for key in (f"votes/{quorum.key}", *(f"vote/{quorum.key}/{it.name}" for it in voters)):
-            self.store.delete_key(key)
+        for voter in voters:
+            self.values.delete(f"vote/{quorum.key}/{voter.name}")
+
+    def finish(self) -> None:
+        """Declare the run finished."""
+        self.values.set("over", "yes")
+
+    def is_over(self) -> bool:
+        """Return whether a replica has finished the run."""
+        return self.values.get("over", str) == "yes"
 
     def close(self) -> None:
         """End the heartbeats: nobody need wait for this replica any more."""
@@ -175,31 +209,56 @@ class Membership:
                 step=member.version,
                 world_size=1,
                 shrink_only=False,
-                data=asdict(member),
+                data={"member": self.values.signed("member", json.dumps(asdict(member)))},
             )
         except Exception as error:
             answer = error
         answers.put(answer)
 
+    def _member(self, data: Any) -> Member | None:
+        """Return the member that a participant of a quorum is, or None for a stranger."""
+        text = data.get("member") if isinstance(data, Mapping) else None
+        return self.values.read("member", text.encode() if isinstance(text, str) else b"", Member.from_json)
+
     def _silent(self, names: Sequence[str]) -> list[str]:
         """Return the replicas without a new heartbeat for `lost_after_s`, as far as this replica has looked."""
-        now = time.monotonic()
-        for name in names:
-            heartbeat = self.store.get(f"heartbeat/{name}")
-            before, since = self._last_seen.get(name, (b"", now))
-            self._last_seen[name] = (heartbeat, since if heartbeat == before else now)
-        return [name for name in names if now - self._last_seen[name][1] > self._lost_after_s]
+        heartbeats = {name: self.values.get(f"heartbeat/{name}", str) for name in names}
+        silent_s = self._unchanged.look(heartbeats, self._clock.tick())
+        return [name for name in names if silent_s[name] > self._lost_after_s]
 
     def _beat(self) -> None:
         """Send heartbeats over connections of its own: the main thread may wait on the others."""
-        store, client = self.store.clone(), self._connect()
+        values, client = values_in(self.store.clone()), self._connect()
         while not self._closed.is_set():
             try:
-                self._show(store)
+                self._show(values)
                 client.heartbeat(self.name, timeout=timedelta(seconds=self._lost_after_s))
             except Exception as error:
                 _log.debug("no heartbeat reached the coordinator: %s", error)
             self._closed.wait(BEAT_S)
 
-    def _show(self, store: Store) -> None:
-        store.set(f"heartbeat/{self.name}", f"{time.monotonic_ns()} {self._step()}")
+    def _show(self, values: SignedStore) -> None:
+        values.set(f"heartbeat/{self.name}", f"{time.monotonic_ns()} {self._step()}")
+
+
+def _step(text: str) -> int:
+    return in_range(int(text.split()[1]), STEPS, "step") if len(text.split()) == 2 else 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"found {text[:50]!r}, expected seconds")
+    return seconds
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"http://[A-Za-z0-9.:\[\]_-]{1,300}", text):
+        raise ValueError(f"found {text[:50]!r}, expected an address")
+    return text
+
+
+def _verdict(text: str) -> str:
+    if text not in ("kept", "undone"):
+        raise ValueError(f"found {text[:50]!r}, expected kept or undone")
+    return text

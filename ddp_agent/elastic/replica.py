@@ -15,8 +15,12 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    from ddp_agent.distributed import loopback
+
+    host, store = loopback.open_store()  # torchrun --standalone would listen on every interface
+    rendezvous = ["--rdzv-backend=static", f"--master-addr={host}", f"--master-port={store.port}"]
     try:
-        torchrun(["--standalone", "--nproc_per_node=1", *arguments])
+        torchrun([*rendezvous, "--nproc_per_node=1", *arguments])
     except ChildFailedError as failed:
         code = failed.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code

@@ -17,8 +17,10 @@ from torch import nn
 
 from ddp_agent.cli import rank_process
 from ddp_agent.distributed import process_group as runtime
+from ddp_agent.distributed import rendezvous
 from ddp_agent.distributed.c10d import HashStore, TCPStore
 from ddp_agent.distributed.process import TorchrunEnvironment
+from ddp_agent.distributed.run_secret import SignedStore
 from ddp_agent.errors import ConfigError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -40,10 +42,10 @@ def _started_by_torchrun(rank: int, size: int, port: int, restarts: int = 0) -> 
     variables = {name: str(value) for name, value in zip(TORCHRUN, values, strict=True)}
     variables |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
     with patch.dict(os.environ, variables):
-        runtime.connect.cache_clear()
+        rendezvous.connect.cache_clear()
         runtime._starts.clear()
         yield
-    runtime.connect.cache_clear()
+    rendezvous.connect.cache_clear()
 
 
 def _sum_over(ranks: runtime.Runtime) -> float:
@@ -90,7 +92,7 @@ def _attempts(port: int) -> list[tuple[int, str, float]]:
         time.sleep(0.05 * ((rank + restart) % size))  # each time another rank comes first
         counted = restart if rank == 1 else 0
         with _started_by_torchrun(rank, size, port, counted), runtime.start("cpu", timeout_s=20) as ranks:
-            agreed = runtime.connect().agree("key", f"{restart}/{rank}")
+            agreed = rendezvous.connect().agree("key", f"{restart}/{rank}")
             seen.append((ranks.attempt, agreed, _sum_over(ranks)))
     return seen
 
@@ -110,7 +112,7 @@ def _say(port: int, messages: Sequence[str], patience_s: float = 30.0) -> str:
     with _started_by_torchrun(rank, size, port), contextlib.redirect_stderr(said), patience:
         if rank == 0:
             time.sleep(0.2)  # the others find it first, and let rank 0 speak
-        rank_process.print_once(runtime.connect(), messages[rank])
+        rank_process.print_once(rendezvous.connect(), messages[rank])
     return said.getvalue()
 
 
@@ -146,7 +148,7 @@ def test_a_run_on_one_machine_listens_on_loopback_only(ranks2: RankPool, store: 
 
 def _ddp_alone() -> tuple[int, int, float]:
     dist.destroy_process_group()
-    runtime.connect.cache_clear()
+    rendezvous.connect.cache_clear()
     with runtime.start("cpu") as ranks:
         model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))
         model(torch.ones(1, 1)).sum().backward()
@@ -178,9 +180,9 @@ def test_nccl_needs_a_gpu_for_each_rank(
     gpus: list[str], backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runtime, "_identity", lambda device: gpus[0])
-    others = HashStore()
+    others = SignedStore(HashStore(), "agreement")
     others.set("gpu/1", gpus[1])
-    assert runtime._backend(torch.device("cpu"), TorchrunEnvironment(world_size=2), others) == backend
+    assert runtime._backend(torch.device("cpu"), TorchrunEnvironment(world_size=2), others, 60) == backend
     assert ("gloo instead of NCCL" in caplog.text) == (backend == "gloo" and any(gpus))
 
 
@@ -189,7 +191,7 @@ def test_nccl_needs_a_gpu_for_each_rank(
 def test_a_rank_with_a_gpu_uses_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    runtime.connect.cache_clear()
+    rendezvous.connect.cache_clear()
     with runtime.start("auto") as ranks:
         tensor = torch.ones(1, device=ranks.device)
         dist.all_reduce(tensor)

@@ -236,7 +236,7 @@ def test_what_the_owner_of_a_chunk_owes_goes_to_its_residual() -> None:
 def test_the_coordinator_listens_on_the_loopback_alone() -> None:
     """torch's store, started as it comes, listens on every interface."""
     with coordinator() as kept:
-        ports = {int(kept.address.rpartition(":")[2]), int(kept.store.get("lighthouse").decode().rpartition(":")[2])}
+        ports = {int(kept.address.rpartition(":")[2]), int(kept.lighthouse.rpartition(":")[2])}
         found = {}
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):
             for line in Path(table).read_text().splitlines()[1:]:

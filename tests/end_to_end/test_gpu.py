@@ -17,6 +17,7 @@ from short_periods import short
 from torch import nn
 
 from ddp_agent.distributed import process_group as runtime
+from ddp_agent.distributed import rendezvous
 from ddp_agent.distributed.process_group import Runtime
 from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense
@@ -61,7 +62,7 @@ def test_every_reducer_averages(tmp_path: Path, sync: str, reducer: str) -> None
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    runtime.connect.cache_clear()
+    rendezvous.connect.cache_clear()
     with runtime.start("cuda") as started:
         yield started
 
