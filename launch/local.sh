@@ -45,6 +45,11 @@ done
 nproc=${nproc:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # because several ranks share the cores
 
+if [[ -z ${DDP_AGENT_SECRET-} ]]; then # of this run: see "Ports" in SECURITY.md
+    DDP_AGENT_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+    export DDP_AGENT_SECRET
+fi
+
 train=$(dirname -- "${BASH_SOURCE[0]}")/../train.py
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" \
     --max-restarts="$max_restarts" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$train" "$@"

@@ -18,7 +18,7 @@ LONGEST_S = 1e6  # 12 days
 EXAMPLES = """examples:
   launch/elastic.sh --replicas 4 -- sync=diloco sync.period=50 max_steps=5000
   launch/elastic.sh --replicas 4 --dir outputs/night --max-restarts 10 -- sync=local_sgd resume=…
-two machines, with the coordinator on 10.0.0.1 (on a private network: coordinator and gloo listen without a password):
+two machines on a private network, with DDP_AGENT_SECRET set to the same value and the coordinator on 10.0.0.1:
   GLOO_SOCKET_IFNAME=eth0 launch/elastic.sh --replicas 4 --only 0,1 --listen 10.0.0.1:29600 -- sync=diloco
   GLOO_SOCKET_IFNAME=eth0 launch/elastic.sh --replicas 4 --only 2,3 --coordinator 10.0.0.1:29600 -- sync=diloco
 """
