@@ -112,12 +112,10 @@ def start(
     """Start the default process group: NCCL when every rank has a GPU of its own, else gloo.
 
     A rank that is alone gets a group too, since DistributedDataParallel needs one. `device`: auto, cpu or cuda. A rank
-    that is silent, or stands still while others wait for it, is lost after `timeout_s`. `on_failure` is called on each
-    rank that fails, with the failure that ends the run. Raises ConfigError when `device` asks for a GPU that is not
-    there.
+    that is silent or lets others wait is lost after `timeout_s`. `on_failure` is called on each rank that fails, with
+    the failure that ends the run. Raises ConfigError when `device` asks for a GPU that is not there.
     """
-    rendezvous = connect()
-    environment = rendezvous.environment
+    environment = (rendezvous := connect()).environment
     _starts[job] += 1  # every rank starts the same groups in the same order
     name = f"group/{rendezvous.attempt}/{job}/{_starts[job]}"
     store = PrefixStore(name, rendezvous.store)
