@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ddp_agent.checkpoint.writer import Writer
+from ddp_agent.cli.shipped_values import shipped_values
 from ddp_agent.data.shard_stats import ShardStats
 from ddp_agent.data.shard_stats import summary as shard_summary
 from ddp_agent.data.slicing.tasks import Owners
@@ -143,7 +144,7 @@ class Run:
         self._describe()
         session, options = self.session, self.settings.options
         replicas = self.replica_group.slots if options.on_rank_loss == "continue" else None
-        shared = fingerprint(self.settings, session.setup.task, replicas)
+        shared = fingerprint(self.settings, session.setup.task, replicas, shipped_values(self.settings.cfg))
         source = resume(session, shared, self.directory.path, self.ranks.attempt)
         if options.on_rank_loss == "stop":  # a replica that comes back has its progress from the others
             self._refuse_futile_attempt()

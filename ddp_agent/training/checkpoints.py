@@ -11,7 +11,6 @@ from ddp_agent.checkpoint.manifest import Fingerprint
 from ddp_agent.checkpoint.writer import Writer
 from ddp_agent.config.command_line import override
 from ddp_agent.config.fields import parameters
-from ddp_agent.config.options import Options
 from ddp_agent.config.redaction import redacted
 from ddp_agent.config.registry import locate
 from ddp_agent.config.untrusted import plain
@@ -111,26 +110,35 @@ class Checkpoints:
                 self.writer.wait()
 
 
-def fingerprint(settings: Settings, task: Task, replicas: int | None) -> Fingerprint:
-    """Return the settings that a checkpoint shares with every run that may continue from it."""
+def fingerprint(
+    settings: Settings, task: Task, replicas: int | None, shipped: Mapping[str, Any] | None = None
+) -> Fingerprint:
+    """Return the settings that a checkpoint shares with every run that may continue from it.
+
+    `shipped`: the values of this package's configs, which a setting has that nobody typed.
+    """
     recorded = {
         **redacted({group: settings.cfg[group] for group in GROUPS}),
         "data_sha256": task.data.sha256,
         **{key: getattr(settings.options, key) for key in OPTIONS},
         **({"replicas": replicas} if replicas is not None else {}),
     }
-    return Fingerprint(recorded, _defaults(settings))
+    return Fingerprint(recorded, _defaults(settings, shipped or {}))
 
 
-def _defaults(settings: Settings) -> dict[str, Any]:
-    """Return what a setting was before a version recorded it: a new argument's default is what happened without it."""
-    of_options = {key: value.default for key, value in parameters(Options).items() if key in OPTIONS}
-    of_groups = {}
+def _defaults(settings: Settings, shipped: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value that a setting had before a version recorded it.
+
+    It is the default of the constructor's argument, or else the shipped value: a new setting comes with the value that
+    does what happened before.
+    """
+    defaults: dict[str, Any] = {key: shipped[key] for key in OPTIONS if key in shipped and key != "seed"}
     for group in GROUPS:
         node = settings.cfg[group]
         accepted = parameters(locate(group, node["name"], settings.options.trusted_packages))
-        of_groups[group] = {key: value.default for key, value in accepted.items() if _is_recordable(value.default)}
-    return {**of_groups, **{key: value for key, value in of_options.items() if _is_recordable(value)}, **RETIRED}
+        own = {key: value.default for key, value in accepted.items() if _is_recordable(value.default)}
+        defaults[group] = {**shipped.get(group, {}), **own}
+    return defaults | RETIRED
 
 
 def _is_recordable(default: Any) -> bool:

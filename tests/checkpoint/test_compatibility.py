@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,19 @@ from ddp_agent.checkpoint import export
 from ddp_agent.checkpoint.__main__ import main as checkpoint
 from ddp_agent.checkpoint.folder import manifest_of
 from ddp_agent.checkpoint.manifest import Fingerprint, Manifest
+from ddp_agent.cli.shipped_values import shipped_values
 from ddp_agent.config.registry import build
 from ddp_agent.errors import CheckpointError
 from ddp_agent.plan.__main__ import main as plan
+from ddp_agent.training.checkpoints import _defaults
 
 OLD = Path(__file__).parent / "af591fd"
 ROOT = Path(__file__).parents[2]
 TYPED = "sync=allreduce,diloco seed=0,1 optimizer=adamw model.hidden=[4] max_steps=40 eval_every=20 checkpoint_every=20"
+GROUPS = {
+    "model": "mlp", "slicing": "shared", "sync": "diloco", "cadence": "fixed", "reducer": "dense", "optimizer": "adamw",
+    "schedule": "constant",
+}  # fmt: skip
 KEPT = OLD / "sweep" / "3" / "checkpoints" / "step-00000020"
 
 
@@ -98,6 +105,38 @@ def test_a_new_setting_with_its_default_is_no_difference() -> None:
         manifest.check_run(KEPT, with_settings(slicing=slicing | {"limit": 5}), 2)
     with pytest.raises(CheckpointError, match=r"slicing\.new: the checkpoint has nothing, this run 1"):
         manifest.check_run(KEPT, with_settings(slicing=slicing | {"new": 1}), 2)
+
+
+def without(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    group, _, key = path.partition(".")
+    inner = {name: value for name, value in tree.get(group, {}).items() if name != key} if key else {}
+    return {**{name: value for name, value in tree.items() if name != group}, **({group: inner} if key else {})}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["slicing.tasks", "slicing.deal", "sync.nesterov", "sync.buffers", "sync.optimizer_state", "optimizer.beta1",
+     "optimizer.eps", "schedule.warmup_steps", "ema_decay", "clip_norm", "accumulation_steps", "precision", "cadence",
+     "schedule", "slicing", "reducer"],
+)  # fmt: skip
+def test_each_setting_that_has_its_default_may_be_missing_in_a_checkpoint(setting: str) -> None:
+    """Of the run that wrote the files, which this version continues."""
+    kept = manifest_of(KEPT)
+    groups = {group: node(group, name) for group, name in GROUPS.items()}
+    settings: Any = SimpleNamespace(cfg=groups, options=SimpleNamespace(trusted_packages=[]))
+    ours = Fingerprint(kept.fingerprint, _defaults(settings, shipped_values(groups)))
+    ours.update({group: dict(kept.fingerprint[group]) for group in GROUPS})
+    Manifest(**vars(kept) | {"fingerprint": without(dict(kept.fingerprint), setting)}).check_run(KEPT, ours, 2)
+    other = Fingerprint(changed(dict(ours), setting), ours.defaults)
+    with pytest.raises(CheckpointError, match=setting.replace(".", r"\.")):
+        Manifest(**vars(kept) | {"fingerprint": without(dict(kept.fingerprint), setting)}).check_run(KEPT, other, 2)
+
+
+def changed(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    group, _, key = path.partition(".")
+    if isinstance(tree[group], dict):
+        return tree | {group: tree[group] | {key or "name": "another"}}
+    return tree | {group: "another"}
 
 
 @pytest.mark.parametrize(("value", "admitted"), [(3, True), (4, False)])
