@@ -16,9 +16,10 @@ from ddp_agent.distributed.comm import Comm, mean_
 from ddp_agent.outputs.confusion import values as class_accuracies
 from ddp_agent.outputs.observer import Evaluation, Observer, stamped
 from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training.preflight import EVALUATED
 from ddp_agent.training.session import Session
 
-BATCH = 512  # samples of one forward pass
+BATCH = EVALUATED
 MOST_CLASSES = 1024  # with more, confusion is not counted: its table would take more than 8 MB
 
 

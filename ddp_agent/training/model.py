@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from ddp_agent.config.fields import REQUIRED, parameters
 from ddp_agent.config.registry import build, is_own, locate
@@ -18,6 +19,7 @@ from ddp_agent.models.common.multi_task import MultiTask, with_heads
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.by_owner import ByOwner
+from ddp_agent.training.contracts import BreachError, called, described
 from ddp_agent.training.evaluate import inference
 from ddp_agent.training.settings import RUNTIME, Settings
 
@@ -40,11 +42,42 @@ def create_model(settings: Settings, task: Task) -> nn.Module:
         build_on_meta(construct)
     seed_everything(settings.options.seed)
     model: nn.Module = construct()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name: found {settings.model['name']}, expected a torch.nn.Module")
+    make_lazy_parameters(model, task)
     try:
         heads = {subtask.name: subtask.outputs for subtask in task.subtasks}
         return with_heads(model, heads) if heads else model
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+
+
+def make_lazy_parameters(model: nn.Module, task: Task) -> None:
+    """Give parameters and buffers that wait for a first input (`nn.LazyLinear`) their shapes, in a pass of one sample.
+
+    In evaluation mode, where dropout draws nothing: the weights depend on the seed alone. Raises ConfigError for a
+    parameter that no pass reaches.
+    """
+    if not _lazy(model):
+        return
+    try:
+        with inference(model):
+            inputs = task.data.transformed(task.data.train[0][0].unsqueeze(0))
+            called(
+                f"model: {type(model).__name__} cannot take the dataset's inputs, {described(inputs)}", model, inputs
+            )
+    except BreachError as breach:
+        raise ConfigError(str(breach)) from breach
+    if left := _lazy(model):
+        raise ConfigError(
+            f"model: found parameters that no forward pass gives a shape: {', '.join(left)}; expected them to be used "
+            "in evaluation, or layers with their number of inputs (nn.Linear for nn.LazyLinear)"
+        )
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in named if isinstance(tensor, UninitializedTensorMixin)]
 
 
 def model_parameters(settings: Settings) -> dict[str, Any]:

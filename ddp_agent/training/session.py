@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ddp_agent.reducers import Reducer
 from ddp_agent.rng import RandomStreams
 from ddp_agent.sync.base import SyncStrategy
 from ddp_agent.sync.engine.internals import internals
+from ddp_agent.training import preflight
 from ddp_agent.training.clock import Clock, Meter
 from ddp_agent.training.ema import EMA
 from ddp_agent.training.link_bytes import Link
@@ -134,7 +135,8 @@ class Forward:
 class Session:
     """A rank's model, data, clock and state. `setup` of the sync mode is called here.
 
-    Raises ValueError when the mode cannot work with the model, or the ranks' models differ. A collective.
+    Raises ValueError when the mode cannot work with the model, or the ranks' models differ. Raises ConfigError when
+    model or task break their contract (see `preflight`). A collective.
     """
 
     def __init__(self, setup: TrainSetup) -> None:
@@ -148,16 +150,19 @@ class Session:
         self.batches = Batches(data=task.data, order=order, share=share, device=device)
         self._total_steps = setup.total_steps
         self._base_lrs = [group["lr"] for group in setup.optimizer.param_groups]
-        if options.compile:
-            setup.module.compile()
-        self.forward = Forward(
+        forward = Forward(
             task=task,
             module=setup.module,
-            model=sync.setup(setup.module, setup.optimizer, setup.topology, setup.reducer),
+            model=setup.module,
             device=device,
             precision=options.precision,
             accumulation=share.accumulation,
         )
+        self._try(forward)
+        if options.compile:
+            setup.module.compile()
+        model = sync.setup(setup.module, setup.optimizer, setup.topology, setup.reducer)
+        self.forward = replace(forward, model=model)
         follower = setup.reducer if sync.traits.sends == "gradients" else None
         self.scaler = LossScale(device.type, follower, enabled=options.precision == "fp16")
         self.ema = EMA(setup.module, options.ema_decay) if options.ema_decay is not None else None
@@ -186,6 +191,13 @@ class Session:
         self.state = State(
             position=position, sync=sync, reducer=setup.reducer, clock=self.clock, link=link, parts=parts
         )
+
+    def _try(self, forward: Forward) -> None:
+        setup, precision = self.setup, forward.precision
+        sizes = preflight.test_sizes(setup.task, self.batches.share.micro_batch)
+        check = preflight.Preflight(setup.task, setup.module, setup.device, forward.autocast, precision != "fp16")
+        with closing(self.batches.steps(1, 1)) as batches:
+            check.check(batches, sizes)
 
     @property
     def step(self) -> int:
