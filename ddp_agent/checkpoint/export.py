@@ -9,6 +9,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ddp_agent.checkpoint.manifest import File
 from ddp_agent.config.registry import build, is_own
@@ -86,6 +88,8 @@ def load(run_dir: Path | str, *, trusted_packages: Sequence[str] = ()) -> nn.Mod
         if is_own(about["name"]):  # other classes may need numbers to be built: their shapes are compared later
             _check_layout(_in_dtype_of(build_on_meta(construct), tensors), tensors, run_dir / WEIGHTS)
         model = construct()
+        if any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+            model.load_state_dict(tensors, strict=False)  # gives them shapes, which are compared below
     except (ConfigError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{run_dir / DESCRIPTION}: no model can be built from it: {plain(error, 500)}") from error
     _fill(_in_dtype_of(model, tensors), tensors, run_dir / WEIGHTS)

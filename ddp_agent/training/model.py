@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ddp_agent.config.fields import REQUIRED, parameters
 from ddp_agent.config.registry import build, is_own, locate
@@ -77,7 +77,7 @@ def make_lazy_parameters(model: nn.Module, task: Task) -> None:
 
 def _lazy(model: nn.Module) -> list[str]:
     named = (*model.named_parameters(), *model.named_buffers())
-    return [name for name, tensor in named if isinstance(tensor, UninitializedTensorMixin)]
+    return [name for name, tensor in named if is_lazy(tensor)]
 
 
 def model_parameters(settings: Settings) -> dict[str, Any]:

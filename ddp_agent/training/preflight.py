@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -117,6 +118,10 @@ class Preflight:
             value = called(compared(f"metric {name}", output, target), metric, output, target)
             if wrong := metric_problem(value, len(output), self.device):
                 problems.append(f"dataset: its metric {name} {wrong}")
+            elif name == objective.metric_name and objective.finish is not None:
+                finished = called("dataset: its finish fails", objective.finish, float(value.double().mean()))
+                if not isinstance(finished, float | int):
+                    problems.append(f"dataset: its finish returns {described(finished)}, expected a number")
         if objective.guess is not None and target.dim() == 1:
             guess = called(compared("guess", output, target), objective.guess, output)
             if not isinstance(guess, Tensor) or guess.shape != target.shape or guess.dtype != torch.int64:
@@ -163,7 +168,7 @@ def test_sizes(task: Task, micro_batch: int) -> list[int]:
 def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore the state of `module` and the random streams after: values, attributes, and which tensors they are."""
     streams = RandomStreams(device)
-    random = streams.state_dict()
+    random, numpy_random = streams.state_dict(), numpy.random.get_state()  # an augmentation may use it
     tables = [
         (table, dict(table))
         for each in module.modules()
@@ -180,6 +185,7 @@ def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
             for tensor, value in values:
                 tensor.copy_(value)
         streams.load_state_dict(random)
+        numpy.random.set_state(numpy_random)
 
 
 def _normalises(module: nn.Module) -> bool:

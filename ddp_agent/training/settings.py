@@ -89,7 +89,11 @@ def parse(cfg: Mapping[str, Any], *, choices: Mapping[str, str], world_size: int
 
 
 def check_against_data(settings: Settings, task: Task, world_size: int) -> None:
-    """Check everything that depends on the size of the data. Raises ConfigError with all problems at once."""
+    """Check everything that depends on the data. Raises ConfigError with all problems at once."""
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"dataset: load() of {settings.label('dataset')} returns {type(task).__name__}, expected a Task"
+        )
     samples, options, batch = task.data.train_count, settings.options, settings.options.global_batch_size
     messages = []
     if batch > samples:

@@ -180,7 +180,8 @@ def fails_to_guess(output: Tensor) -> Tensor:
 
 
 def test_a_run_whose_pictures_fail_ends_like_any_other(ranks2: RankPool, tmp_path: Path) -> None:
-    choices = mode("allreduce", "eval_every=3", f"global_batch_size={2 * SHOWN - 2}")  # only previews have SHOWN samples
+    only_previews_have_as_many = f"global_batch_size={2 * SHOWN - 2}"
+    choices = mode("allreduce", "eval_every=3", only_previews_have_as_many)
     plain = ranks2.run(run, *choices, str(tmp_path / "plain"))[0]
     failed = ranks2.run(run, *choices, str(tmp_path / "failed"), 0, with_bad_sample)[0]
     assert isinstance(plain, dict) and isinstance(failed, dict), failed
