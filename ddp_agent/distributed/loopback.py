@@ -81,7 +81,7 @@ def _remedy(error: OSError | OverflowError) -> str:
         return "in use by another process; choose another port, or 0 for a free one"
     if number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return "no such address on this machine"
-    if isinstance(error, socket.gaierror):
+    if number in (socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_NODATA):
         return "the name does not resolve; use an address"
     if number == errno.EACCES:
         return "not permitted; choose a port above 1023"
