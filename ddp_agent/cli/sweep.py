@@ -125,11 +125,13 @@ def _checked(configs: Configs, overrides: Sequence[str]) -> Composed:
 
 def _refuse_obstacles(sweep_dir: Path) -> None:
     """Raise ConfigError if Hydra, which writes into the directories of jobs, would follow a link or wait for a FIFO."""
-    for folder, _, _ in walk(sweep_dir):
-        if obstacle := RunFiles(folder).obstacle():
-            raise ConfigError(
-                f"hydra.sweep.dir={sweep_dir}: {folder}: {obstacle}; remove it, or choose a new directory"
-            )
+    try:
+        found = next(((folder, why) for folder, _, _ in walk(sweep_dir) if (why := RunFiles(folder).obstacle())), None)
+    except OSError as error:
+        raise ConfigError(f"hydra.sweep.dir={sweep_dir}: {error.strerror}") from error
+    if found:
+        folder, why = found
+        raise ConfigError(f"hydra.sweep.dir={sweep_dir}: {folder}: {why}; remove it, or choose a new directory")
 
 
 def _first_job(overrides: Sequence[str]) -> list[str]:

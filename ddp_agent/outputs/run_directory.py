@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ddp_agent.config.command_line import override
-from ddp_agent.config.untrusted import plain, walk
+from ddp_agent.config.untrusted import UnusableFileError, plain, walk
 from ddp_agent.errors import ConfigError, LostDirectoryError
 from ddp_agent.outputs.files import to_json, write_atomically
 from ddp_agent.outputs.run_files import RunFiles, this_machine
@@ -182,9 +182,9 @@ class RunDirectory(RunFiles):
 
     def _remove_unfinished(self) -> None:
         """Delete the temporary files of processes that were killed. Saving deletes those of checkpoints."""
-        for folder, _, files in walk(self.path):
-            for name in files:
-                if _TEMPORARY.fullmatch(name):
+        with suppress(UnusableFileError):  # more files than anybody waits for
+            for folder, _, files in walk(self.path):
+                for name in filter(_TEMPORARY.fullmatch, files):
                     with suppress(OSError):
                         (folder / name).unlink()
 
