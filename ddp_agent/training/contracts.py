@@ -1,4 +1,4 @@
-"""What a model, a loss and a metric must return, and the words in which a breach is refused. See `data.task`."""
+"""Checks of the results of a model, a loss and a metric against their contract (see `data.task`)."""
 
 import warnings
 from collections.abc import Callable

@@ -150,19 +150,7 @@ class Session:
         self.batches = Batches(data=task.data, order=order, share=share, device=device)
         self._total_steps = setup.total_steps
         self._base_lrs = [group["lr"] for group in setup.optimizer.param_groups]
-        forward = Forward(
-            task=task,
-            module=setup.module,
-            model=setup.module,
-            device=device,
-            precision=options.precision,
-            accumulation=share.accumulation,
-        )
-        self._try(forward)
-        if options.compile:
-            setup.module.compile()
-        model = sync.setup(setup.module, setup.optimizer, setup.topology, setup.reducer)
-        self.forward = replace(forward, model=model)
+        self.forward = self._set_up()
         follower = setup.reducer if sync.traits.sends == "gradients" else None
         self.scaler = LossScale(device.type, follower, enabled=options.precision == "fp16")
         self.ema = EMA(setup.module, options.ema_decay) if options.ema_decay is not None else None
@@ -191,6 +179,22 @@ class Session:
         self.state = State(
             position=position, sync=sync, reducer=setup.reducer, clock=self.clock, link=link, parts=parts
         )
+
+    def _set_up(self) -> Forward:
+        """Check the model and the task, start all ranks from equal weights, and return the forward passes."""
+        setup, module = self.setup, self.setup.module
+        forward = Forward(
+            task=setup.task,
+            module=module,
+            model=module,
+            device=setup.device,
+            precision=setup.options.precision,
+            accumulation=self.batches.share.accumulation,
+        )
+        self._try(forward)
+        if setup.options.compile:
+            module.compile()
+        return replace(forward, model=setup.sync.setup(module, setup.optimizer, setup.topology, setup.reducer))
 
     def _try(self, forward: Forward) -> None:
         setup, precision = self.setup, forward.precision
