@@ -116,6 +116,7 @@ class Membership:
         except (RuntimeError, ValueError) as error:
             raise CutOffError(f"no coordinator answers at {replica.coordinator}: {error}") from error
         self._client = self._connect()
+        self._showing = threading.Lock()
         self._show(self.values)
         self._closed = threading.Event()
         self._clock, self._unchanged = AwakeClock(), Unchanged[str]()
@@ -238,7 +239,8 @@ class Membership:
             self._closed.wait(BEAT_S)
 
     def _show(self, values: SignedStore) -> None:
-        values.set(f"heartbeat/{self.name}", f"{time.monotonic_ns()} {self._step()}")
+        with self._showing:  # else a thread that was late would overwrite a newer step with an older one
+            values.set(f"heartbeat/{self.name}", f"{time.monotonic_ns()} {self._step()}")
 
 
 def _step(text: str) -> int:

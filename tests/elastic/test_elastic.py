@@ -49,9 +49,9 @@ MODES: dict[str, Make] = {
 
 
 @contextlib.contextmanager
-def coordinators(count: int) -> Iterator[list[str]]:
+def coordinators(count: int, lost_after_s: float = 1.0) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(coordinator(lost_after_s=1.0)).address for _ in range(count)]
+        yield [stack.enter_context(coordinator(lost_after_s=lost_after_s)).address for _ in range(count)]
 
 
 def loop_options(name: str) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_what_one_could_not_finish_is_undone_by_all_and_done_again(ranks3: RankP
 
 
 def test_the_others_average_among_themselves(ranks3: RankPool) -> None:
-    with coordinators(1) as (address,):
+    with coordinators(1, lost_after_s=3.0) as (address,):  # within 1 s of a busy machine a live one may be silent
         first, _, last = ranks3.run(one_leaves, address, timeout_s=60)
     assert first == last
     right, facts, last_seen, _ = first
