@@ -97,7 +97,7 @@ class Heartbeats:
                 self._latest[rank] = heartbeat
         now = self._clock.tick()
         self._silent_s = self._silence.look(self._latest, now)
-        self._stood_s = self._standstill.look({rank: it.report for rank, it in self._latest.items()}, now)
+        self._stood_s = self._standstill.look(self._reports(), now)
 
     def lost(self, timeout_s: float, *, search: bool = False, asked_for_s: float | None = None) -> Failure | None:
         """Return the failure of a rank that is dead, silent or stuck. Call `look` before.
@@ -111,12 +111,15 @@ class Heartbeats:
         if silent := self.silent(SILENCE_S if hurry else timeout_s):
             return silent
         limit_s = min(SILENCE_S, timeout_s) if hurry and not search else timeout_s
-        stuck = stuck_rank(self._reports(), self._stood_s, limit_s, long_s(timeout_s))
+        reports, patience_s = self._reports(), long_s(timeout_s)
+        others_s = {rank: seconds for rank, seconds in self._stood_s.items() if rank != self._rank}
+        stuck = stuck_rank(reports, others_s, limit_s, patience_s)
         if stuck is not None and stuck.over:
             return Failure.lost(stuck.rank, stuck.step, stuck.text, noticed_by=self._rank)
+        stuck = stuck_rank(reports, self._stood_s, limit_s, patience_s)
         if stuck is not None and self._rank == 0 and self._warned != stuck.place:
             self._warned = stuck.place
-            _log.warning("rank %d: %s; it is given %.0f s for that", stuck.rank, stuck.text, long_s(timeout_s))
+            _log.warning("rank %d: %s; it is given %.0f s for that", stuck.rank, stuck.text, patience_s)
         return None
 
     def silent(self, limit_s: float) -> Failure | None:

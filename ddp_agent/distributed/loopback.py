@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ddp_agent.distributed.c10d import TCPStore
 
 ADDRESSES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
+CONNECT_S = 5.0
 BACKLOG = 2048  # connections to the store that may wait to be accepted; torch's own value
 
 
@@ -47,6 +48,12 @@ def open_store() -> "tuple[str, TCPStore]":
             listener = listen(host, 0)
         except UnreachableError as error:
             problems.append(str(error))
+            continue
+        try:  # an interface that is down can be bound, and torch would try to connect for minutes
+            socket.create_connection(listener.getsockname()[:2], timeout=CONNECT_S).close()
+        except OSError as error:
+            listener.close()
+            problems.append(f"{host}: {error.strerror or error}")
             continue
         return host, store_at(host, listener, multi_tenant=True)
     raise UnreachableError("no loopback address: " + "; ".join(problems) + "; try: ip link set lo up")
