@@ -91,7 +91,11 @@ ROWS: dict[tuple[str, str], tuple[str, ...] | dict[str, tuple[str, ...]]] = {
             "tests/data/test_archive.py::test_no_more_is_written_than_may_be",
         ),
         "downloads": ("tests/project/test_shipped_files.py::test_every_download_is_named_by_its_sha256",),
-        "run directories": (FUZZED, "tests/report/test_report_page.py::test_whatever_a_run_holds_is_text"),
+        "run directories and sweeps": (
+            FUZZED,
+            "tests/config/test_hostile_folders.py",
+            "tests/report/test_report_page.py::test_whatever_a_run_holds_is_text",
+        ),
     },
     ("docs/reliability.md", "exit code of a rank"): {
         "0": ("tests/end_to_end/test_run.py::test_a_run_leaves_everything_behind",),
@@ -101,6 +105,7 @@ ROWS: dict[tuple[str, str], tuple[str, ...] | dict[str, tuple[str, ...]]] = {
         "5": ("tests/faults/test_faults_numbers.py",),
         "75": (STOPPED,),
         "1": (f"{KILLED}test_the_first_error_is_told_with_its_rank_and_once",),
+        "–": ("tests/outputs/test_run_state.py::test_a_run_whose_process_is_gone_has_died",),
     },
     ("docs/reliability.md", "mode"): ("tests/faults/test_soak.py",),
     ("docs/elastic.md", "part"): (f"{ALONE}test_the_coordinator_listens_on_the_loopback_alone", LOSS[:-2]),
@@ -127,8 +132,8 @@ ROWS: dict[tuple[str, str], tuple[str, ...] | dict[str, tuple[str, ...]]] = {
 # By document and heading (empty: the whole document): the points that begin in bold.
 POINTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("SECURITY.md", ""): {
-        "Ports.": (PORTS, f"{SAID}torchrun has no option against that"),
-        "Secrets.": (PORTS, "tests/config/test_redaction.py", f"{SAID}A secret under a harmless key"),
+        "Ports.": (PORTS, "tests/distributed/test_run_secret.py", f"{SAID}torchrun has no option against that"),
+        "Secrets.": (PORTS, "tests/config/test_redaction.py", f"{SAID}stands under a harmless key is not recognised"),
         "Configurations for clusters.": (
             f"{TRUST}test_of_every_key_of_hydras_node_a_file_sets_what_a_run_needs_and_no_other",
             f"{TRUST}test_what_is_typed_counts",
