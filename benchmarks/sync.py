@@ -4,6 +4,7 @@ import argparse
 import copy
 import functools
 import itertools
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,12 @@ from ddp_agent.distributed.topology import Topology
 from ddp_agent.reducers import Dense
 from ddp_agent.rng import seed_everything
 from ddp_agent.sync import LocalSGD
+from ddp_agent.sync.engine.internals import internals
 
 SUMMARY = "averaging a model: this tree, torch, a collective per tensor, the raw all_reduce, and every reducer"
 OURS = "this tree: LocalSGD, buffers too"
 TARGET = 1.15
+CHECKS = 20  # in a row: one is too short for the clock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,8 @@ def compare(models: Mapping[str, Callable[[], nn.Module]], repeats: int, ranks: 
     return Outcome(
         title="Averaging the parameters of a model, or through a reducer their changes, once",
         how=f"medians of {repeats} alternating rounds, time of the slowest rank; ratio: to the raw collective, in the "
-        "same round; bytes and calls as c10d saw them, on the wire with bandwidth-optimal algorithms",
+        "same round; bytes and calls as c10d saw them, on the wire with bandwidth-optimal algorithms; check: for "
+        "tensors that were given other memory, best of five, and its share of an average",
         machine=Machine.here(ranks),
         rows=rows,
     )
@@ -84,6 +88,7 @@ class Contender:
     target: float | None = None
     unsent: Callable[[], Tensor] | None = None
     tolerance: float = 1e-5
+    check: Callable[[], None] | None = None
 
 
 def contenders(model: nn.Module) -> list[Contender]:
@@ -112,7 +117,10 @@ def ours(model: nn.Module) -> Contender:
     """Return LocalSGD with a period of one step, which also averages buffers."""
     sync, steps = LocalSGD(period=1), itertools.count(1)
     sync.setup(model, torch.optim.SGD(model.parameters()), Topology.create(), Dense())
-    return Contender(OURS, lambda: list(model.parameters()), lambda: sync.after_step(next(steps)), target=TARGET)
+    check = internals(sync).check_storage
+    return Contender(
+        OURS, lambda: list(model.parameters()), lambda: sync.after_step(next(steps)), target=TARGET, check=check
+    )
 
 
 def reduced(shapes: Sequence[torch.Size], device: torch.device) -> list[Contender]:
@@ -168,6 +176,7 @@ def _row(
     counter: yardsticks.CollectiveCounter,
     yardstick: yardsticks.CollectiveCounter,
 ) -> Row:
+    check_s = None if contender.check is None else min(timeit.repeat(contender.check, number=CHECKS)) / CHECKS
     return {
         "model": model,
         "averaged_by": contender.name,
@@ -179,6 +188,8 @@ def _row(
         "wire_bytes": round(counter.wire_bytes),
         "wire_ratio": counter.wire_bytes / yardstick.wire_bytes,
         "calls": counter.calls,
+        "check_us": None if check_s is None else check_s * 1e6,
+        "check_ratio": None if check_s is None else check_s / timing.median_s,
     }
 
 

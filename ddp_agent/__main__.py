@@ -70,7 +70,8 @@ def _train(command: str, arguments: Sequence[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
     from ddp_agent.cli import leave
     from ddp_agent.cli import main as launch
-    from ddp_agent.cli.program import Program, conf_folder
+    from ddp_agent.cli.program import Program
+    from ddp_agent.config.shipped import conf_folder
 
     program = Program.command()
     sys.argv[1:] = ["-m", *arguments] if command == "sweep" else arguments  # where Hydra reads it

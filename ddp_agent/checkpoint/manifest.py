@@ -23,6 +23,10 @@ FORMAT = 1
 NAME = "manifest.json"
 UNLIMITED = 1 << 62  # bytes: a file is as large as its manifest says
 _LIMIT_BYTES = 16 << 20  # 100,000 ranks
+_REMEDY = (
+    "A resumed run keeps its model, data, mode, optimizer and batch; length, evaluations and checkpoints may change. "
+    "Type the settings of that run to continue it, or leave resume out to start another one"
+)
 _LISTED = 20  # differences that are named
 _FILE = re.compile(r"rank-\d{4,}\.pt")
 
@@ -140,7 +144,8 @@ class Manifest:
         if differing:
             listed = list(differing.values())
             more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
-            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *listed[:_LISTED], *more]))
+            remedy = [] if differing.keys() == {"world_size"} else [_REMEDY]
+            raise CheckpointError("\n  ".join([f"{path} belongs to another run", *listed[:_LISTED], *more, *remedy]))
 
 
 def _check_types(content: Mapping[str, Any], expected: Mapping[str, type]) -> None:

@@ -34,7 +34,6 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     `check` raises ConfigError for a wrong configuration. `work` trains on every rank, in a run directory that is
     claimed for it. `program` starts the same command again; default: the script that is running.
     """
-    streams.protect()
     remember_environment()
     environment, refused = _environment()
     if environment is not None or os.environ.get(RUN_DIR):
@@ -42,16 +41,20 @@ def main(work: Work, *, check: Check, conf: Path, config_name: str = "config", p
     try:
         typed = _CommandLine(program or Program.script(), conf, config_name)
         if typed.only_shows:
-            return _show(typed) if environment is None or environment.rank == 0 else 0
+            first = environment is None or environment.rank == 0
+            return streams.run_command(lambda: _show(typed)) if first else 0
+        streams.protect()
         if refused:
             raise refused
         return _dispatch(environment, work, check, typed)
     except RefusedError as refusal:
+        streams.protect()
         _print_once(str(refusal), None if isinstance(refusal, UnreachableError) else environment)
         return refusal.exit_code
     except KeyboardInterrupt:
         return streams.INTERRUPTED
     except Exception:
+        streams.protect()
         traceback.print_exc()
         return 1
 
@@ -121,7 +124,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     except SystemExit as stop:
         if stop.code == 0:  # --version
             raise
-        raise ConfigError(complaint.getvalue().strip().splitlines()[-1]) from stop
+        line = complaint.getvalue().strip().splitlines()[-1]
+        hint = "; settings are typed as key=value, without dashes" if "unrecognized arguments" in line else ""
+        raise ConfigError(line + hint) from stop
     if flags.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: it reads a pickle, which can run code; give the overrides instead")
     return flags

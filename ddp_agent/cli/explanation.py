@@ -1,6 +1,5 @@
 """Errors of Hydra, OmegaConf and YAML as one line: the override, what is wrong with it, what would be right."""
 
-import difflib
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -9,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddp_agent.config.redaction import redacted_override, scrubbed
-from ddp_agent.config.registry import unknown
+from ddp_agent.config.suggestions import nearest, unknown
 
 
 def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
@@ -34,15 +33,17 @@ def _first_unknown(key: str, cfg: DictConfig) -> str:
         if not OmegaConf.is_dict(node):
             return f"{path}: unknown key, {path.rpartition('.')[0]} is a value"
         if part not in node:
-            return f"{path}: {unknown(part, (str(known) for known in node if known != 'hydra'))}"
+            owner = OmegaConf.select(node, "name") if node is not cfg else None
+            keys = (str(known) for known in node if known not in ("hydra", "name"))
+            return f"{path}: {unknown(path, keys, str(owner or ''))}"
         node = OmegaConf.select(node, part)
     return f"{key}: cannot be set"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f", did you mean {near[0]}?" if near else "") + f" (known: {', '.join(known)})"
+    near = nearest(name, known)
+    return (f", did you mean {near}?" if near else "") + f" (known: {', '.join(known)})"
 
 
 def in_one_line(error: Exception) -> str:

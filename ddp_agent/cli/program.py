@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
 MODULE = ("-m", "ddp_agent", "train")  # starts a rank from any folder, installed or in a checkout
 
 
@@ -29,9 +28,3 @@ class Program:
         path = Path(sys.argv[0]).absolute()
         words = MODULE if path.name == "__main__.py" else (str(path), "train")
         return cls(words=words, folder=Path.cwd(), typed="ddp-agent train", under_torchrun=" ".join(MODULE))
-
-
-def conf_folder() -> Path:
-    """Return the folder of configs: inside the package where a wheel was installed, else beside it in the checkout."""
-    shipped = PACKAGE / "conf"
-    return shipped if shipped.is_dir() else PACKAGE.parent / "conf"

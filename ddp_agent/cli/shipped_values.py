@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ddp_agent.cli.program import conf_folder
 from ddp_agent.config.help_text import class_in
+from ddp_agent.config.shipped import conf_folder
 
 
 def shipped_values(cfg: Mapping[str, Any], conf: Path | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ddp_agent.cli.composition import Composed, Configs
 from ddp_agent.cli.explanation import explain
 from ddp_agent.cli.sweep_job import Job, JobFailedError
 from ddp_agent.cli.sweep_record import SweepRecord
+from ddp_agent.config.redaction import redacted_override
 from ddp_agent.config.untrusted import walk
 from ddp_agent.distributed.process import TorchrunEnvironment
 from ddp_agent.errors import ConfigError
@@ -117,7 +118,14 @@ def _checked(configs: Configs, overrides: Sequence[str]) -> Composed:
     except OverrideParseException as error:
         raise ConfigError(explain(error, error.override)) from error
     if problems:
-        raise ConfigError(problems)
+        job = shlex.join(map(redacted_override, _first_job(overrides)))
+        raise ConfigError(
+            [
+                *problems,
+                f"(in the sweep's first job: {job}. A key that some choices lack needs a sweep "
+                "for the others; a report takes the directories of several)",
+            ]
+        )
     if sweep_dir := _directory(first):
         _refuse_obstacles(sweep_dir)
     return first

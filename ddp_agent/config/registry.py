@@ -7,7 +7,6 @@ someone else must not be code.
 """
 
 import ast
-import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from ddp_agent.config.fields import REQUIRED, Parameter, coerce, describe, expected, fits, parameters
 from ddp_agent.config.redaction import redacted
+from ddp_agent.config.suggestions import nearest, unknown
 from ddp_agent.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def problems(
     except ConfigError as error:
         return error.problems
     given = {key: value for key, value in node.items() if key != "name"}
-    return schema_problems(given, accepted, prefix=f"{group}.", runtime=runtime)
+    return schema_problems(given, accepted, prefix=f"{group}.", runtime=runtime, owner=name)
 
 
 def schema_problems(
@@ -81,11 +81,12 @@ def schema_problems(
     prefix: str = "",
     runtime: Iterable[str] = (),
     also_known: Iterable[str] = (),
+    owner: str = "",
 ) -> list[str]:
-    """Return one line per key that is unknown, missing, set twice or has a wrong value."""
+    """Return one line per key that is unknown, missing, set twice or has a wrong value. `owner`: the class's name."""
     runtime, shown = set(runtime), redacted(given)
     known = [*(accepted.keys() - runtime), *also_known]
-    lines = [f"{prefix}{key}: {unknown(str(key), known)}" for key in given if key not in accepted]
+    lines = [f"{prefix}{key}: {unknown(f'{prefix}{key}', known, owner)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():
         if key in given and key in runtime:
             lines.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
@@ -96,22 +97,14 @@ def schema_problems(
     return lines
 
 
-def unknown(key: str, accepted: Iterable[str]) -> str:
-    """Return the rest of the line for an unknown key, with the nearest known one."""
-    known = sorted(accepted)
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f", did you mean {near[0]}?" if near else ""
-    return f"unknown key{hint} (known: {', '.join(known) or 'none'})"
-
-
 def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
     """Return the class called `name` in this group, or `module:Name` of a trusted package. Raise ConfigError."""
     if not is_own(name):
         return _trusted(group, name, trusted_packages)
     known = classes(group)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        near = nearest(name, known)
+        hint = f", did you mean {near}?" if near else ""
         raise ConfigError(f"{group}.name: found {name!r}{hint} (known: {', '.join(sorted(known))})")
     return getattr(importlib.import_module(known[name]), name)  # type: ignore[no-any-return]
 

@@ -60,13 +60,15 @@ class Times:
 class Communication:
     """Synchronisations and bytes of rank 0. Link bytes are those of rank 0's node, in an emulated network only.
 
-    `traffic` states by formula the collectives that were counted: rows of `distributed.traffic.Collective`.
+    `frozen_share` is the share of the payload that frozen parameters have at the end of the run, from 0 to 1. `traffic`
+    states by formula the collectives that were counted: rows of `distributed.traffic.Collective`.
     """
 
     syncs: int
     collectives: int
     payload_bytes: int
     wire_bytes: int
+    frozen_share: float
     traffic: list[dict[str, Any]]
     link_bytes: int | None
     link_rate_bits_per_s: int | None

@@ -169,8 +169,14 @@ def resume(session: Session, fingerprint: Mapping[str, Any], directory: Path, at
         log.info("attempt %d starts from scratch: no complete checkpoint in %s", attempt, source)
         return source
     total_steps = session.setup.total_steps
+    key = "max_steps" if session.setup.options.max_steps is not None else "epochs"
     if step > total_steps:
-        raise ConfigError(f"max_steps: found {total_steps}, expected at least the checkpoint's step {step}")
+        raise ConfigError(f"{key}: found {total_steps}, expected at least the checkpoint's step {step}")
+    if step == total_steps and not own and RunFiles(source).read_status().get("status") == "finished":
+        raise ConfigError(
+            f"resume: {source} has finished its {step} steps; to train on, type a larger {key} as well, such as "
+            f"{key}={2 * (getattr(session.setup.options, key) or 1)}"
+        )
     log.info("resumed from step %d of %s", step, source)
     return source
 

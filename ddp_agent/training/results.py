@@ -61,6 +61,7 @@ def summarise(session: Session, settings: Settings, outcome: Outcome, **origin: 
         traffic=to_plain(internals(setup.sync).traffic(session.step)),
         payload_bytes=int(costs["payload_bytes"]),
         wire_bytes=int(costs["wire_bytes"]),
+        frozen_share=internals(setup.sync).frozen_share if costs["payload_bytes"] else 0.0,
         **link_bytes.summary(session.state.link),
         **measured,
         target=options.target,

@@ -55,6 +55,11 @@ def test_sync_prints_every_contender_for_every_model_with_its_bytes(ranks2: Rank
     assert all(row["wire_ratio"] == row["wire_bytes"] / (4 * numbers) for row in rows)
     assert all(row["ms"] >= row["best_ms"] > 0 for row in rows)
     assert [row["ratio"] for row in rows if "raw" in row["averaged_by"]] == [1.0, 1.0]
+    checked = [row["averaged_by"] for row in rows if row["check_us"] is not None]
+    assert checked == [sync.OURS] * 2
+    assert all(
+        row["check_ratio"] == pytest.approx(row["check_us"] / row["ms"] / 1e3) for row in rows if row["check_us"]
+    )
     assert [row["target"] for row in rows] == [sync.TARGET if row["averaged_by"] == sync.OURS else None for row in rows]
 
 

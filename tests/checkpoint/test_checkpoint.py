@@ -176,7 +176,7 @@ def test_another_runs_checkpoint_is_refused_with_every_difference(tmp_path: Path
     other = {"model": {"name": "MLP", "hidden": (16,)}, "sync": {"name": "LocalSGD"}, "seed": 1}
     with pytest.raises(CheckpointError) as raised:
         load(tmp_path, other)
-    first, *differences = str(raised.value).splitlines()
+    first, *differences, remedy = str(raised.value).splitlines()
     assert str(path) in first
     assert [line.strip() for line in differences] == [
         "model.hidden: the checkpoint has [8], this run [16]",
@@ -184,6 +184,7 @@ def test_another_runs_checkpoint_is_refused_with_every_difference(tmp_path: Path
         "seed: the checkpoint has nothing, this run 1",
         'sync.name: the checkpoint has "DiLoCo", this run "LocalSGD"',
     ]
+    assert "Type the settings of that run to continue it, or leave resume out" in remedy
 
 
 def test_lists_and_tuples_are_alike_in_a_fingerprint(tmp_path: Path) -> None:

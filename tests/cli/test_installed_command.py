@@ -10,8 +10,9 @@ import pytest
 
 from ddp_agent import __main__ as command
 from ddp_agent import __version__
-from ddp_agent.cli import program as module
-from ddp_agent.cli.program import MODULE, Program, conf_folder
+from ddp_agent.cli.program import MODULE, Program
+from ddp_agent.config import shipped
+from ddp_agent.config.shipped import conf_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +53,7 @@ def test_configs_are_those_of_the_checkout_or_else_of_the_wheel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert conf_folder() == ROOT / "conf"
-    monkeypatch.setattr(module, "PACKAGE", tmp_path / "ddp_agent")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "ddp_agent")
     (tmp_path / "conf").mkdir()  # of another package, beside this one in site-packages
     (tmp_path / "ddp_agent" / "conf").mkdir(parents=True)
     assert conf_folder() == tmp_path / "ddp_agent" / "conf"

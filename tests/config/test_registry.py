@@ -36,7 +36,7 @@ def test_values_reach_the_constructor_as_its_annotations_say() -> None:
     assert isinstance(sync, DiLoCo)
     assert (sync.period, sync.outer_lr, sync.nesterov) == (7, 1.0, False)
     assert isinstance(sync.outer_lr, float)
-    assert (sync.outer_momentum, sync.buffers) == (0.9, "average")  # defaults of the class
+    assert (sync.outer_momentum, sync.buffers) == (0.6, "average")  # defaults of the class
 
 
 def test_the_run_gives_what_a_constructor_names_and_nothing_else() -> None:

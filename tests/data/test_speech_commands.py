@@ -187,7 +187,9 @@ def test_a_word_without_training_and_a_part_without_words_are_refused(tmp_path: 
 
 
 def test_missing_folders_are_named_with_where_they_can_be_had(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found no testing_list.txt or test.csv .*https://.*dataset.download=true"):
+    with pytest.raises(
+        DataError, match=r"found no testing_list.txt or test.csv .*dataset.download=true, or take https://"
+    ):
         load(tmp_path)
 
 

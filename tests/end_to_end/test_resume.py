@@ -84,6 +84,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(ranks2: RankPool, tmp_path: Pa
         (("seed=3",), "seed"),
         (("reducer=bf16", "sync=diloco"), "reducer"),
         (("max_steps=4",), "max_steps: found 4, expected at least the checkpoint's step 8"),
+        ((), "has finished its 8 steps; to train on, type a larger max_steps as well, such as max_steps=16"),
     ],
 )
 def test_resume_of_another_run_is_refused(
@@ -95,6 +96,7 @@ def test_resume_of_another_run_is_refused(
     messages = ranks2.run(run, *config(*overrides, *change, f"resume={tmp_path / 'first'}"), str(tmp_path / "second"))
     assert len(set(messages)) == 1
     assert named in messages[0]
+    assert ("leave resume out to start another one" in messages[0]) == ("belongs to another run" in messages[0])
     assert {path: path.read_bytes() for path in (tmp_path / "first").rglob("*") if path.is_file()} == before
 
 

@@ -226,7 +226,7 @@ def test_who_remembers(reducer: Reducer) -> None:
             "reducer.min_compression: found -1, expected a finite number >= 0",
         ),
         ({"name": "Int8", "block": 0}, "reducer.block: found 0, expected an integer >= 1"),
-        ({"name": "Sign", "block": 8}, "reducer.block: unknown key (known: none)"),
+        ({"name": "Sign", "block": 8}, "reducer.block: unknown key: Sign has no block; reducer=int8, sparse have it"),
     ],
 )
 def test_values_out_of_range(node: dict[str, Any], problem: str) -> None:

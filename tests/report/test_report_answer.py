@@ -1,6 +1,7 @@
 """Rows, the baseline, and the answer of a report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,16 @@ def test_of_many_rows_the_answer_names_a_few(tmp_path: Path) -> None:
         "Not shown to differ from allreduce in test accuracy: mode0, mode1, mode2, mode3, mode4, mode5 and 3 more."
         in text
     )
+
+
+def test_the_share_of_frozen_bytes_is_noted(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", frozen_share=0.0)
+    make_run(tmp_path / "b", sync="diloco", frozen_share=0.98)
+    assert "frozen parameters have 98% in diloco: they never change" in printed(result_of(tmp_path))
+    make_run(tmp_path / "of an older version", seed=1)
+    for name in "ab":
+        shutil.rmtree(tmp_path / name)
+    assert "frozen" not in printed(result_of(tmp_path))
 
 
 def test_different_machines_are_noted(tmp_path: Path) -> None:

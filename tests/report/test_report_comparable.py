@@ -77,6 +77,16 @@ def test_runs_of_any_seed_must_agree_in_data_ranks_and_budget(
     assert message.count(" differs, so these runs") == 1
 
 
+def test_a_refusal_names_the_job_and_not_all_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(9):
+        run = make_run(tmp_path / f"a{seed}", seed=seed)
+        (run / ".hydra" / "overrides.yaml").write_text(f"[sync=allreduce, seed={seed}]")
+    make_run(tmp_path / "b", seed=9, samples=480)
+    message = refusal(tmp_path, capsys=capsys)
+    assert f"{tmp_path / 'a0'} (sync=allreduce seed=0), " in message
+    assert " and 3 more\n" in message and "seed=8" not in message
+
+
 def test_evaluation_points_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", sync="diloco")

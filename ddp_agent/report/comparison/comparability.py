@@ -13,6 +13,7 @@ OF_ALL = ("metric_name", "dataset", "model", "world_size", "samples", "data_sha2
 OF_A_SEED = ("init_sha256", "order_sha256")
 # A sweep may differ in these keys on purpose.
 _EXPERIMENTS = {"dataset", "model", "data_sha256", "init_sha256", "order_sha256"}
+_NAMED = 6  # runs of one value that a message names
 _TASK_KEYS = {"slicing.tasks", "slicing.deal"}  # they do not change which samples a rank gets
 
 
@@ -67,12 +68,22 @@ def _problem(name: str, runs: Sequence[Run], value_of: Callable[[Run], Any], whi
     texts = {value: value[:12] if len(value) == 64 else value or "(not recorded)" for value in runs_by_value}
     width = max(map(len, texts.values()))
     lines = [
-        f"  {texts[value]:{width}}  {', '.join(str(run.path) for run in same)}" for value, same in runs_by_value.items()
+        f"  {texts[value]:{width}}  {', '.join(map(_job, same[:_NAMED]))}{_more(len(same) - _NAMED)}"
+        for value, same in runs_by_value.items()
     ]
     if len(runs_by_value) == 1:
         return [f"{name} is not recorded, so nothing shows that these runs{which} can be compared:", *lines]
     lines += _explanation(list(runs_by_value.values()))
     return [f"{name} differs, so these runs{which} cannot be compared:", *lines]
+
+
+def _job(run: Run) -> str:
+    """Return a run's directory with what was typed for it."""
+    return f"{run.path} ({run.overrides})" if run.overrides else str(run.path)
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def _explanation(groups: Sequence[Sequence[Run]]) -> list[str]:

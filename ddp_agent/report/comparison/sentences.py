@@ -138,8 +138,15 @@ def _caveats(result: Result) -> list[str]:
 
 def notes(result: Result) -> list[str]:
     """Return the notes, one sentence or two each."""
-    kinds = (_chance, _orders, _missing_seeds, _targets, _files, _machines)
+    kinds = (_frozen, _chance, _orders, _missing_seeds, _targets, _files, _machines)
     return [note for kind in kinds for note in kind(result)]
+
+
+def _frozen(result: Result) -> Iterator[str]:
+    shares = {run.mode: share for run in result.runs if (share := run.value("frozen_share")) is not None and share > 0}
+    if shares:
+        parts = listed([f"{share:.0%} in {mode}" for mode, share in sorted(shares.items())])
+        yield f"Of the bytes sent, frozen parameters have {parts}: they never change, and need not be sent."
 
 
 def _chance(result: Result) -> Iterator[str]:

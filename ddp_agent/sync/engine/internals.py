@@ -20,17 +20,30 @@ class Internals:
     @property
     def flat(self) -> Flat:
         """The model's parameters and buffers as one tensor. Raises ModelChangedError if they cannot be that."""
-        self._check_storage()
+        self.check_storage()
         return self._sync._flat
 
     def replicated(self, step: int) -> list[ReplicatedTensor]:
         """Return the tensors that several ranks hold equal, bit for bit, after `step`."""
-        self._check_storage()
+        self.check_storage()
         return self._sync._all_replicated(step)
 
-    def _check_storage(self) -> None:
+    def check_storage(self) -> None:
+        """Copy tensors back that left the flat tensor. Raise ModelChangedError for one that cannot go back."""
         if "_guard" in vars(self._sync):
             self._sync._guard.check()
+
+    @property
+    def frozen_share(self) -> float:
+        """The share of the numbers of a synchronisation that frozen parameters have, from 0 to 1.
+
+        DistributedDataParallel averages gradients of trained parameters alone; other ways take the whole flat tensor.
+        """
+        shared = self._sync._shared()
+        if "_guard" in vars(shared) and shared._guard.hooked:
+            return 0.0
+        frozen = sum(each.numel() for each in shared._flat.named.values() if not each.requires_grad)
+        return frozen / shared._flat.everything.numel()
 
     @property
     def flats(self) -> list[Flat]:

@@ -49,7 +49,7 @@ class StorageGuard:
     ) -> None:
         """Remember the model as it is. `hooked`: gradients are averaged by hooks on its parameters."""
         self._model, self._flat, self._optimizer = model, flat, optimizer
-        self._averages_gradients, self._hooked = averages_gradients, hooked
+        self._averages_gradients, self.hooked = averages_gradients, hooked
         named = {**flat.named, **dict(persistent_buffers(model))}
         self._slots = [_Slot(name, each, each.detach(), self._trained_by(each)) for name, each in named.items()]
         self._strangers = self._held() - {id(each) for each in flat.named.values()}  # of another model, for example
@@ -58,7 +58,7 @@ class StorageGuard:
         self._remember()
 
     def _trained_by(self, tensor: Tensor) -> Node | None:
-        return get_gradient_edge(tensor).node if self._hooked and tensor.requires_grad else None
+        return get_gradient_edge(tensor).node if self.hooked and tensor.requires_grad else None
 
     def _held(self) -> set[int]:
         return {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
