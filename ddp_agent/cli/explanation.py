@@ -1,5 +1,6 @@
 """Errors of Hydra, OmegaConf and YAML as one line: the override, what is wrong with it, what would be right."""
 
+import sys
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -8,12 +9,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ddp_agent.config.redaction import redacted_override, scrubbed
+from ddp_agent.config.registry import LONGEST
 from ddp_agent.config.suggestions import nearest, unknown
+from ddp_agent.config.untrusted import plain
 
 
 def explain(error: Exception, override: str = "", cfg: DictConfig | None = None) -> str:
     """Return one line: the override, what is wrong with it, what would be right. `cfg` is composed without it."""
-    text, override = str(error), redacted_override(override)
+    text, override = str(error), plain(redacted_override(override), LONGEST)
     if isinstance(error, OverrideParseException):
         return f"{override}: expected key=value; quote a value with spaces, = or brackets: key=\\'a b\\'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -48,6 +51,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def in_one_line(error: Exception) -> str:
     """Return a message of Hydra or OmegaConf without the search path, the link to the manual and the types of nodes."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"found no UTF-8 at byte {error.start:,}, expected a text file"
+    if isinstance(error, RecursionError):
+        return "found values nested too deeply"
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):
+        return f"found a number of more than {sys.get_int_max_str_digits():,} digits"
     lines = [line.strip() for line in (str(error) or str(error.__cause__)).splitlines()]
     noise = ("See https", "full_key:", "object_type", "reference_type", "provider=", "Config search path")
     message = "; ".join(line for line in lines if line and not line.startswith(noise))

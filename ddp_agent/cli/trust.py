@@ -4,6 +4,7 @@ Hydra's node starts programs and sets environment variables. Other keys say whic
 the keys of `FILE_MAY_SET` in Hydra's node, and no key of `ONLY_TYPED`. Whoever types a command may set every key.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ ONLY_TYPED: Mapping[str, Any] = {"trusted_packages": [], "resume": None}
 """Root keys that count only on the command line, with the value that a file may give: packages whose code runs, and a
 run directory whose checkpoints are continued and replaced."""
 
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MOST_LINES = 8  # of the problems of one file
 _WORD = re.compile(r"[\w.,:@%+-]{1,100}")  # no space, quote or line break: a launcher writes it into a script
 _SEPARATOR = re.compile(r"[=,_+.-]{1,3}")
@@ -100,7 +102,10 @@ def text_problem(file: Path) -> str:
     """Return why the text of a file must not be used, or an empty string."""
     depth = 0
     try:
-        for event in yaml.parse(read_bytes(file, LARGEST_BYTES), _Loader):
+        content = read_bytes(file, LARGEST_BYTES)
+        if content.startswith(_MARKS):
+            return "begins with a byte order mark, which hides the first line from Hydra; save it as UTF-8 without one"
+        for event in yaml.parse(content, _Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 return f"found values nested more than {DEEPEST} deep"

@@ -16,6 +16,7 @@ from typing import Any
 from ddp_agent.config.fields import REQUIRED, Parameter, coerce, describe, expected, fits, parameters
 from ddp_agent.config.redaction import redacted
 from ddp_agent.config.suggestions import nearest, unknown
+from ddp_agent.config.untrusted import plain
 from ddp_agent.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ PLACES = {
 }
 """Folder or file of each config group. Every public class in its own files can be chosen, unless it is abstract; helper
 classes are private, or stand one folder below."""
+LONGEST = 200  # characters of a value that a message shows
 _BASES = ("__init__", "base", "periodic")  # files that hold base classes instead
 
 
@@ -89,12 +91,18 @@ def schema_problems(
     lines = [f"{prefix}{key}: {unknown(f'{prefix}{key}', known, owner)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():
         if key in given and key in runtime:
-            lines.append(f"{prefix}{key}: found {shown[key]!r}, but the run itself sets it; leave it out")
+            lines.append(f"{prefix}{key}: found {_short(shown[key])}, but the run itself sets it; leave it out")
         elif key in given and not fits(given[key], parameter.annotation):
-            lines.append(f"{prefix}{key}: found {shown[key]!r}, expected {expected(given[key], parameter.annotation)}")
+            lines.append(
+                f"{prefix}{key}: found {_short(shown[key])}, expected {expected(given[key], parameter.annotation)}"
+            )
         elif key not in given and key not in runtime and parameter.default is REQUIRED:
             lines.append(f"{prefix}{key}: missing, expected {describe(parameter.annotation)}")
     return lines
+
+
+def _short(value: Any) -> str:
+    return plain(repr(value), LONGEST)
 
 
 def locate(group: str, name: str, trusted_packages: Sequence[str] = ()) -> type:
