@@ -35,9 +35,12 @@ class _Files(FileConfigSource):
         if problem := trust.text_problem(file):
             raise ConfigError(f"{file}: {problem}")
         try:
-            return super().load_config(config_path)
+            result = super().load_config(config_path)
         except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, a number of thousands of digits
             raise ConfigError(f"{file}: {error}") from error
+        if not OmegaConf.is_dict(result.config):
+            raise ConfigError(f"{file}: found a list, expected keys with values")
+        return result
 
 
 class Loader(ConfigLoaderImpl):
