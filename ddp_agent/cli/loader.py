@@ -131,10 +131,14 @@ class Loader(ConfigLoaderImpl):
 
 
 def _check_files(repo: Any) -> None:
-    """Let the files of every folder of `repo` be checked when they are loaded."""
+    """Let the files of every folder of `repo` be checked when they are loaded.
+
+    Folders are known by their scheme: Hydra imports the module of their class a second time when it looks for plugins,
+    so that theirs may be another class than the one imported here.
+    """
     sources = repo.get_sources()
     sources[:] = [
-        _Files(source.provider, f"file://{source.path}") if type(source) is FileConfigSource else source
+        _Files(source.provider, source.full_path()) if source.scheme() == _Files.scheme() else source
         for source in sources
     ]
 

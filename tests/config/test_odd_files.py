@@ -1,5 +1,7 @@
 """A file of any bytes and numbers, in the place of a configuration, is composed or refused in words."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,5 +54,30 @@ def test_what_no_run_can_use_is_refused_in_words(case: str, tmp_path: Path) -> N
 
 
 def test_bytes_that_are_no_utf8_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^\+experiment=theirs: UnicodeDecodeError"):
+    with pytest.raises(ConfigError, match=r"theirs\.yaml: 'utf-8' codec can't decode byte 0xff"):
         compose(tmp_path, HEAD.encode() + b"run_name: \xff")
+
+
+FRESH = """
+import sys
+from pathlib import Path
+from ddp_agent.cli.composition import Configs
+from ddp_agent.errors import ConfigError
+
+conf, theirs = map(Path, sys.argv[1:])
+for folder, typed in ((theirs, []), (None, [f"hydra.searchpath=[file://{theirs}]"])):
+    try:
+        Configs(folder=conf, name="config", extra_folder=folder).compose([*typed, "+experiment=theirs"])
+    except ConfigError as refused:
+        print(*refused.problems)
+"""
+
+
+def test_files_are_looked_at_also_where_hydra_was_not_used_before(tmp_path: Path) -> None:
+    """In a new process Hydra imports its module of files twice, and its class is not the one that was imported here."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "theirs.yaml").write_text("- 1\n")
+    command = [sys.executable, "-c", FRESH, str(CONF), str(tmp_path)]
+    done = subprocess.run(command, cwd=CONF.parent, text=True, capture_output=True, timeout=300, check=True)
+    problem = f"{tmp_path / 'experiment' / 'theirs.yaml'}: found a list, expected keys with values"
+    assert done.stdout.splitlines() == [problem, problem]
