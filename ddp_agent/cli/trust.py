@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ddp_agent.config.redaction import redacted
+from ddp_agent.config.redaction import redacted_value
 from ddp_agent.config.untrusted import UnusableFileError, read_bytes, walk
 
 TARGET = "_target_"
@@ -162,7 +162,7 @@ def _may_sweep(key: str) -> bool:
 
 
 def _refusal(key: str, value: Any, why: str) -> str:
-    shown = redacted({key: value})[key]
+    shown = redacted_value(key, value)
     return f"{key}: found {shown!r}, {why}; type it if it is yours: {key.removeprefix('hydra.sweeper.params.')}=…"
 
 

@@ -88,6 +88,12 @@ def redacted(config: Any) -> Any:
     return redacted_override(config) if isinstance(config, str) else config
 
 
+def redacted_value(key: object, value: Any) -> Any:
+    """Return the value of a key as it may be shown. The key may look like a secret itself."""
+    (shown,) = redacted({key: value}).values()
+    return shown
+
+
 def _is_secret(key: object, value: Any) -> bool:
     return isinstance(value, str) and is_secret_value(key, value)
 

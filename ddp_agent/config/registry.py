@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_agent.config.fields import REQUIRED, Parameter, coerce, describe, expected, fits, parameters
-from ddp_agent.config.redaction import redacted
+from ddp_agent.config.redaction import redacted_value
 from ddp_agent.config.suggestions import nearest, unknown
 from ddp_agent.config.untrusted import plain
 from ddp_agent.errors import ConfigError
@@ -86,7 +86,8 @@ def schema_problems(
     owner: str = "",
 ) -> list[str]:
     """Return one line per key that is unknown, missing, set twice or has a wrong value. `owner`: the class's name."""
-    runtime, shown = set(runtime), redacted(given)
+    runtime = set(runtime)
+    shown = {key: redacted_value(key, value) for key, value in given.items()}
     known = [*(accepted.keys() - runtime), *also_known]
     lines = [f"{prefix}{key}: {unknown(f'{prefix}{key}', known, owner)}" for key in given if key not in accepted]
     for key, parameter in accepted.items():

@@ -8,8 +8,11 @@ import pytest
 from configs import CONF
 from omegaconf import OmegaConf
 
+from ddp_agent.cli.trust import content_problems
 from ddp_agent.config import redaction
+from ddp_agent.config.fields import REQUIRED, Parameter
 from ddp_agent.config.redaction import redacted, redacted_override, remember, remember_overrides, scrubbed
+from ddp_agent.config.registry import schema_problems
 from ddp_agent.config.secret_text import HIDDEN, names_secret
 from ddp_agent.outputs.files import to_json
 from ddp_agent.outputs.summary import Summary
@@ -175,3 +178,12 @@ def test_the_environment_holds_secrets_under_whatever_key_they_come(monkeypatch:
     said = "plain words here, /run/a/socket/of/theirs, an ordinary value"
     assert scrubbed(said) == said.replace("plain words here", HIDDEN)
     assert redacted({"model": {"note": "plain words here"}}) == {"model": {"note": HIDDEN}}
+
+
+def test_a_secret_that_is_the_name_of_a_key_hides_no_problem_of_that_key() -> None:
+    remember({"token": "global_batch_size"})
+    accepted = {"global_batch_size": Parameter(annotation=int, default=REQUIRED)}
+    (problem,) = schema_problems({"global_batch_size": 0.5}, accepted)
+    assert problem == "global_batch_size: found 0.5, expected an integer"
+    (problem,) = content_problems({"hydra": {"global_batch_size": "a b"}}, ())
+    assert problem.startswith("hydra.global_batch_size: found 'a b', which a file must not set")
