@@ -24,12 +24,13 @@ from ddp_agent.cli.explanation import explain, in_one_line
 from ddp_agent.cli.loader import Loader
 from ddp_agent.config.help_text import class_in
 from ddp_agent.config.redaction import holds_known_secret, redacted, remember, remember_overrides
-from ddp_agent.config.untrusted import read_text
+from ddp_agent.config.untrusted import plain, read_text
 from ddp_agent.errors import ConfigError, RefusedError
 from ddp_agent.outputs.files import write_atomically
 from ddp_agent.outputs.run_directory import RunDirectory
 
 VERSION_BASE = "1.3"
+_LONGEST = 10_000  # characters of an override; for twice as many Hydra's parser takes 30 s
 RUN_TIME = "DDP_AGENT_RUN_TIME"  # start of the run, agreed by its ranks: a part of directory names
 RUN_DIR = "DDP_AGENT_RUN_DIR"  # set for a job of a sweep. Not an override: such paths contain = and ,
 NPROC_PER_NODE = "DDP_AGENT_NPROC_PER_NODE"  # set by a sweep under torchrun for its jobs
@@ -92,6 +93,9 @@ class Configs:
     def hydra(self, overrides: Sequence[str]) -> Iterator[Any]:
         """Yield Hydra, set up for these files. It refuses what a file must not do. Raises ConfigError as well."""
         remember_overrides(overrides)
+        if long := [override for override in overrides if len(override) > _LONGEST]:
+            most = f"characters, expected at most {_LONGEST:,}"
+            raise ConfigError([f"{plain(override, 80)}: found {len(override):,} {most}" for override in long])
         if refused := trust.file_problems(folder for folder in (self.folder, self.extra_folder) if folder):
             raise ConfigError(refused)
         with hydra.initialize_config_dir(str(self.folder), job_name="train", version_base=VERSION_BASE):

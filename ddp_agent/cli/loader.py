@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ddp_agent.cli import hydra_node, trust
+from ddp_agent.cli.explanation import in_one_line
 from ddp_agent.config.redaction import holds_known_secret, redacted_override
 from ddp_agent.config.secret_text import names_secret
 from ddp_agent.errors import ConfigError
@@ -37,7 +38,7 @@ class _Files(FileConfigSource):
         try:
             result = super().load_config(config_path)
         except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, a number of thousands of digits
-            raise ConfigError(f"{file}: {error}") from error
+            raise ConfigError(f"{file}: {in_one_line(error)}") from error
         if not OmegaConf.is_dict(result.config):
             raise ConfigError(f"{file}: found a list, expected keys with values")
         return result

@@ -32,7 +32,7 @@ PLACES = {
 }
 """Folder or file of each config group. Every public class in its own files can be chosen, unless it is abstract; helper
 classes are private, or stand one folder below."""
-LONGEST = 200  # characters of a value that a message shows
+LONGEST = 500  # characters of a value that a message shows
 _BASES = ("__init__", "base", "periodic")  # files that hold base classes instead
 
 

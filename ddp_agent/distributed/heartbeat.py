@@ -117,7 +117,7 @@ class Heartbeats:
         if stuck is not None and stuck.over:
             return Failure.lost(stuck.rank, stuck.step, stuck.text, noticed_by=self._rank)
         stuck = stuck_rank(reports, self._stood_s, limit_s, patience_s)
-        if stuck is not None and self._rank == 0 and self._warned != stuck.place:
+        if stuck is not None and not stuck.over and self._rank == 0 and self._warned != stuck.place:
             self._warned = stuck.place
             _log.warning("rank %d: %s; it is given %.0f s for that", stuck.rank, stuck.text, patience_s)
         return None

@@ -1,6 +1,8 @@
 """Odd numbers, texts and files in a configuration: each is one line, and nothing waits or ends in a traceback."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,8 @@ TYPED = {
     "max_steps=1e3": "max_steps: found 1000.0, expected an integer",
     "run_name=" + os.fsdecode(b"a\xff"): "run_name=a",
     "run_name='a\0b'": "run_name",
-    "run_name=" + "a" * 5000: "run_name: found",
+    "run_name=" + "a" * 900: "run_name: found",
+    "run_name=" + "a" * 50_000: "found 50,009 characters, expected at most 10,000",
     "seed=2026-12-01": "seed: found '2026-12-01', expected an integer",
 }
 
@@ -47,13 +50,19 @@ def test_a_value_that_nothing_can_hold_is_one_line(override: str) -> None:
 WRITTEN: dict[str, tuple[bytes, str]] = {
     "beyond floats": (b"optimizer: {lr: 1e999}", "optimizer.lr: found inf, expected a finite number"),
     "no number": (b"optimizer: {lr: .nan}", "optimizer.lr: found nan"),
-    "4,300 digits": (b"seed: " + b"9" * 5000, "+experiment=odd: found a number of more than 4,300 digits"),
+    "4,300 digits": (b"seed: " + b"9" * 5000, "odd.yaml: found a number of more than 4,300 digits"),
     "a zero byte in a path": (rb'data_root: "a\0b"', r"data_root: found 'a\x00b', expected a path"),
     "a zero byte": (b"seed: 3\0", "+experiment=odd: "),
     "half a character": (rb'run_name: "\ud800"', r"run_name: found '\ud800', expected a string"),
-    "another encoding": (b'run_name: "caf\xe9"', "+experiment=odd: found no UTF-8 at byte 34"),
+    "another encoding": (b'run_name: "caf\xe9"', "odd.yaml: found no UTF-8 at byte 34"),
     "a key twice": (b"seed: 3\nseed: 4", "found duplicate key seed"),
     "tabs": (b"model:\n\thidden: [3]", "+experiment=odd: "),
+    "an open interpolation": (b"run_name: ${", "+experiment=odd: "),
+    "a tag of Python": (b"seed: !!python/object/apply:os.abort []", "could not determine a constructor"),
+    "a date that is none": (b"seed: 2020-99-99", "seed: found '2020-99-99', expected an integer"),
+    "two documents": (b"seed: 1\n---\nseed: 2", "expected a single document"),
+    "a list": (b"- 1", "found a list, expected keys with values"),
+    "a long line": (b"run_name: " + b"x" * 20_000, "run_name: found 'xxx"),
     "deep": (b"x: " + b"[" * 3000 + b"]" * 3000, "nested"),
 }
 
@@ -92,3 +101,28 @@ def test_a_file_that_is_none_is_neither_opened_nor_waited_for(kind: str, tmp_pat
     assert problems("+experiment=odd", folder=tmp_path)[0].startswith(
         "experiment: found 'odd'" if kind == "a folder" else f"{file}: is {kind}, expected a regular file"
     )
+
+
+FRESH = """
+import sys
+from pathlib import Path
+from ddp_agent.cli.composition import Configs
+from ddp_agent.errors import ConfigError
+
+conf, theirs = map(Path, sys.argv[1:])
+for folder, typed in ((theirs, []), (None, [f"hydra.searchpath=[file://{theirs}]"])):
+    try:
+        Configs(folder=conf, name="config", extra_folder=folder).compose([*typed, "+experiment=theirs"])
+    except ConfigError as refused:
+        print(*refused.problems)
+"""
+
+
+def test_files_are_looked_at_also_where_hydra_was_not_used_before(tmp_path: Path) -> None:
+    """In a new process Hydra imports its module of files twice, and its class is not the one that was imported here."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "theirs.yaml").write_text("- 1\n")
+    command = [sys.executable, "-c", FRESH, str(CONF), str(tmp_path)]
+    done = subprocess.run(command, cwd=CONF.parent, text=True, capture_output=True, timeout=300, check=True)
+    problem = f"{tmp_path / 'experiment' / 'theirs.yaml'}: found a list, expected keys with values"
+    assert done.stdout.splitlines() == [problem, problem]
